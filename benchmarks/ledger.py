@@ -1,0 +1,113 @@
+"""A ledger of experiment cells: each has an id made of its configuration, and is run once.
+
+Results live in one JSONL file a table, one row a cell. Started again, finished cells are skipped and
+an interrupted one resumes from its checkpoint; until a cell is finished its row says how far it got.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+RUNS = ROOT.parent / ".runs"
+
+
+def cell_id(config: Any) -> str:
+    """Twelve hexadecimal digits that follow from a configuration (a dataclass of plain values).
+
+    >>> @dataclasses.dataclass
+    ... class Config:
+    ...     rounds: int = 3
+    >>> cell_id(Config()) == cell_id(Config(3)) != cell_id(Config(4))
+    True
+    """
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Ledger:
+    """One JSONL file of results, rewritten atomically under a lock at every change."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order in which cells were first started."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+
+    def find(self, cell: str) -> dict[str, Any] | None:
+        """The row of a cell, None if it was never started."""
+        return next((row for row in self.rows() if row["id"] == cell), None)
+
+    def is_done(self, cell: str) -> bool:
+        """Whether a cell is finished."""
+        row = self.find(cell)
+        return row is not None and row["status"] == "done"
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Put a row in, or in the place of the row of the same id."""
+        from wsa_jax.federated.simulate import write_atomically
+
+        with self._lock():
+            rows = self.rows()
+            ids = [other["id"] for other in rows]
+            if row["id"] in ids:
+                rows[ids.index(row["id"])] = row
+            else:
+                rows.append(row)
+            write_atomically(
+                self.path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows)
+            )
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        RUNS.mkdir(exist_ok=True)
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
+        with (RUNS / f"{name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and time: what a row needs to be compared with another one."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages}
+        | {"python": platform.python_version(), "wsa_jax": _commit()},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "devices": _devices()},
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """The commit the code is of, with a mark where the working tree differs from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or importlib.metadata.version("wsa-jax")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    import jax
+
+    return [str(device.device_kind) for device in jax.devices()]

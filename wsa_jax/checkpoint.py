@@ -1,0 +1,108 @@
+"""Checkpoints of a run's state: written atomically by orbax, kept by round, restored bitwise."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from wsa_jax.select import key_path
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be restored: torn, or of another run."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory.
+
+    Writes are synchronous and atomic: a process killed at any moment leaves the previous checkpoint
+    whole. Only the newest ``keep`` are kept.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> state = {"w": jnp.arange(3.0)}
+    >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+    >>> checkpoints.latest() is None
+    True
+    >>> checkpoints.save(7, state)
+    >>> checkpoints.latest(), checkpoints.restore(7, state)["w"].tolist()
+    (7, [0.0, 1.0, 2.0])
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self.directory = Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, enable_async_checkpointing=False
+                ),
+            )
+
+    def latest(self) -> int | None:
+        """Return the newest step there is a checkpoint of, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Write the state of a step; the step must not be there already."""
+        import orbax.checkpoint as ocp
+
+        with _quiet():
+            self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
+
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """Read the state of a step into the structure, shapes and dtypes of ``like``.
+
+        Raises:
+          CheckpointError: the checkpoint is torn, or holds other leaves or shapes than ``like``.
+        """
+        import orbax.checkpoint as ocp
+
+        named = _named(like)
+        path = self.directory / str(step)
+        try:
+            with _quiet():
+                found = self._manager.restore(step, args=ocp.args.StandardRestore())
+        except (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            raise CheckpointError(
+                f"checkpoint {path} is torn or unreadable ({reason}); delete that folder to go on "
+                "from the one before it, or the whole run to start again"
+            ) from error
+        for name, leaf in named.items():
+            if name not in found:
+                raise CheckpointError(
+                    f"checkpoint {path} has no leaf {name}; it is of another model or algorithm"
+                )
+            if found[name].shape != leaf.shape or found[name].dtype != leaf.dtype:
+                raise CheckpointError(
+                    f"leaf {name} of checkpoint {path} is {found[name].dtype}{list(found[name].shape)}, "
+                    f"expected {leaf.dtype}{list(leaf.shape)}; it is of another model"
+                )
+        leaves = [jax.numpy.asarray(found[name]) for name in named]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named(state: PyTree) -> dict[str, np.ndarray]:
+    """Leaves by key path: a flat dictionary is the same on disk whatever classes hold the state."""
+    return {key_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax's progress lines out of users' terminals; its errors are exceptions."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

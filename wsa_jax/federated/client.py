@@ -1,0 +1,231 @@
+"""Local training of one client: one `lax.scan` over batches drawn without replacement."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Integer, Key, PyTree
+
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
+from wsa_jax.regularization import Scale, proximal_scope, regularize_scope, scope_penalty
+from wsa_jax.scope import WeightScope
+from wsa_jax.select import Rule, kernels
+from wsa_jax.training import Batch, Task
+
+Form = Literal["gradient", "penalty", "proximal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """Science settings of a client's local training; the defaults are the reference ones.
+
+    Attributes:
+      steps: local steps a round.
+      batch_size: examples a step.
+      clip_norm: bound on the global norm of the gradient, None for no clipping.
+      weight_decay: added after the clip, as PyTorch's SGD does.
+      momentum: of local SGD, reset every round.
+    """
+
+    steps: int = 20
+    batch_size: int = 50
+    clip_norm: float | None = 10.0
+    weight_decay: float = 1e-4
+    momentum: float = 0.0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is below 1; give a positive number")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeForm:
+    """Static part of weight scope alignment: how it acts on a local step, and on which layers."""
+
+    form: Form = "gradient"
+    scale: Scale = "sum"
+    select: Rule = kernels
+
+    def __post_init__(self):
+        if self.form not in ("gradient", "penalty", "proximal"):
+            raise ValueError(
+                f"form {self.form!r} is unknown; give 'gradient', 'penalty' or 'proximal'"
+            )
+        if self.scale not in ("sum", "size"):
+            raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
+
+
+class RoundSettings(NamedTuple):
+    """Plain numbers of one round: traced, so that other values need no second compilation."""
+
+    learning_rate: Float[Array, ""]
+    strength: Float[Array, ""]
+
+
+class ClientResult(NamedTuple):
+    """What a client sends: its update, its statistics, its message, its state and its mean loss."""
+
+    update: PyTree
+    model_state: PyTree
+    message: Any
+    client: Any
+    loss: Float[Array, ""]
+
+
+def draw_batches(
+    key: Key[Array, ""],
+    size: Int[Array, ""],
+    *,
+    capacity: int,
+    steps: int,
+    batch_size: int,
+    epochs: int,
+) -> tuple[Integer[Array, "steps batch"], Float[Array, "steps batch"]]:
+    """Draw the positions of the examples of each local step, without replacement in an epoch.
+
+    The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new order
+    begins. All shapes are static, whatever the size.
+
+    Args:
+      key: a JAX key.
+      size: number of examples of the client, at most ``capacity``; 0 gives empty batches.
+      capacity: length of the client's padded index array.
+      steps: number of batches.
+      batch_size: examples a batch.
+      epochs: at least ``ceil(steps / ceil(size / batch_size))``, see `epochs_needed`.
+
+    Returns:
+      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for padding.
+
+    >>> positions, mask = draw_batches(
+    ...     jax.random.key(0), jnp.int32(3), capacity=5, steps=2, batch_size=2, epochs=1
+    ... )
+    >>> sorted(int(p) for p, m in zip(positions.ravel(), mask.ravel()) if m), mask.tolist()
+    ([0, 1, 2], [[1.0, 1.0], [1.0, 0.0]])
+    """
+
+    def order(epoch: Array) -> Array:
+        draws = jax.random.uniform(jax.random.fold_in(key, epoch), (capacity,))
+        return jnp.argsort(jnp.where(jnp.arange(capacity) < size, draws, jnp.inf))
+
+    orders = jax.vmap(order)(jnp.arange(epochs))
+    per_epoch = jnp.maximum(-(-size // batch_size), 1)
+    step = jnp.arange(steps)
+    position = (step % per_epoch)[:, None] * batch_size + jnp.arange(batch_size)[None, :]
+    valid = position < size
+    positions = orders[(step // per_epoch)[:, None], jnp.where(valid, position, 0)]
+    return jnp.where(valid, positions, 0), valid.astype(jnp.float32)
+
+
+def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
+    """Count the epochs that the client with the fewest examples goes through in a round.
+
+    >>> epochs_needed(100, steps=20, batch_size=50)
+    10
+    """
+    per_epoch = max(-(-smallest // batch_size), 1)
+    return -(-steps // per_epoch)
+
+
+def train_client(
+    key: Key[Array, ""],
+    params: PyTree,
+    model_state: PyTree,
+    target: WeightScope,
+    server: Any,
+    client: Any,
+    images: Array,
+    labels: Array,
+    indices: Integer[Array, " capacity"],
+    size: Int[Array, ""],
+    settings: RoundSettings,
+    *,
+    task: Task,
+    algorithm: FederatedAlgorithm,
+    local: LocalSettings,
+    scope_form: ScopeForm | None,
+    epochs: int,
+) -> ClientResult:
+    """Train the global model on one client's data for one round.
+
+    A local step, in this order: gradient of the loss, the algorithm's correction, weight scope
+    regularization, global-norm clip, weight decay, SGD, proximal scope step if that is the form.
+
+    Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
+    is 0. A NaN loss makes the client's update NaN.
+
+    Source: WSA, Algorithm 1, lines 5-9; order and hyper-parameters of FedExP's public experiments.
+    """
+    data_key, loss_key = jax.random.split(key)
+    positions, mask = draw_batches(
+        data_key,
+        size,
+        capacity=indices.shape[0],
+        steps=local.steps,
+        batch_size=local.batch_size,
+        epochs=epochs,
+    )
+    context = LocalContext(params, server, client, settings.learning_rate, local.steps)
+    optimizer = local_optimizer(local, settings, scope_form)
+
+    def loss_fn(params: PyTree, key: Array, model_state: PyTree, batch: Batch):
+        loss, model_state = task.loss(key, params, model_state, batch)
+        total = loss
+        if scope_form is not None and scope_form.form == "penalty":
+            penalty = scope_penalty(
+                params, target, select=scope_form.select, scale=scope_form.scale
+            )
+            total = loss + settings.strength * penalty
+        return total, (loss, model_state)
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+        params, model_state, opt_state = carry
+        index, positions, mask = xs
+        rows = indices[positions]
+        batch = Batch(images[rows], labels[rows], mask)
+        grads, (loss, model_state) = jax.grad(loss_fn, has_aux=True)(
+            params, jax.random.fold_in(loss_key, index), model_state, batch
+        )
+        grads = algorithm.correct(grads, params, context)
+        updates, opt_state = optimizer.update(grads, opt_state, params, target=target)
+        return (optax.apply_updates(params, updates), model_state, opt_state), loss
+
+    carry = (params, model_state, optimizer.init(params))
+    (trained, model_state, _), losses = jax.lax.scan(
+        step, carry, (jnp.arange(local.steps), positions, mask)
+    )
+    update = jax.tree.map(jnp.subtract, trained, params)
+    client, message = algorithm.finish(update, context)
+    return ClientResult(update, model_state, message, client, jnp.mean(losses))
+
+
+def local_optimizer(
+    local: LocalSettings, settings: RoundSettings, scope_form: ScopeForm | None
+) -> optax.GradientTransformationExtraArgs:
+    """Chain the parts of a local step that come after the loss gradient."""
+    parts: list[optax.GradientTransformation] = []
+    if scope_form is not None and scope_form.form == "gradient":
+        parts.append(
+            regularize_scope(settings.strength, select=scope_form.select, scale=scope_form.scale)
+        )
+    if local.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(local.clip_norm))
+    parts.append(optax.add_decayed_weights(local.weight_decay))
+    parts.append(optax.sgd(settings.learning_rate, momentum=local.momentum or None))
+    if scope_form is not None and scope_form.form == "proximal":
+        parts.append(
+            proximal_scope(
+                settings.learning_rate,
+                settings.strength,
+                select=scope_form.select,
+                scale=scope_form.scale,
+            )
+        )
+    return optax.with_extra_args_support(optax.chain(*parts))

@@ -1,0 +1,65 @@
+"""The convolutional network of the federated experiments."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.models.initializers import layer_initializers
+
+__all__ = ["CNN"]
+
+
+class CNN(nn.Module):
+    """Two 5x5 convolutions (32 and 64 channels), each with a 2x2 max-pool, and three dense layers.
+
+    image -> [conv 5x5 VALID, ReLU, max-pool 2x2] x 2 -> flatten -> 384, ReLU -> 192, ReLU -> classes
+
+    Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
+    Parameters: `Conv_0`, `Conv_1`, `Dense_0`, `Dense_1`, `Dense_2`, each with `kernel` and `bias`.
+
+    Guarantees: 744,330 parameters for 32x32x3 images and 10 classes; no normalisation, no dropout.
+    The features are flattened in the order height, width, channel (PyTorch: channel, height,
+    width), which matters only to weights carried over from there.
+
+    Errors: images smaller than 16x16, or an unknown initialization (see `layer_initializers`), are
+    a `ValueError`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = CNN(num_classes=10)
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    744330
+
+    Source: the CIFAR network of Acar et al., FedDyn, ICLR 2021, with 32 channels in the first
+    convolution as in the FedExP experiments (Jhunjhunwala et al., ICLR 2023).
+    """
+
+    num_classes: int
+    # Not `init`: the name would hide the module's own method.
+    initialization: str = "reference"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        if min(x.shape[1:3]) < 16:
+            raise ValueError(f"images must be at least 16x16, got {x.shape[1]}x{x.shape[2]}")
+        for channels in (32, 64):
+            kernel_init, bias_init = layer_initializers(self.initialization, 25 * x.shape[-1])
+            x = nn.Conv(
+                channels,
+                (5, 5),
+                padding="VALID",
+                kernel_init=kernel_init,
+                bias_init=bias_init,
+                conv_general_dilated=conv_general_dilated,
+            )(x)
+            # The maximum of rectified values is the rectified maximum, at a quarter of the work.
+            x = nn.relu(max_pool(x))
+        x = x.reshape(x.shape[0], -1)
+        for index, width in enumerate((384, 192, self.num_classes)):
+            if index:
+                x = nn.relu(x)
+            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
+            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return x

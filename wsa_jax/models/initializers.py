@@ -1,0 +1,58 @@
+"""Initial weights by name: the reference code's (PyTorch's default) and He's."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+__all__ = ["layer_initializers"]
+
+Initializer = Callable[..., Any]
+
+
+def layer_initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer]:
+    """The kernel's and the bias's initialiser of a dense or convolution layer.
+
+    "reference": kernel and bias ~ U(-b, b), b = 1/√fan_in, so std = 1/√(3·fan_in)
+    "he":        kernel ~ N(0, 2/fan_in), bias = 0
+
+    `fan_in` counts the weights that feed one output unit: kernel height · width · input channels,
+    or the input width of a dense layer. Both rules give the bias the kernel's fan-in.
+
+    Guarantees: initialisers have Flax's signature `(key, shape, dtype)`; the bounds hold exactly.
+
+    Edge cases: He's biases are a constant, so their scope has std 0 and they are left out of
+    every selection of layers.
+
+    Errors: an unknown name or a `fan_in` below 1 is a `ValueError`.
+
+    >>> import jax
+    >>> kernel, bias = layer_initializers("reference", fan_in=100)
+    >>> weights = kernel(jax.random.key(0), (100, 50))
+    >>> bool(abs(weights).max() <= 0.1), bias(jax.random.key(1), (50,)).shape
+    (True, (50,))
+
+    Source: PyTorch's documented default of `torch.nn.Linear` and `torch.nn.Conv2d`; He et al.,
+    "Delving deep into rectifiers", ICCV 2015, Eq. 10.
+    """
+    if fan_in < 1:
+        raise ValueError(f"fan_in must be at least 1, got {fan_in}; give every layer an input")
+    if name == "reference":
+        uniform = _uniform(1 / math.sqrt(fan_in))
+        return uniform, uniform
+    if name == "he":
+        return nn.initializers.normal(math.sqrt(2 / fan_in)), nn.initializers.zeros
+    raise ValueError(f"init must be 'reference' or 'he', got {name!r}")
+
+
+def _uniform(bound: float) -> Initializer:
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> Float[Array, "..."]:
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return init

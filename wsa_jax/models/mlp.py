@@ -1,0 +1,49 @@
+"""A multi-layer perceptron."""
+
+import math
+from collections.abc import Sequence
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from wsa_jax.models.initializers import layer_initializers
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Dense layers with a ReLU between each two.
+
+    x_{l+1} = ReLU(x_l · W_l + b_l); the last layer has no ReLU
+
+    Shapes: [batch, ...] -> [batch, features[-1]]; all axes after the first are flattened.
+    Parameters: `Dense_0/kernel`, `Dense_0/bias`, `Dense_1/kernel` and so on.
+
+    Edge cases: one feature count makes a linear model.
+
+    Errors: no features, or an unknown initialization (see `layer_initializers`), is a `ValueError`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = MLP(features=(16, 10))
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 8, 8)))
+    >>> model.apply(params, jnp.ones((5, 8, 8))).shape
+    (5, 10)
+
+    Source: the two-layer networks of McMahan et al., AISTATS 2017, are of this kind.
+    """
+
+    features: Sequence[int]
+    # Not `init`: the name would hide the module's own method.
+    initialization: str = "reference"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
+        if not self.features:
+            raise ValueError("features must name at least one layer's width, got ()")
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        for index, width in enumerate(self.features):
+            if index:
+                x = nn.relu(x)
+            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
+            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return x

@@ -1,0 +1,213 @@
+"""Which leaves of a model are layers: rules over key paths, evaluated once, outside of jit.
+
+A *rule* is any function ``rule(name, leaf) -> bool``, where ``name`` is the leaf's key path joined
+by slashes (``Conv_0/kernel``). A rule sees shapes and dtypes only, so selection is static and the
+same for traced and concrete parameters.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+Rule = Callable[[str, Any], bool]
+
+_KERNEL_NAMES = frozenset({"kernel", "weight", "w", "embedding"})
+# Stacked biases and (heads, dim) attention biases have two axes but are no kernels, and neither
+# are class tokens: the rule looks at the last name of the path, not at the rank alone.
+_WRAPPERS = frozenset({"value", "raw_value"})
+
+
+class Layer(NamedTuple):
+    """One selected layer: its name, the index of its leaf, and where it lies inside that leaf."""
+
+    name: str
+    leaf: int
+    size: int
+    axis: int | None = None
+    position: int | None = None
+
+
+def key_path(path: tuple[Any, ...]) -> str:
+    """Join a JAX key path by slashes, without the wrapper names that module systems add.
+
+    >>> import jax
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})
+    >>> key_path(path)
+    'Conv_0/kernel'
+    """
+    parts = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+    parts = [part.lstrip(".") for part in parts]
+    return "/".join(part for part in parts if part and part not in _WRAPPERS)
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf is a floating-point array (not an integer counter, a key or a function).
+
+    >>> is_weight(jnp.ones(3)), is_weight(jnp.arange(3)), is_weight(jax.nn.relu)
+    (True, False, False)
+    """
+    return (
+        hasattr(leaf, "dtype")
+        and hasattr(leaf, "shape")
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+def kernels(name: str, leaf: Any) -> bool:
+    """Select leaves named kernel, weight, w or embedding with at least two axes (the default).
+
+    >>> kernels("Dense_0/kernel", jnp.ones((3, 2))), kernels("Dense_0/bias", jnp.ones(2))
+    (True, False)
+    """
+    return name.rsplit("/", 1)[-1] in _KERNEL_NAMES and leaf.ndim >= 2
+
+
+def all_leaves(name: str, leaf: Any) -> bool:
+    """Select every floating-point leaf, biases and norms included.
+
+    Small leaves make explicit regularization stiff: see `wsa_jax.check_stability`.
+
+    >>> all_leaves("Dense_0/bias", jnp.ones(2))
+    True
+    """
+    del name, leaf
+    return True
+
+
+def matching(pattern: str) -> Rule:
+    r"""Return the rule that selects leaves whose whole key path matches a regular expression.
+
+    Raises:
+      ValueError: the pattern is not a valid regular expression.
+
+    >>> matching(r".*Conv_\\d/(kernel|bias)")("Conv_0/bias", jnp.ones(2))
+    True
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    return _Matching(compiled)
+
+
+def without(rule: Rule, names: tuple[str, ...]) -> Rule:
+    """Return ``rule`` less the leaves with the given key paths.
+
+    >>> without(all_leaves, ("bias",))("bias", jnp.ones(2))
+    False
+    """
+    return _Without(rule, frozenset(names))
+
+
+def stacked(rule: Rule, pattern: str, *, axis: int = 0) -> Rule:
+    """Declare that leaves matching ``pattern`` stack several layers along ``axis``.
+
+    Scanned blocks (``nn.scan``, ``jax.lax.scan`` over layers) keep the kernels of all blocks in one
+    leaf; each slice along ``axis`` is a layer of its own.
+
+    >>> rule = stacked(kernels, r"blocks/.*", axis=0)
+    >>> [layer.name for layer in select_layers({"blocks": {"kernel": jnp.ones((2, 3, 3))}}, rule)]
+    ['blocks/kernel[0]', 'blocks/kernel[1]']
+    """
+    return _Stacked(rule, re.compile(pattern), axis)
+
+
+def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
+    """List the layers of a model that a rule selects, in the order of the tree's leaves.
+
+    Args:
+      params: any pytree of arrays; leaves that are no floating-point arrays are never layers.
+      select: a rule ``(name, leaf) -> bool``.
+
+    Returns:
+      The layers, with the index of each one's leaf in ``jax.tree.leaves(params)``.
+
+    Raises:
+      ValueError: the rule selects nothing; the message lists the leaves there are.
+
+    >>> select_layers({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}})
+    (Layer(name='dense/kernel', leaf=1, size=6, axis=None, position=None),)
+    """
+    named = [(key_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    layers: list[Layer] = []
+    for index, (name, leaf) in enumerate(named):
+        if is_weight(leaf) and leaf.size and select(name, leaf):
+            layers.extend(_layers_of(name, index, leaf, select))
+    if not layers:
+        leaves = ", ".join(f"{name}{list(getattr(leaf, 'shape', ()))}" for name, leaf in named)
+        raise ValueError(
+            f"the rule {select!r} selects none of the {len(named)} leaves ({leaves or 'an empty tree'}); "
+            "pass select=all_leaves, matching(pattern) or a predicate"
+        )
+    return tuple(layers)
+
+
+def constant_layers(params: PyTree, select: Rule = kernels) -> tuple[str, ...]:
+    """Name the selected leaves whose values are all equal (std 0): they have no Gaussian scope.
+
+    A host function: it needs concrete values. Drop what it lists with `without`.
+
+    >>> constant_layers({"kernel": jnp.ones((3, 2)), "w": jnp.eye(2)})
+    ('kernel',)
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    chosen = sorted({layer.leaf for layer in select_layers(params, select)})
+    return tuple(
+        key_path(leaves[i][0]) for i in chosen if np.ptp(np.asarray(leaves[i][1], np.float64)) == 0
+    )
+
+
+class _Matching(NamedTuple):
+    pattern: re.Pattern[str]
+
+    def __call__(self, name: str, leaf: Any) -> bool:
+        del leaf
+        return self.pattern.fullmatch(name) is not None
+
+
+class _Without(NamedTuple):
+    rule: Rule
+    names: frozenset[str]
+
+    def __call__(self, name: str, leaf: Any) -> bool:
+        return name not in self.names and self.rule(name, leaf)
+
+    def layer_axis(self, name: str) -> int | None:
+        inner = getattr(self.rule, "layer_axis", None)
+        return inner(name) if inner else None
+
+
+class _Stacked(NamedTuple):
+    rule: Rule
+    pattern: re.Pattern[str]
+    axis: int
+
+    def __call__(self, name: str, leaf: Any) -> bool:
+        return self.rule(name, leaf)
+
+    def layer_axis(self, name: str) -> int | None:
+        if self.pattern.fullmatch(name):
+            return self.axis
+        inner = getattr(self.rule, "layer_axis", None)
+        return inner(name) if inner else None
+
+
+def _layers_of(name: str, index: int, leaf: Any, select: Rule) -> list[Layer]:
+    layer_axis = getattr(select, "layer_axis", None)
+    axis = layer_axis(name) if layer_axis else None
+    if axis is None:
+        return [Layer(name, index, int(leaf.size))]
+    if not -leaf.ndim <= axis < leaf.ndim:
+        raise ValueError(
+            f"layer axis {axis} of leaf {name} is outside its shape {tuple(leaf.shape)}"
+        )
+    count = leaf.shape[axis]
+    return [
+        Layer(f"{name}[{i}]", index, int(leaf.size) // count, axis % leaf.ndim, i)
+        for i in range(count)
+    ]

@@ -1,0 +1,258 @@
+"""Train one model, or many at once: the task a model is trained for, and `fit`."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Integer, Key, PyTree
+
+from wsa_jax.data.augmentation import augment, normalize
+from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.regularization import check_strength, regularize_scope
+from wsa_jax.scope import WeightScope
+from wsa_jax.select import Rule, kernels
+
+
+class Batch(NamedTuple):
+    """Examples of fixed number; those whose mask is 0 are padding and count nowhere."""
+
+    images: Array
+    labels: Integer[Array, "*models batch"]
+    mask: Float[Array, "*models batch"]
+
+
+class Task(NamedTuple):
+    """What a model is trained for, as pure functions.
+
+    Attributes:
+      init: ``key -> (params, model_state)``; model_state holds what no gradient moves (BatchNorm).
+      loss: ``(key, params, model_state, batch) -> (mean loss, model_state)``, in training mode.
+      metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode.
+    """
+
+    init: Callable[[Array], tuple[PyTree, PyTree]]
+    loss: Callable[[Array, PyTree, PyTree, Batch], tuple[Array, PyTree]]
+    metrics: Callable[[PyTree, PyTree, Batch], "Metrics"]
+
+
+class Metrics(NamedTuple):
+    """Sums over examples: of the loss, of correct answers, and their number."""
+
+    loss: Float[Array, "*models"]
+    correct: Float[Array, "*models"]
+    count: Float[Array, "*models"]
+
+
+@functools.lru_cache(maxsize=64)
+def classification(module: nn.Module, info: DatasetInfo, *, augmentation: str = "none") -> Task:
+    """Make the task of classifying uint8 images by a Linen module and the mean cross-entropy.
+
+    Normalisation and augmentation run inside the jitted step, after one another: images stay uint8
+    in memory. A module whose call takes ``train`` gets it; collections other than params (BatchNorm
+    statistics) are the model state; dropout draws from the step's key.
+
+    Args:
+      module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``.
+      info: shapes and normalisation of the data set.
+      augmentation: ``"none"``, ``"batch"`` (one crop and flip a batch) or ``"example"``.
+
+    Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
+    """
+    takes_train = "train" in inspect.signature(module.__call__).parameters
+
+    def init(key: Array) -> tuple[PyTree, PyTree]:
+        images = jnp.zeros((1, *info.image_shape))
+        variables = dict(module.init(key, images, **({"train": False} if takes_train else {})))
+        return variables.pop("params"), variables
+
+    def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+        augment_key, dropout_key = jax.random.split(key)
+        images = augment(augment_key, normalize(batch.images, info), mode=augmentation)
+        logits, updated = module.apply(
+            {"params": params, **model_state},
+            images,
+            mutable=list(model_state),
+            rngs={"dropout": dropout_key},
+            **({"train": True} if takes_train else {}),
+        )
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
+        return mean, dict(updated)
+
+    def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
+        logits = module.apply(
+            {"params": params, **model_state},
+            normalize(batch.images, info),
+            **({"train": False} if takes_train else {}),
+        )
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+        return Metrics(
+            loss=jnp.sum(entropy * batch.mask),
+            correct=jnp.sum(correct * batch.mask),
+            count=jnp.sum(batch.mask),
+        )
+
+    return Task(init, loss, metrics)
+
+
+@functools.partial(jax.jit, static_argnames=("task", "batch_size"))
+def evaluate(
+    task: Task,
+    params: PyTree,
+    model_state: PyTree,
+    images: Array,
+    labels: Integer[Array, " examples"],
+    *,
+    batch_size: int = 500,
+) -> Metrics:
+    """Sum a task's metrics over a data set, in batches of bounded memory.
+
+    Accuracy is ``correct / count``, mean loss ``loss / count``; an empty data set counts 0.
+    """
+    count = labels.shape[0]
+    batch_size = max(1, min(batch_size, count))
+    num_batches = -(-count // batch_size)
+
+    def body(total: Metrics, index: Array) -> tuple[Metrics, None]:
+        rows = index * batch_size + jnp.arange(batch_size)
+        mask = (rows < count).astype(jnp.float32)
+        batch = Batch(
+            jnp.take(images, rows, 0, mode="clip"), jnp.take(labels, rows, 0, mode="clip"), mask
+        )
+        return jax.tree.map(jnp.add, total, task.metrics(params, model_state, batch)), None
+
+    zero = jnp.zeros(())
+    return jax.lax.scan(body, Metrics(zero, zero, zero), jnp.arange(num_batches))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Static settings of `fit`: steps, examples a step, clipping, decay, and the layers of WSA."""
+
+    steps: int
+    batch_size: int = 50
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    select: Rule = kernels
+
+
+class FitResult(NamedTuple):
+    """A trained model, or a stack of them, and the loss of each step, ``[..., steps]``."""
+
+    params: PyTree
+    model_state: PyTree
+    loss: Float[Array, "*models steps"]
+
+
+def fit(
+    key: Key[Array, "*models"],
+    task: Task,
+    images: Array,
+    labels: Array,
+    *,
+    settings: FitSettings,
+    learning_rate: float | optax.Schedule = 0.1,
+    target: WeightScope | None = None,
+    strength: float = 0.0,
+) -> FitResult:
+    """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
+
+    Each epoch goes through the data once in a fresh order. With a target, weight scope
+    regularization of the given strength acts on the gradient, before clipping and decay.
+
+    Args:
+      key: one key, or keys ``[models]``: each draws its own initial weights and data order.
+      task: what is trained, for example `classification`.
+      images: ``[examples, ...]``, shared by all models.
+      labels: ``[examples]``.
+      settings: static settings; another value compiles again.
+      learning_rate: a number or an optax schedule of the step.
+      target: weight scope that all models are held to, ``[layers]``.
+      strength: of the regularization; ignored without a target.
+
+    Raises:
+      ValueError: no examples, fewer examples than a batch, or a negative strength.
+    """
+    check_strength(strength)
+    if not 0 < settings.batch_size <= len(labels):
+        raise ValueError(
+            f"batch_size {settings.batch_size} does not fit {len(labels)} examples; "
+            "give 1 <= batch_size <= the number of examples"
+        )
+    steps = np.arange(settings.steps)
+    rates = np.asarray(
+        [float(learning_rate(s)) for s in steps]
+        if callable(learning_rate)
+        else [learning_rate] * len(steps),
+        np.float32,
+    )
+    run = _jitted_fit(task, settings, key.ndim > 0)
+    return run(key, jnp.asarray(images), jnp.asarray(labels), rates, target, jnp.float32(strength))
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted_fit(task: Task, settings: FitSettings, many: bool) -> Callable[..., FitResult]:
+    one = functools.partial(_fit_one, task, settings)
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, None)) if many else one)
+
+
+def _fit_one(
+    task: Task,
+    settings: FitSettings,
+    key: Array,
+    images: Array,
+    labels: Array,
+    rates: Array,
+    target: WeightScope | None,
+    strength: Array,
+) -> FitResult:
+    init_key, order_key, loss_key = jax.random.split(key, 3)
+    params, model_state = task.init(init_key)
+    count, batch_size = labels.shape[0], settings.batch_size
+    per_epoch = count // batch_size
+    mask = jnp.ones(batch_size)
+
+    def optimizer(rate: Array | float) -> optax.GradientTransformationExtraArgs:
+        parts: list[Any] = (
+            [] if target is None else [regularize_scope(strength, select=settings.select)]
+        )
+        if settings.clip_norm is not None:
+            parts.append(optax.clip_by_global_norm(settings.clip_norm))
+        parts += [
+            optax.add_decayed_weights(settings.weight_decay),
+            optax.sgd(rate, momentum=settings.momentum),
+        ]
+        return optax.with_extra_args_support(optax.chain(*parts))
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+        params, model_state, opt_state, order = carry
+        index, rate = xs
+        position = index % per_epoch
+        order = jax.lax.cond(
+            position == 0,
+            lambda: jax.random.permutation(jax.random.fold_in(order_key, index), count),
+            lambda: order,
+        )
+        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        batch = Batch(images[rows], labels[rows], mask)
+        grad_fn = jax.value_and_grad(task.loss, argnums=1, has_aux=True)
+        (loss, model_state), grads = grad_fn(
+            jax.random.fold_in(loss_key, index), params, model_state, batch
+        )
+        updates, opt_state = optimizer(rate).update(grads, opt_state, params, target=target)
+        return (optax.apply_updates(params, updates), model_state, opt_state, order), loss
+
+    carry = (params, model_state, optimizer(0.0).init(params), jnp.arange(count))
+    (params, model_state, _, _), losses = jax.lax.scan(
+        step, carry, (jnp.arange(settings.steps), rates)
+    )
+    return FitResult(params, model_state, losses)

@@ -1,0 +1,116 @@
+"""Pytrees of models: stacking, interpolation and weighted means, where optax.tree has none."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from wsa_jax.select import is_weight, key_path
+
+
+def stack(models: Sequence[PyTree]) -> PyTree:
+    """Stack models of one structure along a new leading axis, ``[models, ...]``.
+
+    Raises:
+      ValueError: no model, or structures or shapes differ; names the first leaf that does.
+
+    >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
+    if not models:
+        raise ValueError("stack was given no model; give at least one")
+    for other in models[1:]:
+        check_same_structure(models[0], other)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+
+
+def unstack(models: PyTree) -> list[PyTree]:
+    """Split ``[models, ...]`` into a list of models, the inverse of `stack`.
+
+    >>> [float(model["w"]) for model in unstack({"w": jnp.arange(3.0)})]
+    [0.0, 1.0, 2.0]
+    """
+    count = jax.tree.leaves(models)[0].shape[0]
+    return [jax.tree.map(lambda leaf: leaf[i], models) for i in range(count)]  # noqa: B023
+
+
+def lerp(first: PyTree, second: PyTree, t: float | Float[Array, ""]) -> PyTree:
+    """Interpolate linearly, ``(1 - t) first + t second``: exact at t = 0 and t = 1, any t allowed.
+
+    Leaves that are no floating-point arrays are taken from ``first``.
+
+    >>> lerp({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.25)["w"].item()
+    1.5
+    """
+    check_same_structure(first, second)
+
+    def mix(a: Array, b: Array) -> Array:
+        if not is_weight(a):
+            return a
+        return ((1 - t) * a + t * b).astype(a.dtype)
+
+    return jax.tree.map(mix, first, second)
+
+
+def weighted_mean(models: PyTree, weights: Float[Array, " models"]) -> PyTree:
+    """Average ``[models, ...]`` over its leading axis with weights normalised to sum to 1.
+
+    Guarantees: accumulates in float32 and keeps each leaf's dtype; a model of weight 0 is left out
+    even where it holds NaN. Edge case: weights that are all 0 give zeros.
+
+    >>> weighted_mean({"w": jnp.array([1.0, 5.0])}, jnp.array([3.0, 1.0]))["w"].item()
+    2.0
+    """
+    total = jnp.sum(weights)
+    share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
+
+    def mean(leaf: Array) -> Array:
+        if not is_weight(leaf):
+            return leaf[0]
+        column = share.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        terms = jnp.where(column > 0, column * leaf.astype(jnp.float32), 0.0)
+        return jnp.sum(terms, axis=0).astype(leaf.dtype)
+
+    return jax.tree.map(mean, models)
+
+
+def check_same_structure(first: PyTree, second: PyTree) -> None:
+    """Raise a ValueError that names the first leaf in which two models differ in path or shape.
+
+    >>> check_same_structure({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
+    Traceback (most recent call last):
+    ValueError: leaf w has shape (2,) in the first model and (3,) in the second; ...
+    """
+    ours = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(first)}
+    theirs = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(second)}
+    for name in ours.keys() ^ theirs.keys():
+        where = "first" if name in ours else "second"
+        raise ValueError(
+            f"leaf {name} is only in the {where} model; the architectures must be equal"
+        )
+    for name, leaf in ours.items():
+        if jnp.shape(leaf) != jnp.shape(theirs[name]):
+            raise ValueError(
+                f"leaf {name} has shape {jnp.shape(leaf)} in the first model and "
+                f"{jnp.shape(theirs[name])} in the second; the architectures must be equal"
+            )
+
+
+def check_finite(params: PyTree, what: str = "params") -> None:
+    """Raise a ValueError that names the first leaf holding NaN or infinity: a host check.
+
+    >>> check_finite({"w": jnp.array([1.0, jnp.nan])})
+    Traceback (most recent call last):
+    ValueError: leaf w of params holds 1 NaN or infinite value of 2; ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not is_weight(leaf):
+            continue
+        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, np.float32)).sum())
+        if bad:
+            raise ValueError(
+                f"leaf {key_path(path)} of {what} holds {bad} NaN or infinite "
+                f"value{'s' if bad > 1 else ''} of {np.size(leaf)}; give finite weights"
+            )
