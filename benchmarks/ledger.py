@@ -1,7 +1,7 @@
 """A ledger of experiment cells: each has an id made of its configuration, and is run once.
 
-Results live in one JSONL file a table, one row a cell. Started again, finished cells are skipped and
-an interrupted one resumes from its checkpoint; until a cell is finished its row says how far it got.
+Results live in one JSONL file a table, one row a cell. Started again, finished cells are skipped
+and an interrupted one resumes from its checkpoint; until then its row says how far it got.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Ledger:
 
     def write(self, row: dict[str, Any]) -> None:
         """Put a row in, or in the place of the row of the same id."""
-        from wsa_jax.federated.simulate import write_atomically
+        from wsa_jax.checkpoint import write_atomically
 
         with self._lock():
             rows = self.rows()

@@ -84,11 +84,26 @@ class Checkpoints:
                 )
             if found[name].shape != leaf.shape or found[name].dtype != leaf.dtype:
                 raise CheckpointError(
-                    f"leaf {name} of checkpoint {path} is {found[name].dtype}{list(found[name].shape)}, "
-                    f"expected {leaf.dtype}{list(leaf.shape)}; it is of another model"
+                    f"leaf {name} of checkpoint {path} is {found[name].dtype}"
+                    f"{list(found[name].shape)}, expected {leaf.dtype}{list(leaf.shape)}; "
+                    "it is of another model"
                 )
         leaves = [jax.numpy.asarray(found[name]) for name in named]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees all of it or the old one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write_atomically(path, "whole")
+    >>> path.read_text()
+    'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _named(state: PyTree) -> dict[str, np.ndarray]:

@@ -46,8 +46,8 @@ def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
     Returns:
       The scope, ``[layers]``, float32 whatever the dtype of the weights.
 
-    Guarantees: two passes about a shifted origin, so no cancellation where \|mean\| >> std; traceable
-    by ``jit``, ``vmap`` (models stack on the leading axis) and ``grad``.
+    Guarantees: two passes about a shifted origin, so no cancellation where the mean is far larger
+    than the std; traceable by ``jit``, ``vmap`` (models stack on the leading axis) and ``grad``.
 
     Edge cases: one weight, or all equal: std is 0 exactly, its gradient 0. A NaN weight makes its
     layer NaN and no other.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 Rule = Callable[[str, Any], bool]
 
@@ -85,7 +85,7 @@ def matching(pattern: str) -> Rule:
     Raises:
       ValueError: the pattern is not a valid regular expression.
 
-    >>> matching(r".*Conv_\\d/(kernel|bias)")("Conv_0/bias", jnp.ones(2))
+    >>> matching(r".*Conv_\d/(kernel|bias)")("Conv_0/bias", jnp.ones(2))
     True
     """
     try:
@@ -141,10 +141,54 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
     if not layers:
         leaves = ", ".join(f"{name}{list(getattr(leaf, 'shape', ()))}" for name, leaf in named)
         raise ValueError(
-            f"the rule {select!r} selects none of the {len(named)} leaves ({leaves or 'an empty tree'}); "
+            f"the rule {select!r} selects none of the {len(named)} leaves "
+            f"({leaves or 'an empty tree'}); "
             "pass select=all_leaves, matching(pattern) or a predicate"
         )
     return tuple(layers)
+
+
+def map_layers(
+    fun: Callable[..., Array],
+    params: PyTree,
+    layers: tuple[Layer, ...],
+    vectors: tuple[Float[Array, " layers"], ...],
+    *,
+    other: Callable[[Any], Any],
+) -> PyTree:
+    """Apply ``fun(leaf, *values of its layer)`` to selected leaves and ``other`` to the rest.
+
+    Args:
+      fun: gets the leaf in float32 and, for each vector, its layer's value, ready to broadcast.
+      params: any pytree of arrays.
+      layers: of `select_layers` on the same tree.
+      vectors: one number a layer each, ``[layers]``.
+      other: for array leaves that are no layer.
+
+    Returns:
+      The structure and dtypes of params.
+
+    >>> params = {"bias": jnp.ones(1), "kernel": jnp.eye(2)}
+    >>> layers = select_layers(params)
+    >>> map_layers(jnp.multiply, params, layers, (jnp.array([3.0]),), other=jnp.zeros_like)
+    {'bias': Array([0.], dtype=float32), 'kernel': Array([[3., 0.],
+       [0., 3.]], dtype=float32)}
+    """
+    leaves, structure = jax.tree.flatten(params)
+    mapped = [other(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
+    first = {}
+    for position, layer in enumerate(layers):
+        first.setdefault(layer.leaf, (position, layer.axis))
+    for leaf, (position, axis) in first.items():
+        weight = jnp.asarray(leaves[leaf])
+        if axis is None:
+            values = [vector[position] for vector in vectors]
+        else:
+            count = weight.shape[axis]
+            shape = tuple(count if i == axis else 1 for i in range(weight.ndim))
+            values = [vector[position : position + count].reshape(shape) for vector in vectors]
+        mapped[leaf] = fun(weight.astype(jnp.float32), *values).astype(weight.dtype)
+    return jax.tree.unflatten(structure, mapped)
 
 
 def constant_layers(params: PyTree, select: Rule = kernels) -> tuple[str, ...]:

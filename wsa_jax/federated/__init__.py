@@ -1,5 +1,6 @@
 """Federated simulation: partitions, algorithms, rounds, and weight scope alignment on top."""
 
+from wsa_jax.federated.add_on import WeightScopeAlignment as WeightScopeAlignment
 from wsa_jax.federated.algorithms import FederatedAlgorithm as FederatedAlgorithm
 from wsa_jax.federated.algorithms import fed_avg as fed_avg
 from wsa_jax.federated.client import LocalSettings as LocalSettings
@@ -15,6 +16,5 @@ from wsa_jax.federated.round import RoundInfo as RoundInfo
 from wsa_jax.federated.round import ServerState as ServerState
 from wsa_jax.federated.round import make_round as make_round
 from wsa_jax.federated.simulate import SimulationResult as SimulationResult
-from wsa_jax.federated.simulate import WeightScopeAlignment as WeightScopeAlignment
 from wsa_jax.federated.simulate import reference_learning_rate as reference_learning_rate
 from wsa_jax.federated.simulate import simulate as simulate

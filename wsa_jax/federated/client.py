@@ -9,7 +9,8 @@ import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
-from wsa_jax.regularization import Scale, proximal_scope, regularize_scope, scope_penalty
+from wsa_jax.proximal import proximal_scope
+from wsa_jax.regularization import Scale, regularize_scope, scope_penalty
 from wsa_jax.scope import WeightScope
 from wsa_jax.select import Rule, kernels
 from wsa_jax.training import Batch, Task
@@ -90,8 +91,8 @@ def draw_batches(
 ) -> tuple[Integer[Array, "steps batch"], Float[Array, "steps batch"]]:
     """Draw the positions of the examples of each local step, without replacement in an epoch.
 
-    The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new order
-    begins. All shapes are static, whatever the size.
+    The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new
+    order begins. All shapes are static, whatever the size.
 
     Args:
       key: a JAX key.

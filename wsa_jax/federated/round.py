@@ -18,8 +18,8 @@ from wsa_jax.federated.client import (
     ScopeForm,
     train_client,
 )
-from wsa_jax.regularization import stability
 from wsa_jax.scope import WeightScope, fuse_scopes, scope_divergence, weight_scope
+from wsa_jax.stability import stability
 from wsa_jax.training import Task
 from wsa_jax.tree import weighted_mean
 

@@ -1,0 +1,74 @@
+"""Weight scope alignment as an add-on to any federated algorithm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import PyTree
+
+from wsa_jax.federated.client import Form, ScopeForm
+from wsa_jax.regularization import Scale, check_strength
+from wsa_jax.scope import WeightScope, check_same_layers, constant_target, weight_scope
+from wsa_jax.select import Rule, kernels
+from wsa_jax.stability import check_stability
+
+Schedule = Callable[[int], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightScopeAlignment:
+    """Weight scope alignment as an add-on to any federated algorithm ("+WSA").
+
+    Attributes:
+      strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
+      form: ``"gradient"`` (analytic), ``"penalty"`` (loss term, autodiff) or ``"proximal"``.
+      scale: ``"sum"`` over layers (the paper's) or ``"size"`` (each times its number of weights).
+      select: which leaves are layers.
+      target: ``"fused"`` after each round (Eq. 4), the first being the initial model's own scope;
+        ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
+    """
+
+    strength: float | Schedule = 1.0
+    form: Form = "gradient"
+    scale: Scale = "sum"
+    select: Rule = kernels
+    target: Literal["fused"] | tuple[float, float] | WeightScope = "fused"
+
+    def __post_init__(self):
+        check_strength(self.strength)
+        ScopeForm(form=self.form, scale=self.scale, select=self.select)
+        if isinstance(self.target, str) and self.target != "fused":
+            raise ValueError(
+                f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"
+            )
+
+
+def initial_target(params: PyTree, wsa: WeightScopeAlignment | None, select: Rule) -> WeightScope:
+    """Return the target of round 0: the initial model's own scope, or the fixed one.
+
+    Raises:
+      ValueError: a fixed target is of other layers.
+    """
+    scope = weight_scope(params, select=select)
+    if wsa is None or isinstance(wsa.target, str):
+        return scope
+    if isinstance(wsa.target, tuple):
+        mean, std = wsa.target
+        return constant_target(scope, mean=mean, std=std)
+    check_same_layers(scope, wsa.target)
+    return wsa.target
+
+
+def check_bound(
+    params: PyTree, target: WeightScope, form: ScopeForm, rates: np.ndarray, strengths: np.ndarray
+) -> None:
+    """The bound at the round with the largest product; later rounds show theirs in the info."""
+    worst = int(np.argmax(rates * strengths))
+    check_stability(
+        weight_scope(params, select=form.select),
+        target,
+        learning_rate=float(rates[worst]),
+        strength=float(strengths[worst]),
+        scale=form.scale,
+    )

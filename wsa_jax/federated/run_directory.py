@@ -1,0 +1,153 @@
+"""What a run keeps on disk: its identity, a row a round, and checkpoints; how it resumes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from wsa_jax.checkpoint import CheckpointError, Checkpoints, write_atomically
+from wsa_jax.federated.add_on import WeightScopeAlignment
+from wsa_jax.federated.algorithms import FederatedAlgorithm
+from wsa_jax.federated.client import LocalSettings, ScopeForm
+from wsa_jax.federated.partition import Partition
+from wsa_jax.federated.round import RoundInfo, ServerState
+from wsa_jax.scope import WeightScope
+
+
+class RunDirectory:
+    """Metrics, identity and checkpoints of one run, on disk.
+
+    Raises:
+      ValueError: the directory holds another run; names the setting in which it differs.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any]):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = directory / "metrics.jsonl"
+        settings = directory / "run.json"
+        if settings.exists():
+            found = json.loads(settings.read_text())
+            for name, value in identity.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"{directory} holds a run with {name} = {found.get(name)}, this one has "
+                        f"{value}; give another directory or delete that one"
+                    )
+        else:
+            write_atomically(settings, json.dumps(identity, indent=1))
+        self._checkpoints = Checkpoints(directory / "checkpoints")
+
+    def resume(
+        self, state: ServerState, rates: np.ndarray, strengths: np.ndarray
+    ) -> tuple[ServerState, list[dict[str, Any]]]:
+        """Return the newest state and the rows up to it, or the given state and none."""
+        done = self._checkpoints.latest()
+        if done is None:
+            write_atomically(self._metrics, "")
+            return state, []
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        if len(lines) < done:
+            raise CheckpointError(
+                f"{self._metrics} has {len(lines)} rows, the checkpoint is of round {done}; delete "
+                f"{self._metrics.parent} to start again"
+            )
+        rows = [json.loads(line) for line in lines[:done]]
+        for row in rows:
+            for name, values in (("learning_rate", rates), ("strength", strengths)):
+                i = row["round"] - 1
+                if i < len(values) and not np.isclose(row[name], values[i], rtol=1e-6):
+                    raise ValueError(
+                        f"{self._metrics.parent} holds a run with {name} {row[name]} in round "
+                        f"{i + 1}, this one has {values[i]}; give another directory"
+                    )
+        # Rows past the checkpoint are of rounds that will be done again.
+        write_atomically(self._metrics, "".join(line + "\n" for line in lines[:done]))
+        return self._checkpoints.restore(done, state), rows
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to the metrics and wait until they are on the disk."""
+        with self._metrics.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, step: int, state: ServerState) -> None:
+        """Write a checkpoint; the rows up to it must be there already."""
+        self._checkpoints.save(step, state)
+
+
+def run_identity(
+    key: Array,
+    algorithm: FederatedAlgorithm,
+    partition: Partition,
+    participants: int,
+    local: LocalSettings,
+    wsa: WeightScopeAlignment | None,
+    form: ScopeForm | None,
+    labels: Any,
+) -> dict[str, Any]:
+    """What must be the same for a run to be resumed; plain numbers a round are in its rows."""
+    digest = hashlib.sha256()
+    for array in (partition.indices, partition.sizes, np.asarray(labels)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    target = None
+    if wsa is not None:
+        scope = wsa.target if isinstance(wsa.target, WeightScope) else None
+        target = (
+            wsa.target
+            if scope is None
+            else [np.asarray(scope.mean).tolist(), np.asarray(scope.std).tolist()]
+        )
+    identity = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "algorithm": algorithm.name,
+        "participants": participants,
+        "local": dataclasses.asdict(local),
+        "form": None if form is None else [form.form, form.scale],
+        "target": target,
+        "data": digest.hexdigest()[:16],
+    }
+    return json.loads(json.dumps(identity))
+
+
+def round_row(
+    index: int, info: RoundInfo, rate: float, strength: float, seconds: float
+) -> dict[str, Any]:
+    """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer."""
+
+    def numbers(values: Array) -> list[float | None]:
+        return [json_number(value) for value in np.asarray(values)]
+
+    return {
+        "round": index + 1,
+        "learning_rate": float(rate),
+        "strength": float(strength),
+        "train_loss": json_number(info.loss.mean()),
+        "update_norm": json_number(info.update_norm.mean()),
+        "mean_update_norm": json_number(info.mean_update_norm),
+        "layers": list(info.average.names),
+        "client_divergence": numbers(info.client_divergence),
+        "target_divergence": numbers(info.target_divergence),
+        "client_mean": numbers(info.clients.mean.mean(axis=0)),
+        "client_std": numbers(info.clients.std.mean(axis=0)),
+        "average_std": numbers(info.average.std),
+        "fused_std": numbers(info.fused.std),
+        "stability": json_number(info.stability.max()),
+        "seconds": round(seconds, 4),
+    }
+
+
+def json_number(value: Any) -> float | None:
+    """Return a number for JSON, None for NaN and infinity, which it does not have.
+
+    >>> json_number(np.float32(0.5)), json_number(float("nan"))
+    (0.5, None)
+    """
+    number = float(value)
+    return number if np.isfinite(number) else None

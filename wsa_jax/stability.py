@@ -1,0 +1,76 @@
+"""The bound within which an explicit regularization step shrinks towards its target."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wsa_jax.regularization import Scale, layer_weights
+from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers
+
+
+def stability(
+    scope: WeightScope,
+    target: WeightScope,
+    *,
+    learning_rate: float | Float[Array, ""],
+    strength: float | Float[Array, ""],
+    scale: Scale = "sum",
+) -> Float[Array, "*models layers"]:
+    r"""Share of the stable range that an explicit step uses in each layer; below 1 is stable.
+
+    .. math:: \frac{\eta \lambda}{2 n} \Big(\frac{1}{\tilde\sigma^2} + \frac{1}{\sigma^2}\Big) < 1
+
+    Near the target this is a = η λ / (n σ̃²): a step moves the mean by the factor 1 - a and
+    the std by 1 - 2a, so both shrink towards the target only for a < 1.
+    ``scale="size"`` drops the n.
+
+    >>> import jax.numpy as jnp
+    >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("w",), sizes=(10,))
+    >>> round(float(stability(scope, scope, learning_rate=0.01, strength=10.0)[0]), 3)
+    1.0
+    """
+    check_same_layers(scope, target)
+    size = jnp.asarray(target.sizes, jnp.float32)
+    rate = learning_rate * strength * layer_weights(target.sizes, scale) / size
+    # A constant layer has no std to overshoot: only its mean moves.
+    std = jnp.where(scope.std > STD_FLOOR, scope.std, target.std)
+    precision = jnp.maximum(target.std, STD_FLOOR) ** -2.0
+    return 0.5 * rate * (precision + jnp.maximum(std, STD_FLOOR) ** -2.0)
+
+
+def check_stability(
+    scope: WeightScope,
+    target: WeightScope,
+    *,
+    learning_rate: float,
+    strength: float,
+    scale: Scale = "sum",
+) -> None:
+    """Refuse an explicit gradient step that would overshoot its target: a host check.
+
+    Raises:
+      ValueError: a layer is outside the bound of `stability`; names the worst layer, its value, and
+        the ways out. Also where the scope holds NaN.
+
+    >>> import jax.numpy as jnp
+    >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("bias",), sizes=(10,))
+    >>> check_stability(scope, scope, learning_rate=0.01, strength=50.0)
+    Traceback (most recent call last):
+    ValueError: weight scope regularization is unstable in layer bias: ...
+    """
+    used = np.asarray(
+        stability(scope, target, learning_rate=learning_rate, strength=strength, scale=scale)
+    )
+    used = used.reshape(-1, used.shape[-1]).max(axis=0)
+    if np.isnan(used).any():
+        name = scope.names[int(np.argmax(np.isnan(used)))]
+        raise ValueError(f"layer {name} holds NaN: check the parameters before regularizing them")
+    worst = int(np.argmax(used))
+    if used[worst] >= 1:
+        largest = strength / float(used[worst])
+        raise ValueError(
+            f"weight scope regularization is unstable in layer {scope.names[worst]}: "
+            f"learning_rate {learning_rate:g} x strength {strength:g} uses {used[worst]:.3g} "
+            f"of the stable range (n = {scope.sizes[worst]}); use the proximal form, "
+            f"strength < {largest:.3g}, a smaller learning rate, or leave the layer out by select"
+        )
