@@ -163,12 +163,8 @@ def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*
     check_same_layers(scope, target)
     std = jnp.maximum(scope.std, STD_FLOOR)
     target_std = jnp.maximum(target.std, STD_FLOOR)
-    mean, target_mean = scope.mean, target.mean
-    if mean.ndim > target_mean.ndim:
-        lift = (1,) * (mean.ndim - target_mean.ndim) + target_mean.shape
-        target_mean, target_std = target_mean.reshape(lift), target_std.reshape(lift)
-    ratio = std / target_std
-    shift = (mean - target_mean) / target_std
+    ratio = std / lift(target_std, std.ndim)
+    shift = (scope.mean - lift(target.mean, std.ndim)) / lift(target_std, std.ndim)
     return 0.5 * (jnp.square(ratio) + jnp.square(shift) - 1.0) - jnp.log(ratio)
 
 
@@ -190,6 +186,15 @@ def constant_target(scope: WeightScope, *, mean: float = 0.0, std: float = 0.1) 
         names=scope.names,
         sizes=scope.sizes,
     )
+
+
+def lift(values: Array, ndim: int) -> Array:
+    """Add leading axes of size 1, so that one target meets the scopes of several models.
+
+    >>> lift(jnp.ones(3), 2).shape
+    (1, 3)
+    """
+    return values.reshape((1,) * (ndim - values.ndim) + values.shape)
 
 
 def check_same_layers(scope: WeightScope, target: WeightScope) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wsa_jax.regularization import Scale, layer_weights
-from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers
+from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers, lift
 
 
 def stability(
@@ -33,9 +33,9 @@ def stability(
     size = jnp.asarray(target.sizes, jnp.float32)
     rate = learning_rate * strength * layer_weights(target.sizes, scale) / size
     # A constant layer has no std to overshoot: only its mean moves.
-    std = jnp.where(scope.std > STD_FLOOR, scope.std, target.std)
-    precision = jnp.maximum(target.std, STD_FLOOR) ** -2.0
-    return 0.5 * rate * (precision + jnp.maximum(std, STD_FLOOR) ** -2.0)
+    target_std = lift(jnp.maximum(target.std, STD_FLOOR), scope.std.ndim)
+    std = jnp.where(scope.std > STD_FLOOR, scope.std, target_std)
+    return 0.5 * lift(rate, std.ndim) * (target_std**-2.0 + std**-2.0)
 
 
 def check_stability(
