@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.regularization import (
     RegularizeScopeState,
@@ -23,8 +23,8 @@ def proximal_scope_step(
     params: PyTree,
     target: WeightScope,
     *,
-    step_size: float | Float[Array, ""],
-    strength: float | Float[Array, ""],
+    step_size: Real[ArrayLike, ""],
+    strength: Real[ArrayLike, ""],
     select: Rule = kernels,
     scale: Scale = "sum",
 ) -> PyTree:

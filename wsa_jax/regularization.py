@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers, scope_divergence, weight_scope
 from wsa_jax.select import Rule, kernels, map_layers, select_layers
@@ -20,7 +20,7 @@ from wsa_jax.select import Rule, kernels, map_layers, select_layers
 Scale = Literal["sum", "size"]
 """How layers add up: ``"sum"`` of divergences (the paper's), or each times its ``"size"`` n."""
 
-Strength = float | Array | Callable[[Any], Any]
+Strength = Real[ArrayLike, ""] | Callable[[Any], Any]
 """The paper's lambda, in loss units per nat: a number, or an optax-style schedule of the step."""
 
 
@@ -162,7 +162,7 @@ def regularize_scope(
 
 
 def scope_window(
-    strength: float, *, start: int = 0, stop: int | None = None
+    strength: Real[ArrayLike, ""], *, start: int = 0, stop: int | None = None
 ) -> Callable[[Any], Array]:
     """Schedule: ``strength`` in the window [start, stop) and 0 outside (the paper's Fig. 10).
 
@@ -185,8 +185,10 @@ def scope_window(
     return schedule
 
 
-def check_strength(strength: Strength, name: str = "strength") -> None:
-    """Raise a ValueError where a concrete strength is negative or NaN; schedules pass.
+def check_strength(
+    strength: Strength | Real[np.ndarray, " rounds"], name: str = "strength"
+) -> None:
+    """Raise a ValueError where a concrete strength is negative or not finite; schedules pass.
 
     >>> check_strength(-1.0)
     Traceback (most recent call last):
@@ -194,8 +196,10 @@ def check_strength(strength: Strength, name: str = "strength") -> None:
     """
     if callable(strength) or isinstance(strength, jax.core.Tracer):
         return
-    if not np.all(np.asarray(strength) >= 0) or not np.all(np.isfinite(np.asarray(strength))):
-        raise ValueError(f"{name} {strength} is not a non-negative number; give 0 to switch it off")
+    values = np.asarray(strength, np.float64).ravel()
+    bad = values[~(np.isfinite(values) & (values >= 0))]
+    if bad.size:
+        raise ValueError(f"{name} {bad[0]} is not a non-negative number; give 0 to switch it off")
 
 
 def value_at(value: Strength, count: Array) -> Any:

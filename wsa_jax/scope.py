@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.select import Layer, Rule, kernels, select_layers
 
@@ -76,7 +76,7 @@ def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
 def fuse_scopes(
     scopes: WeightScope | Sequence[WeightScope],
     *,
-    weights: Float[Array, " models"] | Sequence[float] | None = None,
+    weights: Real[ArrayLike, " models"] | Sequence[float | int] | None = None,
 ) -> WeightScope:
     r"""Fuse the scopes of several models: mean of the means, root mean square of the stds.
 
@@ -168,7 +168,9 @@ def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*
     return 0.5 * (jnp.square(ratio) + jnp.square(shift) - 1.0) - jnp.log(ratio)
 
 
-def constant_target(scope: WeightScope, *, mean: float = 0.0, std: float = 0.1) -> WeightScope:
+def constant_target(
+    scope: WeightScope, *, mean: float | int = 0.0, std: float | int = 0.1
+) -> WeightScope:
     """Return a pre-defined target: one Gaussian for all layers of ``scope`` (WSA, Fig. 12).
 
     Raises:
@@ -188,12 +190,13 @@ def constant_target(scope: WeightScope, *, mean: float = 0.0, std: float = 0.1) 
     )
 
 
-def lift(values: Array, ndim: int) -> Array:
+def lift(values: Float[ArrayLike, "..."], ndim: int) -> Array:
     """Add leading axes of size 1, so that one target meets the scopes of several models.
 
     >>> lift(jnp.ones(3), 2).shape
     (1, 3)
     """
+    values = jnp.asarray(values)
     return values.reshape((1,) * (ndim - values.ndim) + values.shape)
 
 
@@ -227,7 +230,7 @@ def _selected_leaves(layers: tuple[Layer, ...]) -> list[tuple[int, int | None]]:
     return list(dict.fromkeys((layer.leaf, layer.axis) for layer in layers))
 
 
-def _moments(leaf: Array, axis: int | None) -> tuple[Array, Array]:
+def _moments(leaf: ArrayLike, axis: int | None) -> tuple[Array, Array]:
     """Mean and variance of a leaf in float32, or of each slice along its layer axis."""
     values = jnp.asarray(leaf).astype(jnp.float32)
     if axis is None:

@@ -40,9 +40,11 @@ def key_path(path: tuple[Any, ...]) -> str:
     >>> key_path(path)
     'Conv_0/kernel'
     """
-    parts = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
-    parts = [part.lstrip(".") for part in parts]
-    return "/".join(part for part in parts if part and part not in _WRAPPERS)
+    # Only the attribute of a wrapped leaf: a layer may be called value too, as in attention.
+    if path and getattr(path[-1], "name", None) in _WRAPPERS:
+        path = path[:-1]
+    parts = [jax.tree_util.keystr((entry,), simple=True).lstrip(".") for entry in path]
+    return "/".join(part for part in parts if part)
 
 
 def is_weight(leaf: Any) -> bool:

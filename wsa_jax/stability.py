@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from wsa_jax.regularization import Scale, layer_weights
 from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers, lift
@@ -12,8 +12,8 @@ def stability(
     scope: WeightScope,
     target: WeightScope,
     *,
-    learning_rate: float | Float[Array, ""],
-    strength: float | Float[Array, ""],
+    learning_rate: Real[ArrayLike, ""],
+    strength: Real[ArrayLike, ""],
     scale: Scale = "sum",
 ) -> Float[Array, "*models layers"]:
     r"""Share of the stable range that an explicit step uses in each layer; below 1 is stable.
@@ -42,8 +42,8 @@ def check_stability(
     scope: WeightScope,
     target: WeightScope,
     *,
-    learning_rate: float,
-    strength: float,
+    learning_rate: Real[ArrayLike, ""],
+    strength: Real[ArrayLike, ""],
     scale: Scale = "sum",
 ) -> None:
     """Refuse an explicit gradient step that would overshoot its target: a host check.

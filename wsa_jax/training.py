@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Integer, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.data.augmentation import augment, normalize
 from wsa_jax.data.registry import DatasetInfo
@@ -139,9 +139,9 @@ class FitSettings:
 
     steps: int
     batch_size: int = 50
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
+    momentum: float | int = 0.9
+    weight_decay: float | int = 0.0
+    clip_norm: float | int | None = None
     select: Rule = kernels
 
 
@@ -156,13 +156,13 @@ class FitResult(NamedTuple):
 def fit(
     key: Key[Array, "*models"],
     task: Task,
-    images: Array,
-    labels: Array,
+    images: ArrayLike,
+    labels: Integer[ArrayLike, " examples"],
     *,
     settings: FitSettings,
-    learning_rate: float | optax.Schedule = 0.1,
+    learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
     target: WeightScope | None = None,
-    strength: float = 0.0,
+    strength: Real[ArrayLike, ""] = 0.0,
 ) -> FitResult:
     """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
 
@@ -190,7 +190,7 @@ def fit(
         )
     steps = np.arange(settings.steps)
     rates = np.asarray(
-        [float(learning_rate(s)) for s in steps]
+        [float(learning_rate(s)) for s in steps.tolist()]
         if callable(learning_rate)
         else [learning_rate] * len(steps),
         np.float32,

@@ -1,11 +1,12 @@
 """Pytrees of models: stacking, interpolation and weighted means, where optax.tree has none."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.select import is_weight, key_path
 
@@ -36,7 +37,7 @@ def unstack(models: PyTree) -> list[PyTree]:
     return [jax.tree.map(lambda leaf: leaf[i], models) for i in range(count)]  # noqa: B023
 
 
-def lerp(first: PyTree, second: PyTree, t: float | Float[Array, ""]) -> PyTree:
+def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     """Interpolate linearly, ``(1 - t) first + t second``: exact at t = 0 and t = 1, any t allowed.
 
     Leaves that are no floating-point arrays are taken from ``first``.
@@ -46,7 +47,7 @@ def lerp(first: PyTree, second: PyTree, t: float | Float[Array, ""]) -> PyTree:
     """
     check_same_structure(first, second)
 
-    def mix(a: Array, b: Array) -> Array:
+    def mix(a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
         return ((1 - t) * a + t * b).astype(a.dtype)
@@ -54,7 +55,7 @@ def lerp(first: PyTree, second: PyTree, t: float | Float[Array, ""]) -> PyTree:
     return jax.tree.map(mix, first, second)
 
 
-def weighted_mean(models: PyTree, weights: Float[Array, " models"]) -> PyTree:
+def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree:
     """Average ``[models, ...]`` over its leading axis with weights normalised to sum to 1.
 
     Guarantees: accumulates in float32 and keeps each leaf's dtype; a model of weight 0 is left out
@@ -63,14 +64,15 @@ def weighted_mean(models: PyTree, weights: Float[Array, " models"]) -> PyTree:
     >>> weighted_mean({"w": jnp.array([1.0, 5.0])}, jnp.array([3.0, 1.0]))["w"].item()
     2.0
     """
+    weights = jnp.asarray(weights, jnp.float32)
     total = jnp.sum(weights)
     share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
 
-    def mean(leaf: Array) -> Array:
+    def mean(leaf: Any) -> Any:
         if not is_weight(leaf):
             return leaf[0]
         column = share.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        terms = jnp.where(column > 0, column * leaf.astype(jnp.float32), 0.0)
+        terms = jnp.where(column > 0, column * jnp.asarray(leaf, jnp.float32), 0.0)
         return jnp.sum(terms, axis=0).astype(leaf.dtype)
 
     return jax.tree.map(mean, models)
@@ -85,16 +87,19 @@ def check_same_structure(first: PyTree, second: PyTree) -> None:
     """
     ours = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(first)}
     theirs = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(second)}
-    for name in ours.keys() ^ theirs.keys():
+    for name in [*ours, *theirs]:
+        if name in ours and name in theirs:
+            continue
         where = "first" if name in ours else "second"
         raise ValueError(
             f"leaf {name} is only in the {where} model; the architectures must be equal"
         )
     for name, leaf in ours.items():
-        if jnp.shape(leaf) != jnp.shape(theirs[name]):
+        shape, other = _shape(leaf), _shape(theirs[name])
+        if shape != other:
             raise ValueError(
-                f"leaf {name} has shape {jnp.shape(leaf)} in the first model and "
-                f"{jnp.shape(theirs[name])} in the second; the architectures must be equal"
+                f"leaf {name} has shape {shape} in the first model and {other} in the second; "
+                "the architectures must be equal"
             )
 
 
@@ -114,3 +119,8 @@ def check_finite(params: PyTree, what: str = "params") -> None:
                 f"leaf {key_path(path)} of {what} holds {bad} NaN or infinite "
                 f"value{'s' if bad > 1 else ''} of {np.size(leaf)}; give finite weights"
             )
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of an array; () for what is none, such as a function in an Equinox module."""
+    return tuple(getattr(leaf, "shape", ()))

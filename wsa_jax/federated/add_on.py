@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.federated.client import Form, ScopeForm
 from wsa_jax.regularization import Scale, check_strength
@@ -29,11 +29,11 @@ class WeightScopeAlignment:
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
     """
 
-    strength: float | Schedule = 1.0
+    strength: Real[ArrayLike, ""] | Schedule = 1.0
     form: Form = "gradient"
     scale: Scale = "sum"
     select: Rule = kernels
-    target: Literal["fused"] | tuple[float, float] | WeightScope = "fused"
+    target: Literal["fused"] | tuple[float | int, float | int] | WeightScope = "fused"
 
     def __post_init__(self):
         check_strength(self.strength)

@@ -32,9 +32,9 @@ class LocalSettings:
 
     steps: int = 20
     batch_size: int = 50
-    clip_norm: float | None = 10.0
-    weight_decay: float = 1e-4
-    momentum: float = 0.0
+    clip_norm: float | int | None = 10.0
+    weight_decay: float | int = 1e-4
+    momentum: float | int = 0.0
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):

@@ -208,10 +208,13 @@ def make_round(
         clients = jax.tree.map(
             lambda all_, new: all_.at[chosen].set(new), state.clients, results.client
         )
+        # A round whose participants all are without examples changes neither of these.
+        trains = weights.sum() > 0
+        keep_old = functools.partial(jax.tree.map, lambda new, old: jnp.where(trains, new, old))
         new_state = ServerState(
             params=params,
-            model_state=weighted_mean(results.model_state, weights),
-            target=fused if fuse_target else state.target,
+            model_state=keep_old(weighted_mean(results.model_state, weights), state.model_state),
+            target=keep_old(fused, state.target) if fuse_target else state.target,
             server=server,
             clients=clients,
             round=state.round + 1,

@@ -51,6 +51,11 @@ class RunDirectory:
         if done is None:
             write_atomically(self._metrics, "")
             return state, []
+        if done > len(rates):
+            raise ValueError(
+                f"{self._metrics.parent} holds a run of {done} rounds, more than rounds "
+                f"{len(rates)}; give rounds >= {done} or another directory"
+            )
         lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
         if len(lines) < done:
             raise CheckpointError(
@@ -61,7 +66,7 @@ class RunDirectory:
         for row in rows:
             for name, values in (("learning_rate", rates), ("strength", strengths)):
                 i = row["round"] - 1
-                if i < len(values) and not np.isclose(row[name], values[i], rtol=1e-6):
+                if not np.isclose(row[name], values[i], rtol=1e-6):
                     raise ValueError(
                         f"{self._metrics.parent} holds a run with {name} {row[name]} in round "
                         f"{i + 1}, this one has {values[i]}; give another directory"
@@ -90,6 +95,7 @@ def run_identity(
     local: LocalSettings,
     wsa: WeightScopeAlignment | None,
     form: ScopeForm | None,
+    layers: tuple[str, ...],
     labels: Any,
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed; plain numbers a round are in its rows."""
@@ -110,6 +116,7 @@ def run_identity(
         "participants": participants,
         "local": dataclasses.asdict(local),
         "form": None if form is None else [form.form, form.scale],
+        "layers": list(layers),
         "target": target,
         "data": digest.hexdigest()[:16],
     }

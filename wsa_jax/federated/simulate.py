@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import ArrayLike, Key, PyTree, Real
 
 from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_target
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
@@ -59,7 +59,7 @@ def simulate(
     algorithm: FederatedAlgorithm | None = None,
     wsa: WeightScopeAlignment | None = None,
     participants: int | None = None,
-    learning_rate: float | Schedule = reference_learning_rate,
+    learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
     local: LocalSettings = LocalSettings(),  # noqa: B008 (frozen)
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     params: PyTree | None = None,
@@ -110,7 +110,7 @@ def simulate(
     strengths = _values(wsa.strength if wsa else 0.0, rounds, "strength")
 
     initial, model_state = task.init(jax.random.fold_in(key, 0))
-    initial = jax.tree.map(jnp.array, initial if params is None else params)
+    initial = jax.tree.map(jnp.asarray, initial if params is None else params)
     check_finite(initial)
     select = wsa.select if wsa else kernels
     left_out = constant_layers(initial, select)
@@ -129,6 +129,8 @@ def simulate(
         clients=jax.vmap(lambda _: algorithm.init_client(initial))(jnp.arange(partition.clients)),
         round=jnp.zeros((), jnp.int32),
     )
+    # Rounds may donate the state's buffers: no leaf may be the caller's, or be there twice.
+    state = jax.tree.map(jnp.array, state)
     round_fn = make_round(
         task,
         algorithm,
@@ -147,7 +149,9 @@ def simulate(
     run = None
     history: list[dict[str, Any]] = []
     if directory is not None:
-        identity = run_identity(key, algorithm, partition, participants, local, wsa, form, labels)
+        identity = run_identity(
+            key, algorithm, partition, participants, local, wsa, form, target.names, labels
+        )
         run = RunDirectory(Path(directory), identity)
         state, history = run.resume(state, rates, strengths)
 
@@ -224,7 +228,7 @@ def _check_settings(
         )
 
 
-def _values(value: float | Schedule, rounds: int, name: str) -> np.ndarray:
+def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
     values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
     array = np.asarray(values, np.float64)
     check_strength(array, name)

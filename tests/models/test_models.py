@@ -1,0 +1,128 @@
+"""The reference architectures: shapes, parameter counts, initial weights, errors."""
+
+import math
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from wsa_jax.models import CNN, MLP, layer_initializers
+
+IMAGE = jnp.ones((1, 32, 32, 3))
+
+
+def leaves_by_name(params):
+    paths = jax.tree_util.tree_leaves_with_path(params["params"])
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def fan_in(name, leaves):
+    kernel = leaves[name.rsplit("/", 1)[0] + "/kernel"]
+    return math.prod(kernel.shape[:-1])
+
+
+@cache
+def initial(name, initialization="reference", seed=0):
+    """A model's first parameters by name; cached, since each compiles an initialiser."""
+    if name == "cnn":
+        model = CNN(num_classes=10, initialization=initialization)
+    else:
+        model = MLP(features=(300, 10), initialization=initialization)
+    return leaves_by_name(jax.jit(model.init)(jax.random.key(seed), IMAGE))
+
+
+models = pytest.mark.parametrize("model", ["cnn", "mlp"])
+
+
+def test_cnn_has_the_reference_shapes_and_size():
+    leaves = initial("cnn")
+    assert {name: leaf.shape for name, leaf in leaves.items() if name.endswith("kernel")} == {
+        "Conv_0/kernel": (5, 5, 3, 32),
+        "Conv_1/kernel": (5, 5, 32, 64),
+        "Dense_0/kernel": (1600, 384),
+        "Dense_1/kernel": (384, 192),
+        "Dense_2/kernel": (192, 10),
+    }
+    assert sum(leaf.size for leaf in leaves.values()) == 744_330
+
+
+def test_cnn_equals_its_definition_with_flax_layers():
+    params = jax.jit(CNN(num_classes=7).init)(jax.random.key(0), IMAGE)
+    x = jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
+
+    def reference(params, x):
+        layers = params["params"]
+        for name, width in (("Conv_0", 32), ("Conv_1", 64)):
+            x = nn.Conv(width, (5, 5), padding="VALID").apply({"params": layers[name]}, x)
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+        x = x.reshape(len(x), -1)
+        for name in ("Dense_0", "Dense_1", "Dense_2"):
+            x = x @ layers[name]["kernel"] + layers[name]["bias"][None]
+            x = nn.relu(x) if name != "Dense_2" else x
+        return x
+
+    def loss(apply, params):
+        return jnp.sin(apply(params, x)).sum()
+
+    apply = CNN(num_classes=7).apply
+    np.testing.assert_allclose(apply(params, x), reference(params, x), rtol=1e-4, atol=1e-5)
+    gradients = [jax.jit(jax.grad(lambda p, f=f: loss(f, p)))(params) for f in (apply, reference)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *gradients)
+
+
+@models
+def test_reference_initialization_is_uniform_within_the_bound(model):
+    leaves = initial(model)
+    for name, leaf in leaves.items():
+        bound = 1 / math.sqrt(fan_in(name, leaves))
+        assert jnp.abs(leaf).max() <= bound
+        if leaf.size >= 300:
+            # Both moments of a uniform law, and its edges, within the sampling error.
+            assert jnp.abs(leaf).max() > 0.95 * bound
+            np.testing.assert_allclose(leaf.std(), bound / math.sqrt(3), rtol=0.1)
+            assert jnp.abs(leaf.mean()) < 5 * bound / math.sqrt(leaf.size)
+
+
+@models
+def test_he_initialization(model):
+    leaves = initial(model, "he")
+    for name, leaf in leaves.items():
+        if name.endswith("bias"):
+            assert not leaf.any()
+        elif leaf.size >= 300:
+            np.testing.assert_allclose(leaf.std(), math.sqrt(2 / fan_in(name, leaves)), rtol=0.1)
+
+
+@models
+def test_equal_keys_give_equal_weights_and_layers_differ(model):
+    one, other = initial(model), initial(model, seed=1)
+    again = initial.__wrapped__(model)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    assert all((one[name] != other[name]).any() for name in one)
+
+
+@pytest.mark.parametrize("model_class", [lambda init: CNN(10, init), lambda init: MLP((10,), init)])
+def test_unknown_initialization_is_refused(model_class):
+    with pytest.raises(ValueError, match="must be 'reference' or 'he', got 'xavier'"):
+        model_class("xavier").init(jax.random.key(0), IMAGE)
+
+
+def test_sizes_that_make_no_model_are_refused():
+    with pytest.raises(ValueError, match="at least 16x16, got 8x32"):
+        CNN(num_classes=10).init(jax.random.key(0), jnp.ones((1, 8, 32, 3)))
+    with pytest.raises(ValueError, match="at least one layer"):
+        MLP(features=()).init(jax.random.key(0), IMAGE)
+    with pytest.raises(ValueError, match="fan_in must be at least 1, got 0"):
+        layer_initializers("he", 0)
+
+
+def test_mlp_is_linear_with_one_layer_and_flattens():
+    model = MLP(features=(4,))
+    x = jax.random.normal(jax.random.key(1), (5, 3, 2))
+    params = model.init(jax.random.key(0), x)
+    layer = params["params"]["Dense_0"]
+    expected = x.reshape(5, 6) @ layer["kernel"] + layer["bias"][None]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-5, atol=1e-6)

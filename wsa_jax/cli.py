@@ -1,0 +1,145 @@
+"""The ``wsa-jax`` command."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from wsa_jax.demo import DemoSettings
+from wsa_jax.platform_flags import set_cpu_flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSettings:
+    """Settings of a partition."""
+
+    dataset: str = "digits"
+    """Name of a dataset; its training split is divided."""
+    kind: Literal["equal", "unequal", "iid"] = "equal"
+    """equal: Dirichlet per client, equal sizes; unequal: Dirichlet per class; iid."""
+    clients: int = 10
+    alpha: float = 0.5
+    seed: int = 0
+    data_dir: str | None = None
+    """Folder of prepared datasets, TFDS_DATA_DIR by default."""
+    output: Path = Path("partition.png")
+    """Heat map of the partition."""
+
+
+def demo(settings: DemoSettings) -> None:
+    """Run FedAvg and FedAvg+WSA, and interpolate two models, on embedded real data (a minute)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from wsa_jax.demo import demo_steps, run_demo, save_demo
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        work = bar.add_task("compiling", total=demo_steps(settings))
+        results = run_demo(settings, lambda what: bar.update(work, advance=1, description=what))
+    console = Console()
+    console.print(_federated_table(results))
+    console.print(_interpolation_table(results))
+    image, numbers = save_demo(results)
+    print(f"figure   {image.resolve()}\nnumbers  {numbers.resolve()}")
+
+
+def partition(settings: PartitionSettings) -> None:
+    """Divide a dataset among clients: print the table and draw the heat map."""
+    from wsa_jax.data import load_dataset
+    from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, partition_table
+    from wsa_jax.plots import partition_heatmap
+
+    data = load_dataset(settings.dataset, data_dir=settings.data_dir)
+    if settings.kind == "iid":
+        divided = iid(data.labels, clients=settings.clients, seed=settings.seed)
+    else:
+        make = dirichlet_equal if settings.kind == "equal" else dirichlet_unequal
+        divided = make(
+            data.labels, clients=settings.clients, alpha=settings.alpha, seed=settings.seed
+        )
+    print(partition_table(divided, data.labels))
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    partition_heatmap(divided, data.labels).savefig(settings.output, dpi=150)
+    print(f"figure   {settings.output.resolve()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; errors about settings and data are one line, with exit status 2."""
+    set_cpu_flags()
+    commands: Any = (
+        Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
+        | Annotated[
+            PartitionSettings, tyro.conf.subcommand("partition", description=partition.__doc__)
+        ]
+    )
+    settings = tyro.cli(
+        commands,
+        prog="wsa-jax",
+        args=arguments,
+        description="Train models so that they merge, then merge them.",
+    )
+    try:
+        demo(settings) if isinstance(settings, DemoSettings) else partition(settings)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"wsa-jax: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _federated_table(results: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    settings = results["settings"]
+    table = Table(
+        title=f"Federated, {settings['clients']} clients, digits, {settings['seeds']} seeds"
+    )
+    for column in ("", "test accuracy, %", "divergence of clients, nats"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, runs in results["federated"].items():
+        last = [history[-1] for history in runs]
+        table.add_row(
+            name,
+            _spread([100 * row["test_accuracy"] for row in last], "{:.1f}"),
+            _spread([sum(row["client_divergence"]) for row in last], "{:.1e}"),
+        )
+    return table
+
+
+def _interpolation_table(results: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Two independently trained models, interpolated")
+    for column in ("", "ends, accuracy %", "half-way, %", "loss barrier"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, runs in results["interpolation"].items():
+        table.add_row(
+            name,
+            _spread([50 * (run["accuracy"][0] + run["accuracy"][-1]) for run in runs], "{:.1f}"),
+            _spread([100 * run["accuracy"][len(run["t"]) // 2] for run in runs], "{:.1f}"),
+            _spread([run["barrier"] for run in runs], "{:.2f}"),
+        )
+    return table
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Mean and range over seeds."""
+    if len(values) == 1:
+        return form.format(values[0])
+    ends = f"{form.format(min(values))} to {form.format(max(values))}"
+    return f"{form.format(float(np.mean(values)))} ({ends})"
