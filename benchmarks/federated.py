@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import tyro
-from wsa_jax.platform_flags import set_cpu_flags
 
 from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id, provenance
+from wsa_jax.platform_flags import set_cpu_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +205,9 @@ def run_cell(cell: Cell, args: Args, ledger: Ledger) -> dict[str, Any]:
         iid,
         simulate,
     )
+    from wsa_jax.federated.client import Form
     from wsa_jax.models import CNN, MLP
-    from wsa_jax.regularization import scope_window
+    from wsa_jax.regularization import Scale, scope_window
     from wsa_jax.training import classification
 
     info = dataset_info(cell.dataset)
@@ -235,8 +236,8 @@ def run_cell(cell: Cell, args: Args, ledger: Ledger) -> dict[str, Any]:
         schedule = scope_window(cell.strength, start=first, stop=None if last < 0 else last)
         wsa = WeightScopeAlignment(
             strength=schedule if cell.window != (0, -1) else cell.strength,
-            form=cell.form,  # type: ignore[arg-type]
-            scale=cell.scale,  # type: ignore[arg-type]
+            form=cast(Form, cell.form),
+            scale=cast(Scale, cell.scale),
             target="fused" if cell.target == "fused" else (0.0, cell.target_std),
         )
 
@@ -312,14 +313,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Test accuracy, %")
-    for name, justify in (
-        ("setting", "left"),
-        ("seed", "right"),
-        ("rounds", "right"),
-        ("accuracy", "right"),
-        ("s/round", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("setting")
+    for name in ("seed", "rounds", "accuracy", "s/round"):
+        table.add_column(name, justify="right")
     for row in rows:
         done = max(row["rounds_done"], 1)
         accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"

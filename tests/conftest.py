@@ -5,7 +5,12 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.models import MLP
+from wsa_jax.training import Task, classification
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it
@@ -21,3 +26,34 @@ def cifar10_dir() -> Path:
         if candidate and (Path(candidate) / "cifar10").is_dir():
             return Path(candidate)
     pytest.skip("no prepared CIFAR-10: set TFDS_DATA_DIR")
+
+
+@pytest.fixture(scope="session")
+def tiny_info() -> DatasetInfo:
+    """Grey images of 3x3 pixels in three classes."""
+    return DatasetInfo(
+        name="tiny",
+        num_classes=3,
+        image_shape=(3, 3, 1),
+        splits=("train",),
+        mean=(0.5,),
+        std=(0.25,),
+        source="folder",
+        scale=16.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tiny_info) -> Task:
+    """An MLP of 99 parameters on the tiny images."""
+    return classification(MLP(features=(6, 3)), tiny_info)
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> tuple[np.ndarray, np.ndarray]:
+    """60 images and labels; the class is the brightest row, so there is something to learn."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60).astype(np.int32)
+    images = rng.integers(0, 12, (60, 3, 3, 1))
+    images[np.arange(60), labels] += 4
+    return images.astype(np.uint8), labels

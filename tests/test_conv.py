@@ -21,20 +21,19 @@ def normal(seed, *shape):
 
 
 def value_and_gradients(conv, x, w, **settings):
-    @jax.jit
-    def run(x, w):
-        y, backward = jax.vjp(lambda x, w: conv(x, w, **settings), x, w)
-        # A cotangent that differs from place to place.
-        return y, *backward(jnp.cos(y))
-
-    return run(x, w)
+    y, backward = jax.vjp(lambda x, w: conv(x, w, **settings), x, w)
+    # A cotangent that differs from place to place.
+    return y, *backward(jnp.cos(y))
 
 
 def assert_equal_to_lax(x, w, **settings):
-    ours = value_and_gradients(conv_general_dilated, x, w, **settings)
-    lax_s = value_and_gradients(lax.conv_general_dilated, x, w, **settings)
-    for a, b in zip(ours, lax_s, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
+    @jax.jit
+    def both(x, w):
+        convs = conv_general_dilated, lax.conv_general_dilated
+        return [value_and_gradients(conv, x, w, **settings) for conv in convs]
+
+    for a, b in zip(*both(x, w), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
@@ -141,7 +140,8 @@ def square_conv(x, w, conv=conv_general_dilated):
 
 def test_empty_batch():
     y, dx, dw = value_and_gradients(square_conv, jnp.ones((0, 6, 6, 3)), jnp.ones((3, 3, 3, 4)))
-    assert y.shape == (0, 6, 6, 4) and dx.shape == (0, 6, 6, 3) and not dw.any()
+    assert (y.shape, dx.shape) == ((0, 6, 6, 4), (0, 6, 6, 3))
+    assert not dw.any()
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, 3)], ids=str)
@@ -186,7 +186,8 @@ def test_vmap_over_kernels_makes_no_grouped_convolution():
     loss = jax.grad(lambda w, x: jnp.sin(square_conv(x, w)).sum())
     text = jax.jit(jax.vmap(loss)).lower(w, x).as_text()
     assert "convolution" in text
-    assert "feature_group_count = 3" not in text and "batch_group_count = 3" not in text
+    assert "feature_group_count = 3" not in text
+    assert "batch_group_count = 3" not in text
 
 
 def test_scan_and_map_equal_the_plain_loop():
@@ -283,11 +284,15 @@ def test_max_pool_equals_reduce_window(shape, window, strides, ties):
         steps = (*lead, *(strides or window), 1)
         return lax.reduce_window(x, -jnp.inf, lax.max, (*lead, *window, 1), steps, "VALID")
 
-    results = []
-    for pool in (lambda x: max_pool(x, window, strides), expected):
-        y, backward = jax.vjp(pool, x)
-        results.append((y, *backward(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
-    for a, b in zip(*results, strict=True):
+    @jax.jit
+    def both(x):
+        results = []
+        for pool in (lambda x: max_pool(x, window, strides), expected):
+            y, backward = jax.vjp(pool, x)
+            results.append((y, *backward(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
+        return results
+
+    for a, b in zip(*both(x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
@@ -300,7 +305,8 @@ def test_max_pool_gradient_goes_to_the_first_of_equal_values():
 def test_max_pool_nan_and_infinities():
     x = jnp.array([[jnp.nan, 1.0, -jnp.inf, -jnp.inf], [0.0, 2.0, -jnp.inf, -jnp.inf]])
     y = max_pool(x.reshape(1, 2, 4, 1))[0, 0, :, 0]
-    assert jnp.isnan(y[0]) and y[1] == -jnp.inf
+    assert jnp.isnan(y[0])
+    assert y[1] == -jnp.inf
 
 
 def test_max_pool_forward_mode_vmap_and_second_derivatives():
@@ -330,7 +336,6 @@ def test_relu_and_max_pool_commute():
         ((1, 4, 4, 1), (0, 2), None, "window and strides must be at least 1"),
         ((1, 4, 4, 1), (2, 2), (2, 0), "window and strides must be at least 1"),
         ((1, 4, 4, 1), (5, 2), None, r"window \(5, 2\) must fit"),
-        ((4, 4), (2, 2), None, "must fit"),
     ],
 )
 def test_max_pool_errors(shape, window, strides, message):

@@ -108,7 +108,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _named(state: PyTree) -> dict[str, np.ndarray]:
     """Leaves by key path: a flat dictionary is the same on disk whatever classes hold the state."""
-    return {key_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    named: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = key_path(path)
+        if name in named:
+            raise ValueError(f"the state has two leaves named {name}; rename one of them")
+        named[name] = np.asarray(leaf)
+    return named
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The main job on embedded real data: federated learning and interpolation, with and without WSA."""
+"""The main job on embedded real data: federated rounds and interpolation, with and without WSA."""
 
 import functools
 import json
@@ -158,32 +158,37 @@ def save_demo(results: dict[str, Any]) -> tuple[Path, Path]:
     output.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     accuracy, divergence, path = figure.subplots(1, 3)
+    federated, interpolation = results["federated"], results["interpolation"]
     evaluated = {
         name: [[row for row in history if "test_accuracy" in row] for history in runs]
-        for name, runs in results["federated"].items()
+        for name, runs in federated.items()
     }
+
+    def curves(groups: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+        return {
+            name: [([row["round"] for row in rows], [value(row) for row in rows]) for rows in runs]
+            for name, runs in groups.items()
+        }
+
     draw_curves(
         accuracy,
-        {
-            name: [([row["round"] for row in rows], [100 * row["test_accuracy"] for row in rows]) for rows in runs]
-            for name, runs in evaluated.items()
-        },
-        xlabel="round", ylabel="test accuracy, %",
-    )  # fmt: skip
+        curves(evaluated, lambda row: 100 * row["test_accuracy"]),
+        xlabel="round",
+        ylabel="test accuracy, %",
+    )
     draw_curves(
         divergence,
-        {
-            name: [([row["round"] for row in rows], [sum(row["client_divergence"]) for row in rows]) for rows in runs]
-            for name, runs in results["federated"].items()
-        },
-        xlabel="round", ylabel="divergence between clients, nats",
-    )  # fmt: skip
+        curves(federated, lambda row: sum(row["client_divergence"])),
+        xlabel="round",
+        ylabel="divergence between clients, nats",
+    )
     divergence.set_yscale("log")
     draw_curves(
         path,
-        {name: [(run["t"], run["loss"]) for run in runs] for name, runs in results["interpolation"].items()},
-        xlabel="from one model (0) to the other (1)", ylabel="test loss",
-    )  # fmt: skip
+        {name: [(run["t"], run["loss"]) for run in runs] for name, runs in interpolation.items()},
+        xlabel="from one model (0) to the other (1)",
+        ylabel="test loss",
+    )
     accuracy.set_title("Federated: accuracy", fontsize=10)
     divergence.set_title("Federated: weight scopes", fontsize=10)
     path.set_title("Two models interpolated", fontsize=10)

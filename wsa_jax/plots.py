@@ -96,7 +96,7 @@ _DASHES = ("-", "-", "--", "--", ":", ":", "-.", "-.")
 
 def draw_curves(
     axes: "matplotlib.axes.Axes",
-    series: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    series: Mapping[str, Sequence[tuple[Sequence[float | int], Sequence[float | int]]]],
     *,
     xlabel: str,
     ylabel: str,
@@ -114,7 +114,8 @@ def draw_curves(
 
     >>> from matplotlib.figure import Figure
     >>> axes = Figure().subplots()
-    >>> draw_curves(axes, {"a": [([0, 1], [1.0, 3.0]), ([0, 1], [3.0, 5.0])]}, xlabel="x", ylabel="y")
+    >>> runs = [([0, 1], [1.0, 3.0]), ([0, 1], [3.0, 5.0])]
+    >>> draw_curves(axes, {"a": runs}, xlabel="x", ylabel="y")
     >>> axes.lines[0].get_ydata().tolist()
     [2.0, 4.0]
     """

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, PyTree, Real
+from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.regularization import (
     RegularizeScopeState,
@@ -113,7 +113,7 @@ def proximal_scope(
 
     def update(
         updates: PyTree,
-        state: RegularizeScopeState,
+        state: Any,
         params: PyTree | None = None,
         *,
         target: WeightScope | None = None,
@@ -137,6 +137,6 @@ def proximal_scope(
         updates = jax.tree.map(
             lambda u, new, old: (new - old).astype(u.dtype), updates, moved, params
         )
-        return updates, RegularizeScopeState(count=optax.safe_increment(state.count))
+        return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -140,7 +140,7 @@ def regularize_scope(
 
     def update(
         updates: PyTree,
-        state: RegularizeScopeState,
+        state: Any,
         params: PyTree | None = None,
         *,
         target: WeightScope | None = None,
@@ -156,7 +156,7 @@ def regularize_scope(
         scaled = strength(state.count) if callable(strength) else strength
         gradient = scope_gradient(params, target, select=select, scale=scale)
         updates = jax.tree.map(lambda u, g: u + (scaled * g).astype(u.dtype), updates, gradient)
-        return updates, RegularizeScopeState(count=optax.safe_increment(state.count))
+        return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -5,9 +5,11 @@ Weight Scope Alignment (Xu et al., 2024), Eq. 1-4. Training-time use is in `wsa_
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.select import Layer, Rule, kernels, select_layers
@@ -28,8 +30,8 @@ class WeightScope:
       sizes: number of weights of each layer.
     """
 
-    mean: Float[Array, "*models layers"]
-    std: Float[Array, "*models layers"]
+    mean: Float[Array | np.ndarray, "*models layers"]
+    std: Float[Array | np.ndarray, "*models layers"]
     names: tuple[str, ...] = field(metadata={"static": True})
     sizes: tuple[int, ...] = field(metadata={"static": True})
 
@@ -122,7 +124,7 @@ def fuse_scopes(
         )
     share = (share / share.sum()).reshape((models,) + (1,) * (stacked.mean.ndim - 1))
 
-    def fuse(values: Array) -> Array:
+    def fuse(values: Any) -> Array:
         return jnp.sum(jnp.where(share > 0, share * values, 0.0), axis=0)
 
     return WeightScope(

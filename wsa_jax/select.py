@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 Rule = Callable[[str, Any], bool]
 
@@ -154,7 +154,7 @@ def map_layers(
     fun: Callable[..., Array],
     params: PyTree,
     layers: tuple[Layer, ...],
-    vectors: tuple[Float[Array, " layers"], ...],
+    vectors: tuple[Any, ...],
     *,
     other: Callable[[Any], Any],
 ) -> PyTree:

@@ -34,7 +34,7 @@ def stability(
     rate = learning_rate * strength * layer_weights(target.sizes, scale) / size
     # A constant layer has no std to overshoot: only its mean moves.
     target_std = lift(jnp.maximum(target.std, STD_FLOOR), scope.std.ndim)
-    std = jnp.where(scope.std > STD_FLOOR, scope.std, target_std)
+    std = jnp.where(scope.std <= STD_FLOOR, target_std, scope.std)
     return 0.5 * lift(rate, std.ndim) * (target_std**-2.0 + std**-2.0)
 
 

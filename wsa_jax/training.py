@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
-from wsa_jax.data.augmentation import augment, normalize
+from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.regularization import check_strength, regularize_scope
 from wsa_jax.scope import WeightScope
@@ -50,8 +50,9 @@ class Metrics(NamedTuple):
     count: Float[Array, "*models"]
 
 
-@functools.lru_cache(maxsize=64)
-def classification(module: nn.Module, info: DatasetInfo, *, augmentation: str = "none") -> Task:
+def classification(
+    module: nn.Module, info: DatasetInfo, *, augmentation: AugmentMode = "none"
+) -> Task:
     """Make the task of classifying uint8 images by a Linen module and the mean cross-entropy.
 
     Normalisation and augmentation run inside the jitted step, after one another: images stay uint8
@@ -65,11 +66,19 @@ def classification(module: nn.Module, info: DatasetInfo, *, augmentation: str = 
 
     Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
     """
+    return _classification(module, info, augmentation)
+
+
+@functools.lru_cache(maxsize=64)
+def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -> Task:
     takes_train = "train" in inspect.signature(module.__call__).parameters
+
+    def mode(train: bool) -> dict[str, Any]:
+        return {"train": train} if takes_train else {}
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
         images = jnp.zeros((1, *info.image_shape))
-        variables = dict(module.init(key, images, **({"train": False} if takes_train else {})))
+        variables = dict(module.init(key, images, **mode(False)))
         return variables.pop("params"), variables
 
     def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
@@ -80,17 +89,17 @@ def classification(module: nn.Module, info: DatasetInfo, *, augmentation: str = 
             images,
             mutable=list(model_state),
             rngs={"dropout": dropout_key},
-            **({"train": True} if takes_train else {}),
+            **mode(True),
         )
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
         return mean, dict(updated)
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
-        logits = module.apply(
+        logits: Any = module.apply(
             {"params": params, **model_state},
             normalize(batch.images, info),
-            **({"train": False} if takes_train else {}),
+            **mode(False),
         )
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
@@ -118,6 +127,9 @@ def evaluate(
     Accuracy is ``correct / count``, mean loss ``loss / count``; an empty data set counts 0.
     """
     count = labels.shape[0]
+    zero = jnp.zeros(())
+    if not count:
+        return Metrics(zero, zero, zero)
     batch_size = max(1, min(batch_size, count))
     num_batches = -(-count // batch_size)
 
@@ -129,7 +141,6 @@ def evaluate(
         )
         return jax.tree.map(jnp.add, total, task.metrics(params, model_state, batch)), None
 
-    zero = jnp.zeros(())
     return jax.lax.scan(body, Metrics(zero, zero, zero), jnp.arange(num_batches))[0]
 
 
@@ -156,8 +167,8 @@ class FitResult(NamedTuple):
 def fit(
     key: Key[Array, "*models"],
     task: Task,
-    images: ArrayLike,
-    labels: Integer[ArrayLike, " examples"],
+    images: Array | np.ndarray,
+    labels: Integer[Array | np.ndarray, " examples"],
     *,
     settings: FitSettings,
     learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
@@ -183,14 +194,14 @@ def fit(
       ValueError: no examples, fewer examples than a batch, or a negative strength.
     """
     check_strength(strength)
-    if not 0 < settings.batch_size <= len(labels):
+    if not 0 < settings.batch_size <= labels.shape[0]:
         raise ValueError(
-            f"batch_size {settings.batch_size} does not fit {len(labels)} examples; "
+            f"batch_size {settings.batch_size} does not fit {labels.shape[0]} examples; "
             "give 1 <= batch_size <= the number of examples"
         )
     steps = np.arange(settings.steps)
     rates = np.asarray(
-        [float(learning_rate(s)) for s in steps.tolist()]
+        [np.asarray(learning_rate(s)) for s in steps.tolist()]
         if callable(learning_rate)
         else [learning_rate] * len(steps),
         np.float32,

@@ -1,5 +1,6 @@
 """Pytrees of models: stacking, interpolation and weighted means, where optax.tree has none."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def unstack(models: PyTree) -> list[PyTree]:
     [0.0, 1.0, 2.0]
     """
     count = jax.tree.leaves(models)[0].shape[0]
-    return [jax.tree.map(lambda leaf: leaf[i], models) for i in range(count)]  # noqa: B023
+    return [jax.tree.map(operator.itemgetter(i), models) for i in range(count)]
 
 
 def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:

@@ -255,7 +255,7 @@ def _diagnose(
         target_divergence=scope_divergence(scopes, old.target).mean(axis=0),
         average=weight_scope(new.params, select=select),
         fused=fused,
-        update_norm=jax.vmap(optax.global_norm)(results.update),
-        mean_update_norm=optax.global_norm(update),
+        update_norm=jax.vmap(optax.tree.norm)(results.update),
+        mean_update_norm=optax.tree.norm(update),
         stability=used,
     )

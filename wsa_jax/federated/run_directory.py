@@ -128,7 +128,7 @@ def round_row(
 ) -> dict[str, Any]:
     """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer."""
 
-    def numbers(values: Array) -> list[float | None]:
+    def numbers(values: Any) -> list[float | None]:
         return [json_number(value) for value in np.asarray(values)]
 
     return {

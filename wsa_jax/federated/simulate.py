@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_target
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
@@ -60,8 +60,8 @@ def simulate(
     wsa: WeightScopeAlignment | None = None,
     participants: int | None = None,
     learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
-    local: LocalSettings = LocalSettings(),  # noqa: B008 (frozen)
-    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    local: LocalSettings = LocalSettings(),
+    execution: Execution = Execution(),
     params: PyTree | None = None,
     test: tuple[Any, Any] | None = None,
     evaluate_every: int = 5,

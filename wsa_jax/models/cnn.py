@@ -12,7 +12,7 @@ __all__ = ["CNN"]
 class CNN(nn.Module):
     """Two 5x5 convolutions (32 and 64 channels), each with a 2x2 max-pool, and three dense layers.
 
-    image -> [conv 5x5 VALID, ReLU, max-pool 2x2] x 2 -> flatten -> 384, ReLU -> 192, ReLU -> classes
+    [conv 5x5 VALID, ReLU, max-pool 2x2] x 2 -> flatten -> 384, ReLU -> 192, ReLU -> classes
 
     Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
     Parameters: `Conv_0`, `Conv_1`, `Dense_0`, `Dense_1`, `Dense_2`, each with `kernel` and `bias`.

@@ -1,0 +1,218 @@
+"""The table and the figure of recorded federated runs, from their JSONL.
+
+    python -m benchmarks.federated_report
+
+prints the table in Markdown and writes the figures beside the results.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.ledger import RESULTS, Ledger
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Which rows to show."""
+
+    results: Path = RESULTS / "federated.jsonl"
+    output: Path = RESULTS
+    rounds: int = 100
+    """Rows of runs of this length."""
+
+
+def by_label(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of one setting together, seeds in order."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["label"]].append(row)
+    return {
+        label: sorted(group, key=lambda row: row["config"]["seed"])
+        for label, group in groups.items()
+    }
+
+
+def paired_gain(group: list[Row], baseline: list[Row]) -> float | None:
+    """Mean difference in accuracy over the seeds that both have, in points, at equal rounds."""
+    ours = {row["config"]["seed"]: row for row in group}
+    theirs = {row["config"]["seed"]: row for row in baseline}
+    gains = []
+    for seed in ours.keys() & theirs.keys():
+        a, b = (
+            {point[0]: point[1] for point in row["curve"]} for row in (ours[seed], theirs[seed])
+        )
+        shared = max(a.keys() & b.keys(), default=None)
+        if shared is not None:
+            gains.append(100 * (a[shared] - b[shared]))
+    return float(np.mean(gains)) if gains else None
+
+
+def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
+    """The plain runs with the same initial weights and learning rate."""
+    config = row["config"]
+    for group in groups.values():
+        other = group[0]["config"]
+        same = all(
+            other[name] == config[name] for name in ("init", "learning_rate", "alpha", "clients")
+        )
+        if same and other["strength"] == 0:
+            return group
+    return []
+
+
+def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
+    """The table, one line a setting."""
+    lines = [
+        "| setting | seeds | rounds | test accuracy, % | gain over its baseline, paired "
+        "| largest share of the stable range | seconds a round |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, group in groups.items():
+        done = [row["rounds_done"] for row in group]
+        accuracies = [f"{100 * row['accuracy']:.2f}" for row in group]
+        gain = (
+            paired_gain(group, baseline_of(group[0], groups))
+            if group[0]["config"]["strength"]
+            else None
+        )
+        share = max((d["stability"] or 0.0) for row in group for d in row["diagnostics"])
+        seconds = np.median([row["seconds"] / row["rounds_done"] for row in group])
+        explicit = group[0]["config"]["form"] in ("gradient", "penalty")
+        lines.append(
+            f"| {label} | {', '.join(str(row['config']['seed']) for row in group)} "
+            f"| {rounds if min(done) == rounds else ', '.join(map(str, done)) + ' (unfinished)'} "
+            f"| {', '.join(accuracies)} | {'' if gain is None else f'{gain:+.2f}'} "
+            f"| {f'{share:.2f}' if explicit else ''} | {seconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def figure(groups: dict[str, list[Row]]) -> Any:
+    """Accuracy against rounds: forms and strengths, and the controls."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import draw_curves
+
+    picture = Figure(figsize=(10, 3.9), layout="constrained")
+    forms, controls = picture.subplots(1, 2, sharey=True)
+
+    def curves(keep: Any) -> dict[str, Any]:
+        return {
+            label: _shared(
+                [
+                    ([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]])
+                    for row in group
+                ]
+            )
+            for label, group in groups.items()
+            if keep(group[0]["config"])
+        }
+
+    def plain(config: Row) -> bool:
+        return (
+            config["init"] == "reference"
+            and config["learning_rate"] == 0.01
+            and config["target"] != "fixed"
+        )
+
+    def control(config: Row) -> bool:
+        return config["form"] in ("none", "gradient") and config["strength"] in (0, 10)
+
+    draw_curves(forms, curves(plain), xlabel="round", ylabel="test accuracy, %")
+    draw_curves(controls, curves(control), xlabel="round", ylabel="")
+    forms.set_title("Forms and strengths, learning rate 0.01", fontsize=10)
+    controls.set_title("Controls: initial weights, learning rate, target", fontsize=10)
+    return picture
+
+
+def mechanism(groups: dict[str, list[Row]]) -> Any:
+    """What WSA does to the scopes: divergence between clients, and the std the average loses."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import draw_curves
+
+    picture = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = picture.subplots(1, 3)
+    shown = {
+        label: group
+        for label, group in groups.items()
+        if group[0]["config"]["strength"] in (0, 10) and group[0]["config"]["learning_rate"] == 0.01
+    }
+
+    def series(value: Any) -> dict[str, Any]:
+        return {
+            label: _shared(
+                [
+                    (
+                        [d["round"] for d in row["diagnostics"]],
+                        [value(d) for d in row["diagnostics"]],
+                    )
+                    for row in group
+                ]
+            )
+            for label, group in shown.items()
+        }
+
+    layer = -1
+    draw_curves(
+        axes[0], series(lambda d: max(sum(d["client_divergence"]), 1e-12)),
+        xlabel="round", ylabel="divergence between clients, nats",
+    )  # fmt: skip
+    draw_curves(
+        axes[1],
+        series(lambda d: d["fused_std"][layer]),
+        xlabel="round",
+        ylabel="fused std of the last layer",
+    )
+    draw_curves(
+        axes[2],
+        series(lambda d: 100 * (1 - d["average_std"][layer] / d["fused_std"][layer])),
+        xlabel="round", ylabel="std lost by averaging, last layer, %",
+    )  # fmt: skip
+    axes[0].set_yscale("log")
+    for other in axes[1:]:
+        other.get_legend().remove()
+    return picture
+
+
+def _shared(runs: list[tuple[list[float], list[float]]]) -> list[tuple[list[float], list[float]]]:
+    """Runs cut to the points that all of them have: an unfinished seed ends a line early."""
+    length = min(len(x) for x, _ in runs)
+    return [(x[:length], y[:length]) for x, y in runs]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    rows = [
+        row
+        for row in Ledger(args.results).rows()
+        if row["config"]["rounds"] == args.rounds and row["curve"]
+    ]
+    if not rows:
+        sys.exit(
+            f"{args.results} holds no run of {args.rounds} rounds; "
+            "make one with python -m benchmarks.federated"
+        )
+    groups = by_label(rows)
+    print(markdown(groups, args.rounds))
+    for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
+        make(groups).savefig(args.output / f"{name}.png", dpi=150)
+    gains = {
+        label: paired_gain(group, baseline_of(group[0], groups))
+        for label, group in groups.items()
+        if group[0]["config"]["strength"]
+    }
+    print(json.dumps({"benchmark": "federated_report", "rounds": args.rounds, "gain": gains}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,57 @@
+"""The PyTorch side of `benchmarks.speed.client_step`: a hand-written loop, in a process of its own.
+
+Reads one command a line, "channels_last STEPS" or "default STEPS", trains that many steps and
+answers with the seconds they took as JSON. Blocked on its input it uses no processor.
+"""
+
+import json
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+BATCH = 50
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1600, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, 10),
+    )  # fmt: skip
+
+
+def train(layout: str, steps: int) -> float:
+    """Seconds that the given number of local steps take: one client, global-norm clip, SGD."""
+    torch.manual_seed(0)
+    format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    model = make_model().to(memory_format=format_)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=1e-4)
+    images = torch.randn(steps, BATCH, 3, 32, 32)
+    batches = [batch.contiguous(memory_format=format_) for batch in images]
+    labels = torch.randint(0, 10, (steps, BATCH))
+    begin = time.perf_counter()
+    for batch, label in zip(batches, labels, strict=True):
+        optimizer.zero_grad()
+        cross_entropy(model(batch), label).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]))
+    print(json.dumps({"torch": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        layout, steps = line.split()
+        seconds = train(layout, int(steps))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The federated benchmark: its cells, its ledger, its smoke preset and its report."""
+
+import json
+
+import pytest
+
+from benchmarks.federated import STUDY, Args, Cell, cells_of, main
+from benchmarks.federated_report import by_label, markdown, paired_gain
+from benchmarks.federated_report import main as report
+from benchmarks.ledger import Ledger, cell_id
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke preset with and without WSA, run once, and what it left behind."""
+    folder = tmp_path_factory.mktemp("smoke")
+    arguments = [
+        "--preset", "smoke", "--strength", "0", "1", "--no-progress",
+        "--results", str(folder / "rows.jsonl"), "--runs", str(folder / "runs"),
+    ]  # fmt: skip
+    main(arguments)
+    return folder, arguments
+
+
+def test_smoke_preset_writes_one_finished_row_a_cell(smoke):
+    rows = Ledger(smoke[0] / "rows.jsonl").rows()
+    assert [row["label"] for row in rows] == ["FedAvg", "FedAvg +WSA 1"]
+    for row in rows:
+        assert row["status"] == "done"
+        assert row["rounds_done"] == row["config"]["rounds"] == len(row["curve"]) == 3
+        assert row["accuracy"] == row["curve"][-1][1]
+        assert {"jax", "python"} <= row["versions"].keys()
+        assert row["machine"]["cores"] >= 1
+
+
+def test_finished_cells_are_skipped_and_the_last_line_is_json(smoke, capsys):
+    before = (smoke[0] / "rows.jsonl").read_text()
+    main(smoke[1])
+    output = capsys.readouterr().out
+    assert output.count("skipped") == 2
+    assert json.loads(output.strip().splitlines()[-1])["accuracy"].keys() == {
+        "FedAvg, seed 0",
+        "FedAvg +WSA 1, seed 0",
+    }
+    assert (smoke[0] / "rows.jsonl").read_text() == before
+
+
+def test_an_interrupted_cell_resumes_to_the_same_curve(smoke, tmp_path):
+    class InterruptedRunError(Exception):
+        pass
+
+    class Interrupting(Ledger):
+        def write(self, row):
+            super().write(row)
+            if row["rounds_done"] == 2:
+                raise InterruptedRunError
+
+    from benchmarks.federated import run_cell
+
+    args = Args(preset="smoke", progress=False, runs=tmp_path / "runs")
+    (cell,) = cells_of(args)
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(InterruptedRunError):
+        run_cell(cell, args, Interrupting(path))
+    assert Ledger(path).rows()[0]["status"] == "started"
+    row = run_cell(cell, args, Ledger(path))
+    assert row["curve"] == Ledger(smoke[0] / "rows.jsonl").rows()[0]["curve"]
+
+
+def test_grid_is_the_product_of_lists_and_each_cell_once():
+    cells = cells_of(Args(strength=(0.0, 10.0), form=("gradient", "proximal"), seed=(0, 1)))
+    # Two seeds of the plain algorithm, whatever the form, and two of each form.
+    assert len(cells) == 2 + 4
+    assert len({cell_id(cell) for cell in cells}) == 6
+
+
+def test_id_ignores_what_cannot_matter_and_nothing_else():
+    plain = Cell(strength=0.0, form="proximal", target_std=3.0).canonical()
+    assert cell_id(plain) == cell_id(Cell().canonical())
+    assert cell_id(Cell(strength=1.0).canonical()) != cell_id(
+        Cell(strength=1.0, seed=1).canonical()
+    )
+
+
+def test_study_holds_what_the_first_record_needs():
+    cells = cells_of(Args(study=True))
+    assert len(cells) == len(STUDY)
+    baseline = [cell for cell in cells if cell.strength == 0 and cell.init == "reference"]
+    assert {cell.seed for cell in baseline} == {0, 1}
+    assert {"gradient", "proximal"} <= {cell.form for cell in cells}
+
+
+def test_report_pairs_seeds_and_rounds(smoke, capsys):
+    def row(seed, *accuracies):
+        curve = [[10 * (i + 1), value, 1.0] for i, value in enumerate(accuracies)]
+        return {"config": {"seed": seed}, "curve": curve}
+
+    # Seed 1 has no partner; the unfinished run of seed 0 is compared at the round both reached.
+    assert paired_gain([row(0, 0.5)], [row(0, 0.4, 0.9), row(1, 0.1)]) == pytest.approx(10.0)
+    groups = by_label(Ledger(smoke[0] / "rows.jsonl").rows())
+    assert markdown(groups, 3).count("\n") == 3
+    report(["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"])
+    assert "gain" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (smoke[0] / "federated.png").stat().st_size > 10_000

@@ -1,0 +1,139 @@
+"""Local training against a plain loop, and the batches it draws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsa_jax import constant_target, proximal_scope_step, scope_gradient, weight_scope
+from wsa_jax.federated import LocalSettings, fed_avg
+from wsa_jax.federated.client import (
+    ScopeForm,
+    draw_batches,
+    epochs_needed,
+    train_client,
+)
+from wsa_jax.training import Batch
+
+draw = jax.jit(draw_batches, static_argnames=("capacity", "steps", "batch_size", "epochs"))
+SHAPE = {"capacity": 13, "steps": 9, "batch_size": 4, "epochs": 9}
+
+
+class TestDrawBatches:
+    @pytest.mark.parametrize("size", [1, 3, 4, 9, 12, 13])
+    def test_every_epoch_shows_every_example_once(self, size):
+        positions, mask = draw(jax.random.key(size), jnp.int32(size), **SHAPE)
+        assert positions.shape == mask.shape == (9, 4)
+        per_epoch = -(-size // 4)
+        for start in range(0, 9 - per_epoch + 1, per_epoch):
+            rows = slice(start, start + per_epoch)
+            seen = np.asarray(positions[rows])[np.asarray(mask[rows]) == 1]
+            assert sorted(seen) == list(range(size))
+
+    def test_only_the_last_batch_of_an_epoch_is_smaller(self):
+        _, mask = draw(jax.random.key(0), jnp.int32(10), **SHAPE)
+        assert mask.sum(axis=1).tolist() == [4, 4, 2] * 3
+
+    def test_no_examples_give_empty_batches_that_are_safe_to_gather(self):
+        positions, mask = draw(jax.random.key(0), jnp.int32(0), **SHAPE)
+        assert not mask.any()
+        assert not positions.any()
+
+    def test_orders_differ_between_epochs_and_keys(self):
+        first, _ = draw(jax.random.key(0), jnp.int32(12), **SHAPE)
+        other, _ = draw(jax.random.key(1), jnp.int32(12), **SHAPE)
+        assert not np.array_equal(first, other)
+        assert not np.array_equal(first[:3], first[3:6])
+        np.testing.assert_array_equal(first, draw(jax.random.key(0), jnp.int32(12), **SHAPE)[0])
+
+    def test_each_example_is_equally_likely_to_come_first(self):
+        keys = jax.random.split(jax.random.key(0), 3000)
+        firsts = jax.jit(jax.vmap(lambda key: draw(key, jnp.int32(5), **SHAPE)[0][0, 0]))(keys)
+        np.testing.assert_allclose(np.bincount(firsts, minlength=5) / 3000, 0.2, atol=0.03)
+
+    def test_vmap_over_unequal_sizes(self):
+        sizes = jnp.array([0, 5, 13])
+        _, masks = jax.vmap(lambda size: draw(jax.random.key(0), size, **SHAPE))(sizes)
+        assert masks.sum(axis=(1, 2)).tolist() == [0, 5 * 4 + 4, 2 * 13 + 4]
+
+    @pytest.mark.parametrize(
+        ("smallest", "expected"), [(100, 10), (50, 20), (49, 20), (51, 10), (1000, 1), (0, 20)]
+    )
+    def test_epochs_needed_covers_the_smallest_client(self, smallest, expected):
+        assert epochs_needed(smallest, steps=20, batch_size=50) == expected
+
+
+class TestTrainClient:
+    """One client is centralised SGD: the oracle is a loop that says the order of a local step."""
+
+    STRENGTH, RATE = 3.0, 0.2
+    LOCAL = LocalSettings(steps=5, batch_size=8, clip_norm=0.5, weight_decay=0.05, momentum=0.5)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def grad_fn(cls, federation):
+        return jax.jit(jax.grad(lambda p, b: federation.task.loss(jax.random.key(0), p, {}, b)[0]))
+
+    def oracle(self, federation, grad_fn, params, target, form):
+        data, client = federation.data, 0
+        data_key, _ = jax.random.split(federation.key)
+        positions, mask = draw(
+            data_key, data.sizes[client], capacity=25, steps=5, batch_size=8, epochs=2
+        )
+        params = jax.device_get(params)
+        velocity = jax.tree.map(np.zeros_like, params)
+        for rows, weights in zip(positions, mask, strict=True):
+            chosen = data.indices[client][rows]
+            batch = Batch(data.images[chosen], data.labels[chosen], weights)
+            grads = jax.device_get(grad_fn(params, batch))
+            if form in ("gradient", "penalty"):
+                pull = jax.device_get(jax.jit(scope_gradient)(params, target))
+                grads = jax.tree.map(lambda g, p: g + self.STRENGTH * p, grads, pull)
+            norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+            grads = jax.tree.map(lambda g, n=norm: g * min(1, 0.5 / n), grads)
+            grads = jax.tree.map(lambda g, w: g + 0.05 * w, grads, params)
+            velocity = jax.tree.map(lambda v, g: 0.5 * v + g, velocity, grads)
+            params = jax.tree.map(lambda w, v: w - self.RATE * v, params, velocity)
+            if form == "proximal":
+                params = jax.device_get(
+                    jax.jit(proximal_scope_step)(
+                        params, target, step_size=self.RATE, strength=self.STRENGTH
+                    )
+                )
+        return params
+
+    @pytest.mark.parametrize("form", [None, "gradient", "penalty", "proximal"])
+    def test_equals_a_plain_loop(self, federation, grad_fn, assert_close, form):
+        params, _ = federation.task.init(jax.random.key(1))
+        target = constant_target(weight_scope(params), mean=0.1, std=0.5)
+        algorithm = fed_avg()
+        train = functools.partial(
+            train_client,
+            task=federation.task,
+            algorithm=algorithm,
+            local=self.LOCAL,
+            scope_form=form and ScopeForm(form=form),
+            epochs=2,
+        )
+        data = federation.data
+        result = jax.jit(train)(
+            federation.key, params, {}, target, (), (), data.images, data.labels,
+            data.indices[0], data.sizes[0], federation.settings(self.RATE, self.STRENGTH),
+        )  # fmt: skip
+        expected = self.oracle(federation, grad_fn, params, target, form)
+        found = jax.tree.map(jnp.add, params, result.update)
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert np.isfinite(result.loss)
+
+
+class TestSettings:
+    @pytest.mark.parametrize("name", ["steps", "batch_size"])
+    def test_counts_are_positive(self, name):
+        with pytest.raises(ValueError, match=f"{name} 0 is below 1"):
+            LocalSettings(**{name: 0})
+
+    def test_clip_norm_is_positive(self):
+        with pytest.raises(ValueError, match="clip_norm 0 is not positive"):
+            LocalSettings(clip_norm=0)

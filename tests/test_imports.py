@@ -1,0 +1,61 @@
+"""What `import wsa_jax` may and may not do, in a fresh interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import json, os, sys
+import flax.linen, jax, optax
+known, before = set(sys.modules), dict(os.environ)
+import wsa_jax
+import wsa_jax.federated, wsa_jax.training, wsa_jax.checkpoint
+from jax._src import xla_bridge
+print(json.dumps({
+    "modules": sorted(set(sys.modules) - known),
+    "environment": {k: v for k, v in os.environ.items() if before.get(k) != v},
+    "backends": xla_bridge.backends_are_initialized(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported():
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tensorflow_datasets",
+        "tensorflow",
+        "sklearn",
+        "matplotlib",
+        "orbax.checkpoint",
+        "rich",
+        "tyro",
+        "beartype",
+    ],
+)
+def test_loads_no_heavy_library(imported, module):
+    # Beyond what jax, flax and optax load themselves.
+    assert "wsa_jax.scope" in imported["modules"]
+    assert module not in imported["modules"]
+
+
+def test_sets_no_environment_variable(imported):
+    assert imported["environment"] == {}
+
+
+def test_leaves_the_backend_alone(imported):
+    assert not imported["backends"]

@@ -1,0 +1,186 @@
+"""Training one model and many, and what a task guarantees."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wsa_jax import constant_target, scope_divergence, weight_scope
+from wsa_jax.training import Batch, FitSettings, classification, evaluate, fit
+
+SETTINGS = FitSettings(steps=60, batch_size=20)
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+class Normed(nn.Module):
+    """A BatchNorm and a dropout, so that training and evaluation differ."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x.reshape(len(x), -1))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@pytest.fixture(scope="module")
+def normed_task(tiny_info):
+    return classification(Normed(), tiny_info)
+
+
+@pytest.fixture(scope="module")
+def stacked_fit(tiny_task, tiny_data):
+    return fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_task, tiny_data):
+    return fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS)
+
+
+def assert_close(tree, other, rtol=1e-4):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5), tree, other)
+
+
+def batch_of(data, rows, mask=None):
+    images, labels = (jnp.asarray(part[rows]) for part in data)
+    return Batch(images, labels, jnp.ones(len(labels)) if mask is None else jnp.asarray(mask))
+
+
+def cross_entropy(params, images, labels, info):
+    """The oracle: the tiny MLP and its loss in float64 NumPy; loss and correctness an example."""
+    x = images.reshape(len(images), -1) / info.scale
+    x = (x - info.mean[0]) / info.std[0]
+    layers = [
+        {k: np.asarray(v, np.float64) for k, v in params[f"Dense_{i}"].items()} for i in (0, 1)
+    ]
+    hidden = np.maximum(x @ layers[0]["kernel"] + layers[0]["bias"], 0)
+    logits = hidden @ layers[1]["kernel"] + layers[1]["bias"]
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    return losses, logits.argmax(axis=1) == labels
+
+
+class TestFit:
+    def test_one_model_equals_the_same_model_in_a_stack(self, alone, stacked_fit):
+        assert_close(alone, jax.tree.map(lambda leaf: leaf[1], stacked_fit), rtol=1e-3)
+
+    def test_equal_keys_give_bitwise_equal_results(self, tiny_task, tiny_data, stacked_fit):
+        again = fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS)
+        jax.tree.map(np.testing.assert_array_equal, again, stacked_fit)
+        assert not np.array_equal(*stacked_fit.loss)
+
+    def test_learns(self, tiny_task, tiny_data, alone):
+        sums = evaluate(tiny_task, alone.params, {}, *tiny_data)
+        assert sums.correct / sums.count > 0.8
+        assert alone.loss[-10:].mean() < 0.7 * alone.loss[:3].mean()
+
+    def test_equals_a_plain_loop(self, tiny_task, tiny_data):
+        # One batch is the whole data set, so the order of the examples does not matter.
+        settings = FitSettings(
+            steps=4, batch_size=60, momentum=0.8, weight_decay=0.1, clip_norm=0.3
+        )
+        result = fit(
+            KEYS[0], tiny_task, *tiny_data, settings=settings, learning_rate=lambda i: 1 / (i + 2)
+        )
+        params = jax.device_get(tiny_task.init(jax.random.split(KEYS[0], 3)[0])[0])
+        batch, velocity = batch_of(tiny_data, slice(None)), None
+        grad_fn = jax.jit(jax.grad(lambda p: tiny_task.loss(KEYS[0], p, {}, batch)[0]))
+        for i in range(4):
+            grads = jax.device_get(grad_fn(params))
+            norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+            grads = jax.tree.map(lambda g, w, n=norm: g * min(1, 0.3 / n) + 0.1 * w, grads, params)
+            velocity = (
+                grads
+                if velocity is None
+                else jax.tree.map(lambda v, g: 0.8 * v + g, velocity, grads)
+            )
+            params = jax.tree.map(lambda w, v, i=i: w - v / (i + 2), params, velocity)
+        assert_close(result.params, params)
+
+    def test_target_pulls_the_scope(self, tiny_task, tiny_data):
+        target = constant_target(weight_scope(tiny_task.init(KEYS[1])[0]), std=0.6)
+
+        def distance(strength):
+            result = fit(
+                KEYS[1], tiny_task, *tiny_data,
+                settings=SETTINGS, target=target, strength=strength,
+            )  # fmt: skip
+            return scope_divergence(weight_scope(result.params), target).sum()
+
+        assert distance(0) > distance(0.5) > distance(2)
+
+    def test_strength_0_equals_no_target(self, tiny_task, tiny_data, alone):
+        target = weight_scope(tiny_task.init(KEYS[1])[0])
+        found = fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=0.0)
+        assert_close(found, alone, rtol=1e-3)
+
+    @pytest.mark.parametrize("batch_size", [0, 61])
+    def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data, batch_size):
+        settings = FitSettings(steps=1, batch_size=batch_size)
+        with pytest.raises(ValueError, match=f"batch_size {batch_size} does not fit 60 examples"):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=settings)
+
+    def test_negative_strength(self, tiny_task, tiny_data):
+        with pytest.raises(ValueError, match=r"strength -1.0 is not"):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, strength=-1.0)
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("batch_size", [7, 60, 500])
+    def test_equals_unpadded_numpy(self, tiny_task, tiny_data, tiny_info, batch_size):
+        params, _ = tiny_task.init(KEYS[0])
+        sums = evaluate(tiny_task, params, {}, *tiny_data, batch_size=batch_size)
+        losses, correct = cross_entropy(params, *tiny_data, tiny_info)
+        np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
+        assert (sums.correct, sums.count) == (correct.sum(), 60)
+
+    def test_no_examples_count_0(self, tiny_task, tiny_data):
+        params, _ = tiny_task.init(KEYS[0])
+        sums = evaluate(tiny_task, params, {}, *(part[:0] for part in tiny_data))
+        assert tuple(sums) == (0, 0, 0)
+
+
+class TestClassification:
+    def test_equal_arguments_give_the_same_task(self, tiny_info):
+        assert classification(Normed(), tiny_info) is classification(Normed(), tiny_info)
+
+    def test_loss_is_the_mean_over_the_mask(self, tiny_task, tiny_data, tiny_info):
+        params, state = tiny_task.init(KEYS[0])
+        mask = np.array([1, 0, 1, 1, 0], np.float32)
+        loss, _ = tiny_task.loss(KEYS[0], params, state, batch_of(tiny_data, slice(5), mask))
+        losses, _ = cross_entropy(params, *(part[:5] for part in tiny_data), tiny_info)
+        np.testing.assert_allclose(loss, losses[mask == 1].mean(), rtol=1e-5)
+
+    def test_an_empty_batch_has_loss_and_gradient_0(self, tiny_task, tiny_data):
+        params, state = tiny_task.init(KEYS[0])
+        batch = batch_of(tiny_data, slice(5), np.zeros(5, np.float32))
+        (loss, _), grads = jax.value_and_grad(tiny_task.loss, argnums=1, has_aux=True)(
+            KEYS[0], params, state, batch
+        )
+        assert loss == 0
+        assert optax.tree.norm(grads) == 0
+
+    def test_statistics_move_in_training_only(self, normed_task, tiny_data):
+        params, state = normed_task.init(KEYS[0])
+        batch = batch_of(tiny_data, slice(20))
+        before = jax.tree.map(np.asarray, state)
+        _, after = normed_task.loss(KEYS[0], params, state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert not np.array_equal(
+            *(s["batch_stats"]["BatchNorm_0"]["mean"] for s in (state, after))
+        )
+        first = normed_task.metrics(params, state, batch)
+        assert normed_task.metrics(params, state, batch) == first
+        jax.tree.map(np.testing.assert_array_equal, state, before)
+        assert normed_task.metrics(params, after, batch).loss != first.loss
+
+    def test_dropout_follows_the_key(self, normed_task, tiny_data):
+        params, state = normed_task.init(KEYS[0])
+        batch = batch_of(tiny_data, slice(20))
+        losses = [normed_task.loss(k, params, state, batch)[0] for k in (KEYS[0], KEYS[0], KEYS[1])]
+        assert losses[0] == losses[1] != losses[2]
+
+    def test_fit_carries_the_statistics(self, normed_task, tiny_data):
+        result = fit(KEYS[0], normed_task, *tiny_data, settings=SETTINGS)
+        assert np.abs(result.model_state["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
+        assert np.isfinite(result.loss).all()

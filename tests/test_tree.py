@@ -1,0 +1,109 @@
+"""Trees of models against NumPy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsa_jax.tree import check_finite, check_same_structure, lerp, stack, unstack, weighted_mean
+
+
+def model(seed, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return {
+        "dense": {"kernel": jnp.asarray(rng.normal(size=(3, 2)), dtype), "bias": jnp.ones(2)},
+        "count": jnp.int32(seed),
+    }
+
+
+def test_unstack_inverts_stack():
+    models = [model(0), model(1), model(2)]
+    for found, expected in zip(unstack(stack(models)), models, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_stack_of_nothing():
+    with pytest.raises(ValueError, match="no model"):
+        stack([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(2)}}, r"dense/kernel has shape"),
+        ({"dense": {"kernel": jnp.ones((3, 2))}}, "dense/bias is only in the first model"),
+        ({"extra": jnp.ones(1)}, "extra is only in the second model"),
+    ],
+)
+def test_another_structure_names_the_leaf(change, message):
+    other = model(1) | change
+    for call in (lambda: stack([model(0), other]), lambda: lerp(model(0), other, 0.5)):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_the_first_of_several_differing_leaves_is_named():
+    with pytest.raises(ValueError, match="leaf a is only"):
+        check_same_structure({"a": 1.0, "b": 1.0, "c": 1.0}, {"d": 1.0, "e": 1.0})
+
+
+@pytest.mark.parametrize("t", [0, 1, 0.25, -0.5, 1.5, np.float32(0.75), jnp.float32(0.1)])
+def test_lerp_equals_numpy(t):
+    found = lerp(model(0), model(1), t)
+    w, v = (np.asarray(m["dense"]["kernel"], np.float64) for m in (model(0), model(1)))
+    np.testing.assert_allclose(
+        found["dense"]["kernel"], (1 - float(t)) * w + float(t) * v, rtol=1e-5, atol=1e-6
+    )
+    assert found["count"] == 0
+
+
+def test_lerp_is_exact_at_its_ends():
+    first, second = model(0), model(1)
+    for t, end in ((0.0, first), (1.0, second)):
+        found = lerp(first, second, t)
+        np.testing.assert_array_equal(found["dense"]["kernel"], end["dense"]["kernel"])
+
+
+def test_lerp_keeps_low_precision_under_jit():
+    first, second = model(0, jnp.bfloat16), model(1, jnp.bfloat16)
+    assert jax.jit(lerp)(first, second, 0.5)["dense"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_lerp_leaves_functions_of_a_module_alone():
+    modules = [eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(i)) for i in range(2)]
+    found = lerp(*modules, 1.0)
+    assert found.activation is modules[0].activation
+    np.testing.assert_array_equal(found.layers[0].weight, modules[1].layers[0].weight)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [3.0, 0.0, 1.0], [10.0, 20.0, 5.0]])
+def test_weighted_mean_equals_numpy(weights):
+    models = [model(i) for i in range(3)]
+    found = weighted_mean(stack(models), np.asarray(weights))
+    kernels = [np.asarray(m["dense"]["kernel"], np.float64) for m in models]
+    expected = np.average(kernels, axis=0, weights=weights)
+    np.testing.assert_allclose(found["dense"]["kernel"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_mean_accumulates_in_float32():
+    leaf = jnp.ones((4096, 1), jnp.bfloat16).at[0].set(3)
+    found = weighted_mean({"w": leaf}, jnp.ones(4096))["w"]
+    assert found.dtype == jnp.bfloat16
+    assert found == 1.0
+
+
+def test_weight_0_leaves_out_nan():
+    models = {"w": jnp.array([1.0, jnp.nan, 3.0])}
+    assert weighted_mean(models, jnp.array([1.0, 0.0, 1.0]))["w"] == 2.0
+    assert weighted_mean(models, jnp.zeros(3))["w"] == 0.0
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_check_finite_names_the_leaf(value):
+    bad = model(0)
+    bad["dense"]["kernel"] = bad["dense"]["kernel"].at[:, 0].set(value).astype(jnp.bfloat16)
+    check_finite(model(0))
+    with pytest.raises(ValueError, match="leaf dense/kernel of params holds 3 .*values of 6"):
+        check_finite(bad)
