@@ -101,7 +101,7 @@ class TestStep:
         np.testing.assert_allclose(scope_of(moved), [-0.2, 0.8], atol=0.01)
 
     def test_shape_mismatch_names_the_layer(self):
-        with pytest.raises(ValueError, match="layer kernel has 4 weights, .* has 6"):
+        with pytest.raises(ValueError, match=r"layer kernel has 4 weights, .* has 6"):
             proximal_scope_step({"kernel": jnp.eye(2)}, TARGET, step_size=0.1, strength=1.0)
 
     def test_converges_where_the_explicit_gradient_diverges(self):

@@ -61,9 +61,9 @@ class TestPenalty:
 
     def test_shape_mismatch_names_the_layer_and_both_sizes(self):
         other = PARAMS | {"a": {"kernel": jnp.ones((6, 5))}}
-        with pytest.raises(ValueError, match="layer a/kernel has 30 weights, .* has 24"):
+        with pytest.raises(ValueError, match=r"layer a/kernel has 30 weights, .* has 24"):
             scope_penalty(other, target_for())
-        with pytest.raises(ValueError, match="layer a/kernel has 30 weights, .* has 24"):
+        with pytest.raises(ValueError, match=r"layer a/kernel has 30 weights, .* has 24"):
             scope_gradient(other, target_for())
 
     def test_unknown_scale(self):

@@ -309,9 +309,10 @@ class TestDivergence:
         assert np.isnan(found).tolist() == [True, False]
 
 
-class TestLayerMismatch:
-    PARAMS = {"a": {"w": jnp.eye(3)}, "b": {"w": jnp.eye(2), "bias": jnp.ones(2)}}
+PARAMS = {"a": {"w": jnp.eye(3)}, "b": {"w": jnp.eye(2), "bias": jnp.ones(2)}}
 
+
+class TestLayerMismatch:
     @pytest.mark.parametrize(
         ("other", "message"),
         [
@@ -331,18 +332,18 @@ class TestLayerMismatch:
     )
     def test_one_line_names_the_layer(self, other, message):
         with pytest.raises(ValueError, match=message) as error:
-            scope_divergence(weight_scope(self.PARAMS), other)
+            scope_divergence(weight_scope(PARAMS), other)
         assert "\n" not in str(error.value)
 
     def test_layer_only_in_the_target(self):
-        short = weight_scope(self.PARAMS, select=matching("a/w"))
+        short = weight_scope(PARAMS, select=matching("a/w"))
         with pytest.raises(ValueError, match=r"layer b/w is only in the target \(1 against 2"):
-            scope_divergence(short, weight_scope(self.PARAMS))
+            scope_divergence(short, weight_scope(PARAMS))
 
 
 class TestConstantTarget:
     def test_one_gaussian_in_all_layers(self):
-        target = constant_target(weight_scope(TestLayerMismatch.PARAMS), mean=1, std=2)
+        target = constant_target(weight_scope(PARAMS), mean=1, std=2)
         assert (target.mean.tolist(), target.std.tolist()) == ([1.0, 1.0], [2.0, 2.0])
 
     @pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])

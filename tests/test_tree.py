@@ -105,5 +105,5 @@ def test_check_finite_names_the_leaf(value):
     bad = model(0)
     bad["dense"]["kernel"] = bad["dense"]["kernel"].at[:, 0].set(value).astype(jnp.bfloat16)
     check_finite(model(0))
-    with pytest.raises(ValueError, match="leaf dense/kernel of params holds 3 .*values of 6"):
+    with pytest.raises(ValueError, match=r"leaf dense/kernel of params holds 3 .*values of 6"):
         check_finite(bad)

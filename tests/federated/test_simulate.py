@@ -175,7 +175,7 @@ class TestErrors:
     @pytest.mark.parametrize("form", ["gradient", "penalty"])
     def test_explicit_form_outside_its_bound_is_refused(self, federate, form):
         wsa = WeightScopeAlignment(strength=1e4, form=form)
-        with pytest.raises(ValueError, match="unstable in layer Dense_.*use the proximal form"):
+        with pytest.raises(ValueError, match=r"unstable in layer Dense_.*use the proximal form"):
             federate(wsa=wsa)
 
     def test_the_bound_looks_at_the_strongest_round(self, federate):
@@ -186,7 +186,7 @@ class TestErrors:
     def test_target_of_other_layers(self, federate):
         wsa = WeightScopeAlignment(target=weight_scope({"w": jnp.eye(3)}))
         with pytest.raises(
-            ValueError, match="layer Dense_0/kernel has 54 .* layer w of the target"
+            ValueError, match=r"layer Dense_0/kernel has 54 .* layer w of the target"
         ):
             federate(wsa=wsa)
 
@@ -204,7 +204,7 @@ class TestErrors:
 
     def test_partition_of_other_labels(self, tiny_task, tiny_data, tiny_partition):
         train = tuple(part[:20] for part in tiny_data)
-        with pytest.raises(ValueError, match="points at example .* but there are 20"):
+        with pytest.raises(ValueError, match=r"points at example .* but there are 20"):
             simulate(jax.random.key(0), tiny_task, train, tiny_partition, rounds=1)
 
 
@@ -255,7 +255,7 @@ class TestResume:
         for path in newest.rglob("*"):
             if path.is_file() and path.stat().st_size > 200:
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(CheckpointError, match="torn or unreadable .* delete that") as error:
+        with pytest.raises(CheckpointError, match=r"torn or unreadable .* delete that") as error:
             run(copy)
         assert str(newest) in str(error.value)
         assert "\n" not in str(error.value)
