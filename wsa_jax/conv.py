@@ -361,7 +361,7 @@ def max_pool(
     Forward mode and `vmap` work.
 
     Edge cases: rows and columns that fill no window are ignored and get gradient 0. A window with
-    NaN gives NaN and passes no gradient. Max-pool and ReLU commute: `relu(max_pool(x))` does the same as
+    NaN gives NaN and passes no gradient. Max-pool and ReLU commute, so `relu(max_pool(x))` is
     `max_pool(relu(x))` with less work.
 
     Errors: a window or stride below 1, or a window larger than the image, is a `ValueError`.
