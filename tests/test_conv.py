@@ -274,10 +274,9 @@ def test_shape_errors_are_lax_s_own():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("ties", [False, True])
-def test_max_pool_equals_reduce_window(shape, window, strides, ties):
-    x = normal(0, *shape)
-    x = jnp.round(x) if ties else x
+def test_max_pool_equals_reduce_window(shape, window, strides):
+    # Rounded to halves: most windows have a single maximum, many have ties.
+    x = jnp.round(2 * normal(0, *shape)) / 2
     lead = (1,) * (len(shape) - 3)
 
     def expected(x):

@@ -26,8 +26,8 @@ class CNN(nn.Module):
 
     >>> import jax, jax.numpy as jnp
     >>> model = CNN(num_classes=10)
-    >>> params = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
     744330
 
     Source: the CIFAR network of Acar et al., FedDyn, ICLR 2021, with 32 channels in the first
