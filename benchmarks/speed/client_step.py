@@ -8,6 +8,7 @@ as a hand-written loop in a process of its own. Times are milliseconds a step, m
 in which the sides take turns; compilation is reported apart. The last line is one JSON object.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -78,7 +79,7 @@ class TorchPeer:
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far; rusage would count the parent's at the fork."""
+    """Largest resident memory of this process; rusage would count the parent at the fork."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -123,13 +124,14 @@ def compiled(
         logits = module.apply({"params": params}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    def run(params: Any, target: Any, settings: RoundSettings, images: Any, labels: Any) -> Any:
+    def run(params: Any, moments: Any, settings: RoundSettings, images: Any, labels: Any) -> Any:
+        held_to = dataclasses.replace(target, mean=moments[0], std=moments[1])
         optimizer = local_optimizer(LocalSettings(), settings, form)
 
         def step(carry: Any, batch: Any) -> Any:
             params, state = carry
             grads = jax.grad(loss)(params, *batch)
-            updates, state = optimizer.update(grads, state, params, target=target)
+            updates, state = optimizer.update(grads, state, params, target=held_to)
             return (optax.apply_updates(params, updates), state), None
 
         def client(data: Any) -> Any:
@@ -138,7 +140,7 @@ def compiled(
         return jax.lax.map(client, (images, labels))
 
     settings = RoundSettings(jnp.float32(0.01), jnp.float32(strength or 0.0))
-    arguments = (params, target, settings, images, labels)
+    arguments = (params, (target.mean, target.std), settings, images, labels)
     begin = time.perf_counter()
     executable = jax.jit(run).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - begin

@@ -44,7 +44,7 @@ def train(layout: str, steps: int) -> float:
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far; rusage would count the parent's at the fork."""
+    """Largest resident memory of this process; rusage would count the parent at the fork."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
