@@ -31,13 +31,20 @@ class Args:
 
 
 def by_label(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of one setting together, seeds in order."""
+    """Rows of one setting together, each baseline before what is built on it, seeds in order."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["label"]].append(row)
+
+    def place(item: tuple[str, list[Row]]) -> tuple:
+        config = item[1][0]["config"]
+        names = ("learning_rate", "init", "target", "scale", "form", "strength")
+        order = tuple(config[name] for name in names)
+        return (order[0], order[1] == "he", config["strength"] != 0, *order[2:])
+
     return {
         label: sorted(group, key=lambda row: row["config"]["seed"])
-        for label, group in groups.items()
+        for label, group in sorted(groups.items(), key=place)
     }
 
 
@@ -73,8 +80,8 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     """The table, one line a setting."""
     lines = [
         "| setting | seeds | rounds | test accuracy, % | gain over its baseline, paired "
-        "| largest share of the stable range | seconds a round |",
-        "|---|---|---|---|---|---|---|",
+        "| largest share of the stable range |",
+        "|---|---|---|---|---|---|",
     ]
     for label, group in groups.items():
         done = [row["rounds_done"] for row in group]
@@ -85,53 +92,59 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
             else None
         )
         share = max((d["stability"] or 0.0) for row in group for d in row["diagnostics"])
-        seconds = np.median([row["seconds"] / row["rounds_done"] for row in group])
         explicit = group[0]["config"]["form"] in ("gradient", "penalty")
         lines.append(
             f"| {label} | {', '.join(str(row['config']['seed']) for row in group)} "
             f"| {rounds if min(done) == rounds else ', '.join(map(str, done)) + ' (unfinished)'} "
             f"| {', '.join(accuracies)} | {'' if gain is None else f'{gain:+.2f}'} "
-            f"| {f'{share:.2f}' if explicit else ''} | {seconds:.1f} |"
+            f"| {f'{share:.2f}' if explicit else ''} |"
         )
     return "\n".join(lines)
 
 
 def figure(groups: dict[str, list[Row]]) -> Any:
-    """Accuracy against rounds: forms and strengths, and the controls."""
+    """Accuracy against rounds of the controls, and what each setting gains over its baseline."""
     from matplotlib.figure import Figure
 
     from wsa_jax.plots import draw_curves
 
-    picture = Figure(figsize=(10, 3.9), layout="constrained")
-    forms, controls = picture.subplots(1, 2, sharey=True)
-
-    def curves(keep: Any) -> dict[str, Any]:
-        return {
-            label: _shared(
-                [
-                    ([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]])
-                    for row in group
-                ]
-            )
-            for label, group in groups.items()
-            if keep(group[0]["config"])
-        }
-
-    def plain(config: Row) -> bool:
-        return (
-            config["init"] == "reference"
-            and config["learning_rate"] == 0.01
-            and config["target"] != "fixed"
-        )
+    picture = Figure(figsize=(11, 4), layout="constrained")
+    controls, gains = picture.subplots(1, 2)
 
     def control(config: Row) -> bool:
         return config["form"] in ("none", "gradient") and config["strength"] in (0, 10)
 
-    draw_curves(forms, curves(plain), xlabel="round", ylabel="test accuracy, %")
-    draw_curves(controls, curves(control), xlabel="round", ylabel="")
-    forms.set_title("Forms and strengths, learning rate 0.01", fontsize=10)
-    controls.set_title("Controls: initial weights, learning rate, target", fontsize=10)
+    accuracy = {
+        label: _shared(
+            [([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]]) for row in group]
+        )
+        for label, group in groups.items()
+        if control(group[0]["config"])
+    }
+    draw_curves(controls, accuracy, xlabel="round", ylabel="test accuracy, %")
+    gained = {label: _gain_curves(group, groups) for label, group in groups.items()}
+    gained = {label: runs for label, runs in gained.items() if runs}
+    if gained:
+        draw_curves(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
+    gains.axhline(0, color="#3a4a5a", linewidth=0.8)
+    controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
+    gains.set_title("Gain on the same seed (bands: two seeds)", fontsize=10)
     return picture
+
+
+def _gain_curves(
+    group: list[Row], groups: dict[str, list[Row]]
+) -> list[tuple[list[float], list[float]]]:
+    """Accuracy less that of the baseline of the same seed, in points, where both were evaluated."""
+    baseline = {row["config"]["seed"]: row for row in baseline_of(group[0], groups)}
+    runs = []
+    for row in group:
+        other = baseline.get(row["config"]["seed"])
+        if row["config"]["strength"] and other is not None:
+            theirs = {point[0]: point[1] for point in other["curve"]}
+            shared = [point for point in row["curve"] if point[0] in theirs]
+            runs.append(([p[0] for p in shared], [100 * (p[1] - theirs[p[0]]) for p in shared]))
+    return _shared(runs) if runs else []
 
 
 def mechanism(groups: dict[str, list[Row]]) -> Any:
