@@ -20,7 +20,6 @@ import numpy as np
 import tyro
 
 from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id, provenance
-from wsa_jax.platform_flags import set_cpu_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +329,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    set_cpu_flags()
     args = tyro.cli(Args, args=argv, description=__doc__)
     cells = cells_of(args)
     ledger = Ledger(args.results)

@@ -10,7 +10,6 @@ import numpy as np
 import tyro
 
 from wsa_jax.demo import DemoSettings
-from wsa_jax.platform_flags import set_cpu_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,6 @@ def partition(settings: PartitionSettings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; errors about settings and data are one line, with exit status 2."""
-    set_cpu_flags()
     commands: Any = (
         Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
         | Annotated[

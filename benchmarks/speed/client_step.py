@@ -23,7 +23,6 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.ledger import RESULTS, Ledger, provenance
-from wsa_jax.platform_flags import set_cpu_flags
 
 BATCH = 50
 
@@ -245,7 +244,6 @@ def print_table(figures: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    set_cpu_flags()
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
         args = Args(

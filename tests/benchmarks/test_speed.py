@@ -12,8 +12,7 @@ def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WSA_JAX_NO_XLA_FLAGS", "1")
+def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsys):
     client_step.main(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
     figures = last_line(capsys)
     assert figures["ratios"]["wsa_over_plain"] > 0
