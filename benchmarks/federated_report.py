@@ -97,7 +97,7 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
             f"| {label} | {', '.join(str(row['config']['seed']) for row in group)} "
             f"| {rounds if min(done) == rounds else ', '.join(map(str, done)) + ' (unfinished)'} "
             f"| {', '.join(accuracies)} | {'' if gain is None else f'{gain:+.2f}'} "
-            f"| {f'{share:.2f}' if explicit else ''} |"
+            f"| {f'{share:.2g}' if explicit else ''} |"
         )
     return "\n".join(lines)
 
@@ -108,7 +108,7 @@ def figure(groups: dict[str, list[Row]]) -> Any:
 
     from wsa_jax.plots import draw_curves
 
-    picture = Figure(figsize=(11, 4), layout="constrained")
+    picture = Figure(figsize=(11, 5), layout="constrained")
     controls, gains = picture.subplots(1, 2)
 
     def control(config: Row) -> bool:
@@ -127,9 +127,16 @@ def figure(groups: dict[str, list[Row]]) -> Any:
     if gained:
         draw_curves(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
     gains.axhline(0, color="#3a4a5a", linewidth=0.8)
+    for axes in (controls, gains):
+        _legend_below(axes)
     controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
     gains.set_title("Gain on the same seed (bands: two seeds)", fontsize=10)
     return picture
+
+
+def _legend_below(axes: Any) -> None:
+    """Names under the axes, where they hide no line."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
 
 
 def _gain_curves(
@@ -158,7 +165,9 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
     shown = {
         label: group
         for label, group in groups.items()
-        if group[0]["config"]["strength"] in (0, 10) and group[0]["config"]["learning_rate"] == 0.01
+        if group[0]["config"]["strength"] in (0, 10)
+        and group[0]["config"]["learning_rate"] == 0.01
+        and group[0]["config"]["init"] == "reference"
     }
 
     def series(value: Any) -> dict[str, Any]:
