@@ -1,18 +1,16 @@
 """The proximal form of weight scope regularization: exact, and stable at every strength."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import ArrayLike, PyTree, Real
+from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.regularization import (
-    RegularizeScopeState,
     Scale,
     Strength,
     check_strength,
     layer_weights,
+    targeted_transformation,
     value_at,
 )
 from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers, weight_scope
@@ -107,36 +105,15 @@ def proximal_scope(
     if not callable(learning_rate):
         check_strength(learning_rate, "learning_rate")
 
-    def init(params: PyTree) -> RegularizeScopeState:
-        select_layers(params, select)
-        return RegularizeScopeState(count=jnp.zeros((), jnp.int32))
-
-    def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree | None = None,
-        *,
-        target: WeightScope | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, RegularizeScopeState]:
-        del extra
-        if params is None or target is None:
-            missing = "params" if params is None else "target"
-            raise ValueError(
-                f"proximal_scope got no {missing}: "
-                "call update(updates, state, params, target=scope)"
-            )
+    def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
         moved = proximal_scope_step(
             optax.apply_updates(params, updates),
             target,
-            step_size=value_at(learning_rate, state.count),
-            strength=value_at(strength, state.count),
+            step_size=value_at(learning_rate, count),
+            strength=value_at(strength, count),
             select=select,
             scale=scale,
         )
-        updates = jax.tree.map(
-            lambda u, new, old: (new - old).astype(u.dtype), updates, moved, params
-        )
-        return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
+        return jax.tree.map(lambda u, new, old: (new - old).astype(u.dtype), updates, moved, params)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return targeted_transformation("proximal_scope", change, select)

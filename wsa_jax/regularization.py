@@ -134,6 +134,27 @@ def regularize_scope(
     """
     check_strength(strength)
 
+    def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
+        scaled = value_at(strength, count)
+        gradient = scope_gradient(params, target, select=select, scale=scale)
+        return jax.tree.map(lambda u, g: u + (scaled * g).astype(u.dtype), updates, gradient)
+
+    return targeted_transformation("regularize_scope", change, select)
+
+
+def targeted_transformation(
+    name: str, change: Callable[[PyTree, Array, PyTree, WeightScope], PyTree], select: Rule
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optax transformation of ``change(updates, count, params, target) -> updates``.
+
+    Errors: an update without params or target is a ValueError that names the transformation; so is
+    an ``init`` on parameters in which the rule selects nothing.
+
+    >>> transform = targeted_transformation("keep", lambda u, count, params, target: u, kernels)
+    >>> int(transform.init({"kernel": jnp.eye(2)}).count)
+    0
+    """
+
     def init(params: PyTree) -> RegularizeScopeState:
         select_layers(params, select)
         return RegularizeScopeState(count=jnp.zeros((), jnp.int32))
@@ -150,12 +171,9 @@ def regularize_scope(
         if params is None or target is None:
             missing = "params" if params is None else "target"
             raise ValueError(
-                f"regularize_scope got no {missing}: "
-                "call update(updates, state, params, target=scope)"
+                f"{name} got no {missing}: call update(updates, state, params, target=scope)"
             )
-        scaled = strength(state.count) if callable(strength) else strength
-        gradient = scope_gradient(params, target, select=select, scale=scale)
-        updates = jax.tree.map(lambda u, g: u + (scaled * g).astype(u.dtype), updates, gradient)
+        updates = change(updates, state.count, params, target)
         return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformationExtraArgs(init, update)
