@@ -160,7 +160,7 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
 
     from wsa_jax.plots import draw_curves
 
-    picture = Figure(figsize=(10, 3.6), layout="constrained")
+    picture = Figure(figsize=(11, 4.2), layout="constrained")
     axes = picture.subplots(1, 3)
     shown = {
         label: group
@@ -201,6 +201,7 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
         xlabel="round", ylabel="std lost by averaging, last layer, %",
     )  # fmt: skip
     axes[0].set_yscale("log")
+    _legend_below(axes[0])
     for other in axes[1:]:
         other.get_legend().remove()
     return picture

@@ -91,7 +91,7 @@ def partition_heatmap(
 PALETTE = ("#1b4965", "#d1495b", "#66a182", "#edae49", "#8e6c8a", "#5c7285", "#b0603a", "#2e8b9a")
 """Line colours, told apart also in grey by their lightness or by the dashes of `draw_curves`."""
 
-_DASHES = ("-", "-", "--", "--", ":", ":", "-.", "-.")
+_DASHES = ("-", "--", ":", "-.")
 
 
 def draw_curves(
@@ -129,7 +129,8 @@ def draw_curves(
             )
         values = np.asarray([y for _, y in runs], float)
         color = PALETTE[index % len(PALETTE)]
-        dash = _DASHES[index % len(_DASHES)]
+        # Shifted at each turn of the palette, so that no two of 32 lines look the same.
+        dash = _DASHES[(index // 2 + index // len(PALETTE)) % len(_DASHES)]
         axes.plot(x, values.mean(axis=0), dash, color=color, label=label, linewidth=1.8)
         if len(runs) > 1:
             axes.fill_between(
