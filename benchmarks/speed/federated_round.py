@@ -151,6 +151,7 @@ def measure(args: Args, scenario: Scenario, names: list[str]) -> dict[str, Any]:
         },
         "peak_mib": peaks,
         "loss": {name: round(end["loss"], 4) for name, end in ends.items()},
+        "packages": {name: end["packages"] for name, end in ends.items()},
         "settings": {
             key: value
             for key, value in dataclasses.asdict(scenario).items()

@@ -13,13 +13,16 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 # Examples on which the trained model's loss is taken: the same ones on every side.
 EVALUATED = 2000
+# Those whose versions a side reports, where it has them.
+PACKAGES = ("jax", "torch", "pfl", "flwr", "ray", "fedjax", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,10 @@ class Turns:
         self._begin = time.perf_counter()
 
     def finish(self, loss: float, **more: float) -> None:
-        self._answer({"loss": loss, **more})
+        installed = {found.name: found.version for found in metadata.distributions()}
+        packages = {name: installed[name] for name in PACKAGES if name in installed}
+        self._answer({"loss": loss, "packages": packages, **more})
 
-    def _answer(self, values: dict[str, float]) -> None:
+    def _answer(self, values: dict[str, Any]) -> None:
         self._answers.write(json.dumps(values) + "\n")
         self._answers.flush()
