@@ -16,6 +16,10 @@ medians of ours over theirs, round by round. The loss is that of the model after
 on the same 2,000 training examples everywhere: seeds differ, so it is near, not equal. Memory sums
 the peaks of a side's processes (Flower has several, which share pages). The last line is JSON.
 
+Run it on a machine that is otherwise idle: PyTorch's threads wait for one another at every
+operation, and with two of them among busy processes its small batches took thirty times as long.
+Ray's processes use about 3 % of one core while the other sides have their turns.
+
     python -m benchmarks.speed.federated_round --scaling
 
 measures time and memory of our own rounds against the number of clients instead.

@@ -1,14 +1,14 @@
 """The Flower side: its simulation engine on Ray, held by the strategy after aggregation.
 
-As many clients train at once as there are threads, each of them with one: on a processor with few
-cores that is faster than one client with all threads.
+As many clients train at once as there are threads, each of them with one, as Flower's resources
+per client are meant. Each gets a new model, as in Flower's own examples.
 """
 
 import os
 import random
 from typing import Any
 
-# Read when Flower and Ray are imported; Ray's memory monitor would end actors on a full machine.
+# Read when Flower and Ray are imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
