@@ -75,6 +75,7 @@ class Args:
     """smoke: ours alone, tiny, nothing recorded; cpu: the recorded figures."""
     scenarios: tuple[str, ...] = ("silo", "small_clients")
     sides: tuple[str, ...] = tuple(SIDES)
+    """Whom to measure; ours always takes part."""
     rounds: int = 7
     """Counted rounds; one more warms up."""
     threads: int = os.cpu_count() or 1
@@ -115,7 +116,8 @@ def start(args: Args, scenario: Scenario, names: list[str], sides: dict[str, Sid
         kind = SIDES[name]
         python = environment(kind, args.peers)
         if python is None:
-            print(f"{name} is left out: python {ROOT}/speed/peers/make_venvs.py", flush=True)
+            script = f"benchmarks/speed/peers/make_venvs.py --folder {args.peers}"
+            print(f"{name} is left out; to install it: python {script}", flush=True)
             continue
         sides[name] = Side(name, python, kind, scenario)
 
@@ -215,7 +217,8 @@ def run_scenarios(args: Args, dataset: Any) -> dict[str, Any]:
     figures: dict[str, Any] = {"benchmark": "federated_round"}
     for name in args.scenarios:
         # A cohort of few steps is where training all clients at once may pay on a CPU.
-        names = [side for side in args.sides if side != "ours_vmap" or name == "small_clients"]
+        left_out = {"ours"} if name == "small_clients" else {"ours", "ours_vmap"}
+        names = ["ours", *(side for side in args.sides if side not in left_out)]
         with tempfile.TemporaryDirectory() as folder:
             scenario = make_scenario(SHAPES[name], args, dataset, folder)
             found = measure(args, scenario, names)
