@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +46,8 @@ def tiny_info() -> DatasetInfo:
 
 @pytest.fixture(scope="session")
 def tiny_task(tiny_info) -> Task:
-    """An MLP of 99 parameters on the tiny images."""
-    return classification(MLP(features=(6, 3)), tiny_info)
+    """An MLP of 939 parameters on the tiny images."""
+    return classification(MLP(features=(72, 3)), tiny_info)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from wsa_jax import weight_scope
-from wsa_jax.federated import Execution, FederatedData, LocalSettings, Partition, ServerState
+from wsa_jax.federated import (
+    Aggregation,
+    Execution,
+    FederatedData,
+    LocalSettings,
+    Partition,
+    ServerState,
+    clients_mesh,
+)
 from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.round import make_round
 
@@ -47,8 +55,19 @@ class Federation(NamedTuple):
     def settings(learning_rate=0.1, strength=1.0) -> RoundSettings:
         return RoundSettings(jnp.float32(learning_rate), jnp.float32(strength))
 
-    def round(self, algorithm, form=None, *, clients="map", participants=4, fuse_target=True):
+    def round(
+        self,
+        algorithm,
+        form=None,
+        *,
+        clients="map",
+        devices=None,
+        participants=4,
+        fuse_target=True,
+        aggregation=Aggregation(),
+    ):
         """The jitted round; equal arguments share it, so tests share compilations."""
+        mesh = None if devices is None else clients_mesh(jax.devices()[:devices])
         return make_round(
             self.task,
             algorithm,
@@ -57,7 +76,8 @@ class Federation(NamedTuple):
             local=self.local,
             scope_form=FORMS[form or "plain"],
             fuse_target=fuse_target,
-            execution=Execution(clients=clients, donate=False),
+            aggregation=aggregation,
+            execution=Execution(clients=clients, mesh=mesh, donate=False),
         )
 
 

@@ -5,13 +5,30 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from wsa_jax.federated import algorithms
+from wsa_jax.federated.client import RoundSettings
 
+OPTIMIZER = optax.nadam(0.05)
 # One entry an algorithm: a function without arguments that makes it.
-ALGORITHMS = {"fed_avg": algorithms.fed_avg}
-FORMS = ["plain", "gradient", "penalty", "proximal"]
+ALGORITHMS = {
+    "fed_avg": algorithms.fed_avg,
+    "fed_prox": algorithms.fed_prox,
+    "scaffold": algorithms.scaffold,
+    "fed_exp": algorithms.fed_exp,
+    "fed_avg_m": algorithms.fed_avg_m,
+    "fed_adam": algorithms.fed_adam,
+    "fed_yogi": algorithms.fed_yogi,
+    "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER),
+}
+# The forms differ inside the local steps alone: all of them once, and one with every algorithm.
+CASES = [(name, form) for name in ALGORITHMS for form in ("plain", "gradient")]
+CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal")]
+
+
+SETTINGS = RoundSettings(jnp.float32(0.1), jnp.float32(1.0))
 
 
 @pytest.fixture(scope="module", params=ALGORITHMS)
@@ -19,14 +36,16 @@ def algorithm(request):
     return ALGORITHMS[request.param]()
 
 
-@pytest.fixture(scope="module", params=FORMS)
-def form(request):
-    return request.param
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    name, form = request.param
+    return ALGORITHMS[name](), form
 
 
 @pytest.fixture(scope="module")
-def cell(federation, algorithm, form):
+def cell(federation, case):
     """The arguments and the outcome of one jitted round, clients by map."""
+    algorithm, form = case
     run = federation.round(algorithm, form)
     arguments = (federation.key, federation.start(algorithm), federation.data)
     return run, arguments, run(*arguments, federation.settings())
@@ -80,40 +99,56 @@ def test_other_numbers_and_keys_need_no_second_compilation(federation, cell):
     assert run._cache_size() == before
 
 
-def test_map_equals_vmap(federation, algorithm, form, cell, assert_close):
-    _, arguments, outcome = cell
-    together = federation.round(algorithm, form, clients="vmap")
-    assert_close(together(*arguments, federation.settings()), outcome, atol=1e-5)
+@pytest.fixture(scope="module")
+def wsa_cell(federation, algorithm):
+    """A second round, with WSA, from client states that differ: map, and its outcome."""
+    run = federation.round(algorithm, "gradient")
+    first, _ = run(federation.key, federation.start(algorithm), federation.data, SETTINGS)
+    arguments = (federation.key, first, federation.data, SETTINGS)
+    return arguments, run(*arguments)
+
+
+def test_map_equals_vmap(federation, algorithm, wsa_cell, assert_close):
+    arguments, outcome = wsa_cell
+    together = federation.round(algorithm, "gradient", clients="vmap")
+    assert_close(together(*arguments), outcome, atol=1e-5)
+
+
+def test_map_equals_sharded(federation, algorithm, wsa_cell, assert_close):
+    arguments, outcome = wsa_cell
+    sharded = federation.round(algorithm, "gradient", devices=4)
+    assert_close(sharded(*arguments), outcome, atol=1e-5)
 
 
 def test_jit_equals_no_jit(federation, algorithm, assert_close):
-    # One form: the three differ inside the local steps, which are one compiled scan either way.
     run = federation.round(algorithm, "gradient")
     arguments = (federation.key, federation.start(algorithm), federation.data)
     found = run.__wrapped__(*arguments, federation.settings())
     assert_close(found, run(*arguments, federation.settings()), atol=1e-5)
 
 
-def test_strength_0_equals_the_plain_algorithm(federation, algorithm, cell, assert_close):
+def test_strength_0_equals_the_plain_algorithm(federation, case, cell, assert_close):
     run, arguments, _ = cell
+    algorithm, _ = case
     plain = federation.round(algorithm, "plain")(*arguments, federation.settings())
     found = run(*arguments, federation.settings(strength=0.0))
     assert_close(found[0], plain[0], atol=1e-6)
 
 
-def test_strength_pulls_the_clients_to_the_target(federation, form, cell):
+def test_strength_pulls_the_clients_to_the_target(federation, case, cell):
     run, arguments, _ = cell
     distances = [
         run(*arguments, federation.settings(strength=s))[1].target_divergence.sum()
         for s in (0.0, 3.0)
     ]
-    if form == "plain":
+    if case[1] == "plain":
         assert distances[0] == distances[1]
     else:
         assert distances[1] < distances[0]
 
 
-def test_gradient_equals_penalty(federation, algorithm, assert_close):
+def test_gradient_equals_penalty(federation, assert_close):
+    algorithm = algorithms.fed_avg()
     arguments = (federation.key, federation.start(algorithm), federation.data)
     outcomes = [
         federation.round(algorithm, form)(*arguments, federation.settings(strength=3.0))

@@ -121,7 +121,7 @@ class TestHistory:
 
     def test_constant_layers_are_left_out_and_named(self, federate, tiny_task):
         params, _ = tiny_task.init(jax.random.key(0))
-        params["Dense_1"]["kernel"] = jnp.zeros((6, 3))
+        params["Dense_1"]["kernel"] = jnp.zeros((72, 3))
         result = federate(params=params, rounds=1)
         assert result.left_out == ("Dense_1/kernel",)
         assert result.history[0]["layers"] == ["Dense_0/kernel"]
@@ -186,7 +186,7 @@ class TestErrors:
     def test_target_of_other_layers(self, federate):
         wsa = WeightScopeAlignment(target=weight_scope({"w": jnp.eye(3)}))
         with pytest.raises(
-            ValueError, match=r"layer Dense_0/kernel has 54 .* layer w of the target"
+            ValueError, match=r"layer Dense_0/kernel has 648 .* layer w of the target"
         ):
             federate(wsa=wsa)
 

@@ -1,9 +1,23 @@
 """Federated simulation: partitions, algorithms, rounds, and weight scope alignment on top."""
 
 from wsa_jax.federated.add_on import WeightScopeAlignment as WeightScopeAlignment
+from wsa_jax.federated.aggregate import Aggregation as Aggregation
+from wsa_jax.federated.aggregate import coordinate_median as coordinate_median
+from wsa_jax.federated.aggregate import trimmed_mean as trimmed_mean
 from wsa_jax.federated.algorithms import FederatedAlgorithm as FederatedAlgorithm
+from wsa_jax.federated.algorithms import fed_adam as fed_adam
 from wsa_jax.federated.algorithms import fed_avg as fed_avg
+from wsa_jax.federated.algorithms import fed_avg_m as fed_avg_m
+from wsa_jax.federated.algorithms import fed_exp as fed_exp
+from wsa_jax.federated.algorithms import fed_prox as fed_prox
+from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
+from wsa_jax.federated.algorithms import scaffold as scaffold
+from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
 from wsa_jax.federated.client import LocalSettings as LocalSettings
+from wsa_jax.federated.communication import RoundBytes as RoundBytes
+from wsa_jax.federated.communication import bytes_per_round as bytes_per_round
+from wsa_jax.federated.diagnostics import RoundInfo as RoundInfo
+from wsa_jax.federated.mesh import clients_mesh as clients_mesh
 from wsa_jax.federated.partition import Partition as Partition
 from wsa_jax.federated.partition import dirichlet_equal as dirichlet_equal
 from wsa_jax.federated.partition import dirichlet_unequal as dirichlet_unequal
@@ -12,7 +26,6 @@ from wsa_jax.federated.partition import partition_table as partition_table
 from wsa_jax.federated.partition import shards as shards
 from wsa_jax.federated.round import Execution as Execution
 from wsa_jax.federated.round import FederatedData as FederatedData
-from wsa_jax.federated.round import RoundInfo as RoundInfo
 from wsa_jax.federated.round import ServerState as ServerState
 from wsa_jax.federated.round import make_round as make_round
 from wsa_jax.federated.simulate import SimulationResult as SimulationResult

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import ArrayLike, PyTree, Real
+from jaxtyping import ArrayLike, Real
 
 from wsa_jax.federated.client import Form, ScopeForm
 from wsa_jax.regularization import Scale, check_strength
-from wsa_jax.scope import WeightScope, check_same_layers, constant_target, weight_scope
+from wsa_jax.scope import WeightScope, check_same_layers, constant_target
 from wsa_jax.select import Rule, kernels
 from wsa_jax.stability import check_stability
 
@@ -44,13 +44,12 @@ class WeightScopeAlignment:
             )
 
 
-def initial_target(params: PyTree, wsa: WeightScopeAlignment | None, select: Rule) -> WeightScope:
+def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:
     """Return the target of round 0: the initial model's own scope, or the fixed one.
 
     Raises:
       ValueError: a fixed target is of other layers.
     """
-    scope = weight_scope(params, select=select)
     if wsa is None or isinstance(wsa.target, str):
         return scope
     if isinstance(wsa.target, tuple):
@@ -61,12 +60,16 @@ def initial_target(params: PyTree, wsa: WeightScopeAlignment | None, select: Rul
 
 
 def check_bound(
-    params: PyTree, target: WeightScope, form: ScopeForm, rates: np.ndarray, strengths: np.ndarray
+    scope: WeightScope,
+    target: WeightScope,
+    form: ScopeForm,
+    rates: np.ndarray,
+    strengths: np.ndarray,
 ) -> None:
     """The bound at the round with the largest product; later rounds show theirs in the info."""
     worst = int(np.argmax(rates * strengths))
     check_stability(
-        weight_scope(params, select=form.select),
+        scope,
         target,
         learning_rate=float(rates[worst]),
         strength=float(strengths[worst]),

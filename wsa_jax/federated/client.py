@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
+from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.proximal import proximal_scope
 from wsa_jax.regularization import Scale, regularize_scope, scope_penalty
@@ -153,11 +154,14 @@ def train_client(
     local: LocalSettings,
     scope_form: ScopeForm | None,
     epochs: int,
+    clip_norm: float | int | None = None,
 ) -> ClientResult:
     """Train the global model on one client's data for one round.
 
     A local step, in this order: gradient of the loss, the algorithm's correction, weight scope
     regularization, global-norm clip, weight decay, SGD, proximal scope step if that is the form.
+    At the end the update as a whole is clipped to ``clip_norm``. ``server`` is what the algorithm
+    broadcasts.
 
     Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
     is 0. A NaN loss makes the client's update NaN.
@@ -202,7 +206,7 @@ def train_client(
     (trained, model_state, _), losses = jax.lax.scan(
         step, carry, (jnp.arange(local.steps), positions, mask)
     )
-    update = jax.tree.map(jnp.subtract, trained, params)
+    update = clip_update(jax.tree.map(jnp.subtract, trained, params), clip_norm)
     client, message = algorithm.finish(update, context)
     return ClientResult(update, model_state, message, client, jnp.mean(losses))
 

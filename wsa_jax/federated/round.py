@@ -1,5 +1,6 @@
 """One federated round as a pure function: broadcast, local training, one reduction, server step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +9,32 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer, Key, PyTree
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Integer, Key, PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
+from wsa_jax.federated import mesh as meshes
+from wsa_jax.federated.aggregate import (
+    Aggregation,
+    Sent,
+    aggregate,
+    all_finite,
+    as_numbers,
+    like,
+    term,
+)
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, add_update
 from wsa_jax.federated.client import (
-    ClientResult,
     LocalSettings,
     RoundSettings,
     ScopeForm,
     train_client,
 )
-from wsa_jax.scope import WeightScope, fuse_scopes, scope_divergence, weight_scope
+from wsa_jax.federated.diagnostics import ClientRow, RoundInfo, round_info
+from wsa_jax.scope import WeightScope, scope_divergence, weight_scope
+from wsa_jax.select import Rule, kernels
 from wsa_jax.stability import stability
 from wsa_jax.training import Task
-from wsa_jax.tree import weighted_mean
 
 
 @jax.tree_util.register_dataclass
@@ -46,36 +59,6 @@ class ServerState:
     round: Integer[Array, ""]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class RoundInfo:
-    """What one wants to look at after a round; divergences are in nats, one number a layer.
-
-    Attributes:
-      loss: mean training loss of each participant over its local steps, ``[participants]``.
-      participants: which clients took part, ``[participants]``.
-      clients: their weight scopes after local training, ``[participants, layers]``.
-      client_divergence: mean KL between two different participants, ``[layers]``; 0 for one client.
-      target_divergence: mean KL of a participant from the target it was held to, ``[layers]``.
-      average: weight scope of the averaged model, ``[layers]``.
-      fused: scope fused from the participants (Eq. 4), ``[layers]``.
-      update_norm: norm of each participant's update, ``[participants]``.
-      mean_update_norm: norm of the weighted mean update.
-      stability: share of the explicit step's stable range in use, ``[layers]``; 0 without WSA.
-    """
-
-    loss: Float[Array, " participants"]
-    participants: Integer[Array, " participants"]
-    clients: WeightScope
-    client_divergence: Float[Array, " layers"]
-    target_divergence: Float[Array, " layers"]
-    average: WeightScope
-    fused: WeightScope
-    update_norm: Float[Array, " participants"]
-    mean_update_norm: Float[Array, ""]
-    stability: Float[Array, " layers"]
-
-
 class FederatedData(NamedTuple):
     """Examples shared by all clients, and who owns which: device arrays.
 
@@ -97,19 +80,23 @@ class Execution:
     """Performance settings: none changes a result beyond rounding.
 
     Attributes:
-      clients: ``"map"`` trains one client after another (CPU, or little memory), ``"vmap"`` all at
-        once (accelerators).
+      clients: ``"map"`` trains one client after another (CPU, or little memory: with a mean it
+        holds one update at a time, however many take part), ``"vmap"`` all at once (accelerators).
+      mesh: devices to spread the participants over (`clients_mesh`); on each, ``clients`` applies.
       donate: let a round reuse the buffers of the state it is given.
       evaluation_batch: examples evaluated at once.
     """
 
     clients: Literal["map", "vmap"] = "map"
+    mesh: Mesh | None = None
     donate: bool = True
     evaluation_batch: int = 500
 
     def __post_init__(self):
         if self.clients not in ("map", "vmap"):
             raise ValueError(f"clients {self.clients!r} is unknown; give 'map' or 'vmap'")
+        if self.mesh is not None:
+            meshes.check_mesh(self.mesh)
 
 
 RoundFn = Callable[
@@ -126,8 +113,9 @@ def make_round(
     epochs: int,
     local: LocalSettings,
     scope_form: ScopeForm | None = None,
-    diagnose: ScopeForm | None = None,
+    select: Rule = kernels,
     fuse_target: bool = True,
+    aggregation: Aggregation = Aggregation(),
     execution: Execution = Execution(),
 ) -> RoundFn:
     """Make the jitted function of one round, ``(key, state, data, settings) -> (state, info)``.
@@ -140,28 +128,32 @@ def make_round(
       epochs: see `wsa_jax.federated.client.epochs_needed`.
       local: settings of local training.
       scope_form: how weight scope alignment acts; None for the plain algorithm.
-      diagnose: layers to diagnose where scope_form is None.
+      select: layers to diagnose where scope_form is None.
       fuse_target: replace the target by the fused scope after each round (Eq. 4), or keep it.
+      aggregation: mean or a robust rule, clipping, what becomes of NaN.
       execution: performance settings.
 
     Guarantees: equal arguments return the same function, so settings that are plain numbers share
-    one compilation; equal keys and states give bitwise equal results. With a linear algorithm the
-    server needs sums over clients only.
+    one compilation; equal keys and states give bitwise equal results. With the mean, a round over a
+    mesh is one all-reduce of the sums; client states (SCAFFOLD) and robust rules need more.
+
+    Edge case: a round in which no client is accepted changes nothing but its number.
 
     Source: WSA, Algorithm 1.
     """
-    select = (scope_form or diagnose or ScopeForm()).select
+    select = scope_form.select if scope_form is not None else select
+    mesh = execution.mesh
 
     def one_client(
         state: ServerState, data: FederatedData, settings: RoundSettings, xs: tuple
-    ) -> ClientResult:
-        client, key, client_state = xs
-        return train_client(
+    ) -> tuple[Sent, ClientRow, Any]:
+        client, key, valid, client_state = xs
+        result = train_client(
             key,
             state.params,
             state.model_state,
             state.target,
-            state.server,
+            algorithm.broadcast(state.server),
             client_state,
             data.images,
             data.labels,
@@ -173,7 +165,108 @@ def make_round(
             local=local,
             scope_form=scope_form,
             epochs=epochs,
+            clip_norm=aggregation.clip_norm,
         )
+        scope = weight_scope(add_update(state.params, result.update), select=select)
+        by_samples = as_numbers((result.update, result.message, result.model_state))
+        finite = all_finite(by_samples) if aggregation.drop_nonfinite else jnp.array(True)
+        accepted = valid & finite & (data.sizes[client] > 0)
+        used = jnp.zeros_like(scope.mean)
+        if scope_form is not None:
+            used = stability(
+                scope, state.target, learning_rate=settings.learning_rate,
+                strength=settings.strength, scale=scope_form.scale,
+            )  # fmt: skip
+        row = ClientRow(
+            loss=result.loss,
+            mean=jnp.asarray(scope.mean),
+            std=jnp.asarray(scope.std),
+            target_divergence=scope_divergence(scope, state.target),
+            stability=used,
+            update_norm=optax.tree.norm(result.update),
+            accepted=accepted,
+            finite=finite,
+        )
+        one = accepted.astype(jnp.float32)
+        sent = Sent(by_samples, (scope.mean, jnp.square(scope.std)), one * data.sizes[client], one)
+        return sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client
+
+    def train(
+        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
+    ) -> tuple[Sent, ClientRow, Any]:
+        """Train a block of clients; what they sent is summed, or stacked for a robust rule."""
+        work = functools.partial(one_client, state, data, settings)
+        if execution.clients == "vmap":
+            sent, rows, clients = jax.vmap(work)(each)
+            if aggregation.rule == "mean":
+                sent = jax.tree.map(lambda x: x.sum(axis=0), jax.vmap(term)(sent))
+            return sent, rows, clients
+        if aggregation.rule != "mean":
+            return jax.lax.map(work, each)
+
+        def step(total: Sent, xs: tuple) -> tuple[Sent, tuple[ClientRow, Any]]:
+            sent, row, client = work(xs)
+            return jax.tree.map(jnp.add, total, term(sent)), (row, client)
+
+        first = jax.tree.map(lambda leaf: leaf[0], each)
+        shapes = jax.eval_shape(lambda xs: term(work(xs)[0]), first)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        sent, (rows, clients) = jax.lax.scan(step, zero, each)
+        return sent, rows, clients
+
+    def train_here(
+        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
+    ) -> tuple[Sent, ClientRow, Any]:
+        chosen, keys, valid = each
+        states = jax.tree.map(lambda leaf: leaf[chosen], state.clients)
+        sent, rows, new = train(state, data, settings, (chosen, keys, valid, states))
+        put = functools.partial(meshes.put_rows, place=chosen, accepted=rows.accepted > 0)
+        clients = jax.tree.map(put, state.clients, new)
+        return aggregate(sent, aggregation), rows, clients
+
+    def train_on_mesh(
+        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
+    ) -> tuple[Sent, ClientRow, Any]:
+        assert mesh is not None
+        devices = mesh.shape[meshes.AXIS]
+        num_clients = data.sizes.shape[0]
+        sharded = meshes.states_are_sharded(num_clients, mesh)
+        whole = PartitionSpec()
+        split = meshes.state_spec(num_clients, mesh)
+
+        def on_device(
+            state: ServerState, own: Any, data: FederatedData, settings: RoundSettings, each: tuple
+        ) -> tuple[Sent, ClientRow, Any]:
+            chosen = each[0]
+            block = len(chosen) // devices
+            first = jax.lax.axis_index(meshes.AXIS) * block
+            mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, block), each)
+            states = meshes.take_states(own, chosen, sharded, devices)
+            sent, rows, new = train(state, data, settings, (*mine, states))
+            rows = jax.tree.map(
+                lambda x: jax.lax.dynamic_update_slice_in_dim(
+                    jnp.zeros((len(chosen), *x.shape[1:]), x.dtype), x, first, 0
+                ),
+                rows,
+            )
+            if aggregation.rule == "mean":
+                flat, unravel = ravel_pytree((sent, rows))
+                sent, rows = unravel(jax.lax.psum(flat, meshes.AXIS))
+            else:
+                rows = jax.lax.psum(rows, meshes.AXIS)
+                sent = jax.lax.all_gather(sent, meshes.AXIS, tiled=True)
+            own = meshes.put_states(own, new, chosen, rows.accepted > 0, sharded)
+            return aggregate(sent, aggregation), rows, own
+
+        sharded_train = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(whole, split, whole, whole, whole),
+            out_specs=(whole, whole, split),
+            check_vma=False,
+        )
+        without_clients = dataclasses.replace(state, clients=())
+        return sharded_train(without_clients, state.clients, data, settings, each)
 
     def run(
         key: Key[Array, ""], state: ServerState, data: FederatedData, settings: RoundSettings
@@ -183,79 +276,43 @@ def make_round(
         chosen = jnp.arange(num_clients)
         if participants < num_clients:
             chosen = jax.random.choice(draw_key, num_clients, (participants,), replace=False)
+        # A mesh trains equal blocks: the last may hold stand-ins, which are never accepted.
+        padding = 0 if mesh is None else -participants % mesh.shape[meshes.AXIS]
+        each = jnp.concatenate([chosen, jnp.broadcast_to(chosen[:1], (padding,))])
         # A client's key depends on the client and the round alone, not on who else takes part.
-        keys = jax.vmap(lambda client: jax.random.fold_in(train_key, client))(chosen)
-        local_states = jax.tree.map(lambda leaf: leaf[chosen], state.clients)
+        keys = jax.vmap(lambda client: jax.random.fold_in(train_key, client))(each)
+        valid = jnp.arange(len(each)) < participants
 
-        train = functools.partial(one_client, state, data, settings)
-        each = (chosen, keys, local_states)
-        results = jax.vmap(train)(each) if execution.clients == "vmap" else jax.lax.map(train, each)
-
-        weights = data.sizes[chosen].astype(jnp.float32)
-        update = weighted_mean(results.update, weights)
+        train_all = train_here if mesh is None else train_on_mesh
+        mean, rows, clients = train_all(state, data, settings, (each, keys, valid))
+        rows = jax.tree.map(lambda x: x[:participants], rows)
+        update, message, model_state = mean.by_samples
         context = ServerContext(
             params=state.params,
             update=update,
-            message=weighted_mean(results.message, weights),
+            message=message,
             learning_rate=settings.learning_rate,
-            participants=participants,
-            clients=num_clients,
+            round=state.round,
+            participants=mean.count,
+            share=mean.weight / data.sizes.sum(),
         )
         params, server = algorithm.apply(state.server, context)
-        trained = jax.tree.map(lambda w, d: w[None] + d, state.params, results.update)
-        scopes = jax.vmap(functools.partial(weight_scope, select=select))(trained)
-        fused = fuse_scopes(scopes, weights=(weights > 0).astype(jnp.float32))
-        clients = jax.tree.map(
-            lambda all_, new: all_.at[chosen].set(new), state.clients, results.client
-        )
-        # A round whose participants all are without examples changes neither of these.
-        trains = weights.sum() > 0
+        scope_mean, scope_variance = mean.by_client
+        fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
+        trains = mean.count > 0
         keep_old = functools.partial(jax.tree.map, lambda new, old: jnp.where(trains, new, old))
+        params = keep_old(params, state.params)
         new_state = ServerState(
             params=params,
-            model_state=keep_old(weighted_mean(results.model_state, weights), state.model_state),
+            model_state=keep_old(like(model_state, state.model_state), state.model_state),
             target=keep_old(fused, state.target) if fuse_target else state.target,
-            server=server,
+            server=keep_old(server, state.server),
             clients=clients,
             round=state.round + 1,
         )
-        info = _diagnose(
-            results, chosen, scopes, fused, state, new_state, update, settings, select, scope_form
+        info = round_info(
+            rows, chosen, fused, weight_scope(params, select=select), optax.tree.norm(update)
         )
         return new_state, info
 
     return jax.jit(run, donate_argnums=(1,) if execution.donate else ())
-
-
-def _diagnose(
-    results: ClientResult,
-    chosen: Array,
-    scopes: WeightScope,
-    fused: WeightScope,
-    old: ServerState,
-    new: ServerState,
-    update: PyTree,
-    settings: RoundSettings,
-    select: Any,
-    scope_form: ScopeForm | None,
-) -> RoundInfo:
-    count = scopes.mean.shape[0]
-    pairs = jax.vmap(lambda scope: scope_divergence(scopes, scope))(scopes)
-    used = jnp.zeros_like(fused.mean)
-    if scope_form is not None:
-        used = stability(
-            scopes, old.target, learning_rate=settings.learning_rate,
-            strength=settings.strength, scale=scope_form.scale,
-        ).max(axis=0)  # fmt: skip
-    return RoundInfo(
-        loss=results.loss,
-        participants=chosen,
-        clients=scopes,
-        client_divergence=pairs.sum(axis=(0, 1)) / max(count * (count - 1), 1),
-        target_divergence=scope_divergence(scopes, old.target).mean(axis=0),
-        average=weight_scope(new.params, select=select),
-        fused=fused,
-        update_norm=jax.vmap(optax.tree.norm)(results.update),
-        mean_update_norm=optax.tree.norm(update),
-        stability=used,
-    )

@@ -13,15 +13,20 @@ from jaxtyping import Array
 
 from wsa_jax.checkpoint import CheckpointError, Checkpoints, write_atomically
 from wsa_jax.federated.add_on import WeightScopeAlignment
+from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.client import LocalSettings, ScopeForm
+from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.mesh import barrier, on_host
 from wsa_jax.federated.partition import Partition
-from wsa_jax.federated.round import RoundInfo, ServerState
+from wsa_jax.federated.round import ServerState
 from wsa_jax.scope import WeightScope
 
 
 class RunDirectory:
     """Metrics, identity and checkpoints of one run, on disk.
+
+    With several processes, all see one file system, all call every method, and the first writes.
 
     Raises:
       ValueError: the directory holds another run; names the setting in which it differs.
@@ -29,6 +34,7 @@ class RunDirectory:
 
     def __init__(self, directory: Path, identity: dict[str, Any]):
         directory.mkdir(parents=True, exist_ok=True)
+        self._writes = jax.process_index() == 0
         self._metrics = directory / "metrics.jsonl"
         settings = directory / "run.json"
         if settings.exists():
@@ -39,8 +45,7 @@ class RunDirectory:
                         f"{directory} holds a run with {name} = {found.get(name)}, this one has "
                         f"{value}; give another directory or delete that one"
                     )
-        else:
-            write_atomically(settings, json.dumps(identity, indent=1))
+        self._write(settings, json.dumps(identity, indent=1))
         self._checkpoints = Checkpoints(directory / "checkpoints")
 
     def resume(
@@ -49,7 +54,7 @@ class RunDirectory:
         """Return the newest state and the rows up to it, or the given state and none."""
         done = self._checkpoints.latest()
         if done is None:
-            write_atomically(self._metrics, "")
+            self._write(self._metrics, "")
             return state, []
         if done > len(rates):
             raise ValueError(
@@ -72,11 +77,13 @@ class RunDirectory:
                         f"{i + 1}, this one has {values[i]}; give another directory"
                     )
         # Rows past the checkpoint are of rounds that will be done again.
-        write_atomically(self._metrics, "".join(line + "\n" for line in lines[:done]))
+        self._write(self._metrics, "".join(line + "\n" for line in lines[:done]))
         return self._checkpoints.restore(done, state), rows
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to the metrics and wait until they are on the disk."""
+        if not self._writes:
+            return
         with self._metrics.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
@@ -84,7 +91,14 @@ class RunDirectory:
 
     def save(self, step: int, state: ServerState) -> None:
         """Write a checkpoint; the rows up to it must be there already."""
-        self._checkpoints.save(step, state)
+        self._checkpoints.save(step, on_host(state))
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file once all processes have read what was there."""
+        barrier(str(path))
+        if self._writes:
+            write_atomically(path, text)
+        barrier(str(path))
 
 
 def run_identity(
@@ -93,6 +107,7 @@ def run_identity(
     partition: Partition,
     participants: int,
     local: LocalSettings,
+    aggregation: Aggregation,
     wsa: WeightScopeAlignment | None,
     form: ScopeForm | None,
     layers: tuple[str, ...],
@@ -112,9 +127,10 @@ def run_identity(
         )
     identity = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "algorithm": algorithm.name,
+        "algorithm": [algorithm.name, dict(algorithm.settings)],
         "participants": participants,
         "local": dataclasses.asdict(local),
+        "aggregation": dataclasses.asdict(aggregation),
         "form": None if form is None else [form.form, form.scale],
         "layers": list(layers),
         "target": target,
@@ -124,30 +140,52 @@ def run_identity(
 
 
 def round_row(
-    index: int, info: RoundInfo, rate: float, strength: float, seconds: float
+    index: int,
+    info: RoundInfo,
+    rate: float,
+    strength: float,
+    seconds: float,
+    client_scopes: bool = False,
 ) -> dict[str, Any]:
-    """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer."""
+    """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer.
+
+    Means over clients leave out those that were dropped. With ``client_scopes`` the row also has
+    each participant's means and stds.
+    """
+    # A dropped client's scope is as finite as its update is.
+    finite = np.isfinite(np.asarray(info.clients.std)).all(axis=1)
 
     def numbers(values: Any) -> list[float | None]:
         return [json_number(value) for value in np.asarray(values)]
 
-    return {
+    def mean(values: Any) -> Any:
+        kept = np.asarray(values)[finite]
+        return kept.mean(axis=0) if finite.any() else np.full(kept.shape[1:], np.nan)
+
+    row: dict[str, Any] = {
         "round": index + 1,
         "learning_rate": float(rate),
         "strength": float(strength),
-        "train_loss": json_number(info.loss.mean()),
-        "update_norm": json_number(info.update_norm.mean()),
+        "train_loss": json_number(mean(info.loss)),
+        "dropped": int(info.dropped),
+        "update_norm": json_number(mean(info.update_norm)),
         "mean_update_norm": json_number(info.mean_update_norm),
         "layers": list(info.average.names),
         "client_divergence": numbers(info.client_divergence),
         "target_divergence": numbers(info.target_divergence),
-        "client_mean": numbers(info.clients.mean.mean(axis=0)),
-        "client_std": numbers(info.clients.std.mean(axis=0)),
+        "client_mean": numbers(mean(info.clients.mean)),
+        "client_std": numbers(mean(info.clients.std)),
         "average_std": numbers(info.average.std),
         "fused_std": numbers(info.fused.std),
         "stability": json_number(info.stability.max()),
         "seconds": round(seconds, 4),
     }
+    if client_scopes:
+        row["client_scopes"] = {
+            "mean": [numbers(values) for values in np.asarray(info.clients.mean)],
+            "std": [numbers(values) for values in np.asarray(info.clients.std)],
+        }
+    return row
 
 
 def json_number(value: Any) -> float | None:

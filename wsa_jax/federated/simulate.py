@@ -1,6 +1,8 @@
 """Federated simulation: rounds compiled once, evaluated, recorded, checkpointed and resumed."""
 
 import contextlib
+import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_target
+from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, epochs_needed
+from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.mesh import local as local_copy
+from wsa_jax.federated.mesh import place, state_spec
 from wsa_jax.federated.partition import Partition
-from wsa_jax.federated.round import Execution, FederatedData, RoundInfo, ServerState, make_round
+from wsa_jax.federated.round import Execution, FederatedData, ServerState, make_round
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
 from wsa_jax.regularization import check_strength
+from wsa_jax.scope import weight_scope
 from wsa_jax.select import constant_layers, kernels, without
 from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import check_finite
@@ -31,11 +39,14 @@ class SimulationResult(NamedTuple):
 
     Attributes:
       state: server state after the last round.
+      params: the model to keep: the state's parameters, or what the algorithm makes of them (FedExP
+        keeps the mean of its last two iterates).
       history: one dictionary a round; evaluated rounds hold test_accuracy and test_loss.
       left_out: selected layers without a scope, because their initial weights are all equal.
     """
 
     state: ServerState
+    params: PyTree
     history: list[dict[str, Any]]
     left_out: tuple[str, ...]
 
@@ -61,6 +72,7 @@ def simulate(
     participants: int | None = None,
     learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
     local: LocalSettings = LocalSettings(),
+    aggregation: Aggregation = Aggregation(),
     execution: Execution = Execution(),
     params: PyTree | None = None,
     test: tuple[Any, Any] | None = None,
@@ -68,6 +80,7 @@ def simulate(
     directory: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
+    client_scopes: bool = False,
     progress: bool = False,
 ) -> SimulationResult:
     """Simulate federated rounds: FedAvg or another algorithm, with or without WSA.
@@ -83,6 +96,7 @@ def simulate(
       participants: clients drawn a round; all by default.
       learning_rate: of local SGD, a number or a schedule of the round.
       local: settings of local training.
+      aggregation: mean or a robust rule, clipping of updates, what becomes of NaN.
       execution: performance settings; none changes a result beyond rounding.
       params: initial parameters instead of the task's own.
       test: images and labels to evaluate the global model on.
@@ -90,10 +104,12 @@ def simulate(
       directory: where checkpoints and ``metrics.jsonl`` go; a run found there is resumed.
       checkpoint_every: rounds between checkpoints, by default every evaluation.
       on_round: called with each round's row, in order.
+      client_scopes: put each participant's means and stds into the rows.
       progress: show a progress bar.
 
     Guarantees: one compilation of the round, whatever the plain numbers; a run killed at any moment
-    and started again ends in bitwise the same parameters.
+    and started again ends in bitwise the same parameters. With several processes
+    (`jax.distributed`) every one calls this with the same arguments; the first one writes.
 
     Raises:
       ValueError: settings that do not fit, NaN in the parameters, a target of other layers,
@@ -116,10 +132,11 @@ def simulate(
     left_out = constant_layers(initial, select)
     if left_out:
         select = without(select, left_out)
-    target = initial_target(initial, wsa, select)
+    scope = weight_scope(initial, select=select)
+    target = initial_target(scope, wsa)
     form = ScopeForm(form=wsa.form, scale=wsa.scale, select=select) if wsa else None
     if form is not None and form.form != "proximal":
-        check_bound(initial, target, form, rates, strengths)
+        check_bound(scope, target, form, rates, strengths)
 
     state = ServerState(
         params=initial,
@@ -142,33 +159,40 @@ def simulate(
         ),
         local=local,
         scope_form=form,
-        diagnose=ScopeForm(select=select),
+        select=select,
         fuse_target=wsa is None or isinstance(wsa.target, str),
+        aggregation=aggregation,
         execution=execution,
     )
     run = None
     history: list[dict[str, Any]] = []
     if directory is not None:
         identity = run_identity(
-            key, algorithm, partition, participants, local, wsa, form, target.names, labels
-        )
+            key, algorithm, partition, participants, local, aggregation, wsa, form, target.names,
+            labels,
+        )  # fmt: skip
         run = RunDirectory(Path(directory), identity)
         state, history = run.resume(state, rates, strengths)
 
-    data = FederatedData(
-        jnp.asarray(images),
-        jnp.asarray(labels),
-        jnp.asarray(partition.indices),
-        jnp.asarray(partition.sizes),
-    )
+    done = int(state.round)
+    data = FederatedData(*map(jnp.asarray, (images, labels, partition.indices, partition.sizes)))
     held_out = None if test is None else (jnp.asarray(test[0]), jnp.asarray(test[1]))
     round_key = jax.random.fold_in(key, 1)
+    put = functools.partial(_on_mesh, mesh=execution.mesh)
+    spec = PartitionSpec()
+    if execution.mesh is not None:
+        spec = state_spec(partition.clients, execution.mesh)
+    state = dataclasses.replace(
+        put(dataclasses.replace(state, clients=())), clients=put(state.clients, spec=spec)
+    )
+    data, round_key = put((data, round_key))
     checkpoint_every = checkpoint_every or evaluate_every
     pending: list[tuple[int, RoundInfo]] = []
-    since, done = time.perf_counter(), int(state.round)
+    since = time.perf_counter()
     with _progress(progress, done, rounds) as advance:
         for index in range(done, rounds):
-            settings = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
+            numbers = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
+            settings = put(numbers)
             state, info = round_fn(round_key, state, data, settings)
             pending.append((index, info))
             last = index + 1 == rounds
@@ -179,11 +203,17 @@ def simulate(
                 continue
             jax.block_until_ready(info.loss)
             seconds = (time.perf_counter() - since) / len(pending)
-            rows = [round_row(i, info, rates[i], strengths[i], seconds) for i, info in pending]
+            rows = [
+                round_row(i, info, rates[i], strengths[i], seconds, client_scopes)
+                for i, info in pending
+            ]
             pending.clear()
             if evaluates and held_out is not None:
+                server, params, model_state = local_copy(
+                    (state.server, state.params, state.model_state)
+                )
                 sums = evaluate(
-                    task, state.params, state.model_state, *held_out,
+                    task, algorithm.evaluated(server, params), model_state, *held_out,
                     batch_size=execution.evaluation_batch,
                 )  # fmt: skip
                 rows[-1]["test_accuracy"] = json_number(sums.correct / sums.count)
@@ -198,7 +228,12 @@ def simulate(
                     on_round(row)
             advance(rows[-1])
             since = time.perf_counter()
-    return SimulationResult(state, history, left_out)
+    kept = algorithm.evaluated(state.server, state.params)
+    return SimulationResult(state, kept, history, left_out)
+
+
+def _on_mesh(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec = PartitionSpec()) -> PyTree:
+    return tree if mesh is None else place(tree, mesh, spec)
 
 
 def _check_settings(

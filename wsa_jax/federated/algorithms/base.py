@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, PyTree
 
 
@@ -11,7 +12,7 @@ class LocalContext(NamedTuple):
 
     Attributes:
       params: the global parameters the round began with.
-      server: the algorithm's server state, broadcast.
+      server: what the algorithm broadcasts of its server state.
       client: the algorithm's state of this client.
       learning_rate: of this round's local steps.
       steps: number of local steps.
@@ -25,41 +26,85 @@ class LocalContext(NamedTuple):
 
 
 class ServerContext(NamedTuple):
-    """What the server knows once the clients' updates are averaged.
+    """What the server knows once the clients' updates are aggregated.
 
     Attributes:
       params: the global parameters the round began with.
       update: weighted mean of the clients' updates, ``sum_i p_i (w_i - w) / sum_i p_i``.
       message: weighted mean of the clients' messages, a tree of the algorithm's choice.
       learning_rate: of this round's local steps.
-      participants: number of clients that took part.
-      clients: number of clients there are.
+      round: number of rounds done before this one.
+      participants: number of clients whose updates were taken in.
+      share: the share of all samples that these clients hold, in (0, 1].
     """
 
     params: PyTree
     update: PyTree
     message: PyTree
     learning_rate: Array
-    participants: int
-    clients: int
+    round: Array
+    participants: Array
+    share: Array
+
+
+def no_state(params: PyTree) -> tuple[()]:
+    """Nothing to remember."""
+    del params
+    return ()
+
+
+def same_gradient(gradient: PyTree, params: PyTree, context: LocalContext) -> PyTree:
+    """No correction of the local steps."""
+    del params, context
+    return gradient
+
+
+def no_message(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
+    """The client state as it was, and nothing to send besides the update."""
+    del update
+    return context.client, ()
+
+
+def nothing(server: Any) -> Any:
+    """Clients need nothing of the server state."""
+    del server
+    return ()
+
+
+def current(server: Any, params: PyTree) -> PyTree:
+    """The model to evaluate is the one training goes on from."""
+    del server
+    return params
+
+
+def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
+    """Return ``params + scale update``, computed in float32 and kept in each leaf's dtype."""
+    return jax.tree.map(lambda w, d: (w + scale * d).astype(w.dtype), params, update)
 
 
 class FederatedAlgorithm(NamedTuple):
-    """One federated algorithm, as pure functions; stateless parts return empty tuples.
+    """One federated algorithm, as pure functions; each says only where it is not FedAvg.
 
     Attributes:
       name: how tables and ledgers call it.
+      apply: ``(server state, context) -> (params, server state)``, once a round. A round in which
+        no client's update was taken in does not reach it.
+      settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only by the same.
       init_server: ``params -> server state``.
       init_client: ``params -> state of one client``; the simulation stacks it over clients.
+      broadcast: ``server state -> what clients get of it``, besides the parameters.
       correct: ``(gradient, local params, context) -> gradient``, at every local step, before
         weight scope regularization, clipping and weight decay.
       finish: ``(update, context) -> (client state, message)``, once after the local steps.
-      apply: ``(server state, context) -> (params, server state)``, once a round.
+      evaluated: ``(server state, params) -> params`` of the model to evaluate and to keep.
     """
 
     name: str
-    init_server: Callable[[PyTree], Any]
-    init_client: Callable[[PyTree], Any]
-    correct: Callable[[PyTree, PyTree, LocalContext], PyTree]
-    finish: Callable[[PyTree, LocalContext], tuple[Any, Any]]
     apply: Callable[[Any, ServerContext], tuple[PyTree, Any]]
+    settings: tuple[tuple[str, float | int | str], ...] = ()
+    init_server: Callable[[PyTree], Any] = no_state
+    init_client: Callable[[PyTree], Any] = no_state
+    broadcast: Callable[[Any], Any] = nothing
+    correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
+    finish: Callable[[PyTree, LocalContext], tuple[Any, Any]] = no_message
+    evaluated: Callable[[Any, PyTree], PyTree] = current

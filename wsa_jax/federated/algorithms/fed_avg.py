@@ -3,30 +3,14 @@
 import functools
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext, ServerContext
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, add_update
 
 
-def _stateless(params: PyTree) -> tuple[()]:
-    del params
-    return ()
-
-
-def _correct(gradient: PyTree, params: PyTree, context: LocalContext) -> PyTree:
-    del params, context
-    return gradient
-
-
-def _finish(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
-    del update
-    return context.client, ()
-
-
-def _apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
-    params = jax.tree.map(lambda w, d: w + d.astype(w.dtype), context.params, context.update)
-    return params, server
+def apply_mean(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
+    """Add the mean update."""
+    return add_update(context.params, context.update), server
 
 
 @functools.cache
@@ -43,4 +27,4 @@ def fed_avg() -> FederatedAlgorithm:
 
     Source: McMahan et al., 2017, Algorithm 1; the averaging step of WSA's Algorithm 1.
     """
-    return FederatedAlgorithm("fed_avg", _stateless, _stateless, _correct, _finish, _apply)
+    return FederatedAlgorithm("fed_avg", apply_mean)

@@ -1,0 +1,93 @@
+"""Rounds over a mesh: equal to rounds on one device, and as few collectives as promised."""
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from wsa_jax.federated import Aggregation, Execution, fed_avg, fed_exp, scaffold
+from wsa_jax.federated.mesh import on_host, state_spec
+from wsa_jax.federated.mesh import place as place_on_mesh
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@pytest.fixture(scope="module", params=[fed_avg, scaffold], ids=["fed_avg", "scaffold"])
+def algorithm(request):
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def later(federation, algorithm):
+    """A state of two rounds, in which the clients' states differ."""
+    run, state = federation.round(algorithm), federation.start(algorithm)
+    for _ in range(2):
+        state, _ = run(federation.key, state, federation.data, federation.settings())
+    return state
+
+
+@pytest.mark.parametrize(
+    ("devices", "clients", "participants"), [(2, "vmap", 4), (3, "map", 4), (2, "map", 3)]
+)
+def test_blocks_padding_and_replicated_states_equal_one_device(
+    federation, algorithm, later, devices, clients, participants, assert_close
+):
+    # Three devices do not divide four clients, nor two devices three participants.
+    arguments = (federation.key, later, federation.data, federation.settings())
+    sharded = federation.round(
+        algorithm, devices=devices, clients=clients, participants=participants
+    )
+    one = federation.round(algorithm, participants=participants)
+    assert_close(sharded(*arguments), one(*arguments), atol=1e-5)
+
+
+def collectives(federation, algorithm, **options):
+    run = federation.round(algorithm, "gradient", devices=4, **options)
+    arguments = (federation.key, federation.start(algorithm), federation.data)
+    # Lowering fills the state with stand-ins, which the tests' type checker would refuse.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        text = run.trace(*arguments, federation.settings()).lower().compile().as_text()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    return {name: text.count(f"{name}(") + text.count(f"{name}-start(") for name in COLLECTIVES}
+
+
+@pytest.mark.parametrize("maker", [fed_avg, fed_exp])
+def test_a_linear_algorithm_needs_one_all_reduce_and_no_gather(federation, maker):
+    found = collectives(federation, maker())
+    assert found == dict.fromkeys(COLLECTIVES, 0) | {"all-reduce": 1}
+
+
+def test_control_variates_travel_by_participant_not_all_of_them(federation):
+    found = collectives(federation, scaffold())
+    leaves = 4
+    assert found["all-reduce"] == 1
+    assert found["reduce-scatter"] == found["all-gather"] == leaves
+
+
+def test_a_median_gathers(federation, assert_close):
+    aggregation = Aggregation(rule="median")
+    assert collectives(federation, fed_avg(), aggregation=aggregation)["all-gather"] > 0
+    arguments = (federation.key, federation.start(fed_avg()), federation.data)
+    one, many = (
+        federation.round(fed_avg(), "gradient", devices=devices, aggregation=aggregation)
+        for devices in (None, 4)
+    )
+    settings = federation.settings()
+    assert_close(many(*arguments, settings), one(*arguments, settings), atol=1e-5)
+
+
+def test_client_states_are_split_where_they_can_be():
+    mesh = Mesh(np.asarray(jax.devices()), ("clients",))
+    states = {"w": np.arange(16.0).reshape(8, 2)}
+    split = place_on_mesh(states, mesh, state_spec(8, mesh))
+    assert split["w"].addressable_data(0).shape == (2, 2)
+    assert state_spec(6, mesh) == jax.sharding.PartitionSpec()
+    np.testing.assert_array_equal(on_host(split)["w"], states["w"])
+
+
+def test_a_mesh_of_other_axes_is_refused():
+    with pytest.raises(ValueError, match=r"axes \('data',\); federated rounds need one axis"):
+        Execution(mesh=Mesh(np.asarray(jax.devices()), ("data",)))

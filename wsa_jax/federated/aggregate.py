@@ -1,0 +1,219 @@
+"""Reductions over the client axis: means as sums, and rules that a few bad clients cannot move."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
+
+Rule = Literal["mean", "median", "trimmed_mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """How the server combines what the clients send.
+
+    Attributes:
+      rule: ``"mean"``, weighted by sample counts; ``"median"`` or ``"trimmed_mean"`` of each
+        coordinate, which ignore sample counts. A rule holds for updates, messages, statistics and
+        weight scopes alike. Only the mean is a sum: the others need every update on every device.
+      trim: share of the clients that the trimmed mean leaves out at either end, in [0, 0.5).
+      clip_norm: bound on the norm of each client's update, None for no clipping. The client clips,
+        so its state and its scope agree with what it sends.
+      drop_nonfinite: leave out a client that sends NaN or infinity, and keep its state.
+    """
+
+    rule: Rule = "mean"
+    trim: float = 0.1
+    clip_norm: float | int | None = None
+    drop_nonfinite: bool = True
+
+    def __post_init__(self):
+        if self.rule not in ("mean", "median", "trimmed_mean"):
+            raise ValueError(
+                f"rule {self.rule!r} is unknown; give 'mean', 'median' or 'trimmed_mean'"
+            )
+        if not 0 <= self.trim < 0.5:
+            raise ValueError(f"trim {self.trim} is not in [0, 0.5); give the share of one end")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
+            )
+
+
+class Sent(NamedTuple):
+    """What a client sends, a sum of it, or an aggregate.
+
+    Attributes:
+      by_samples: update, message and statistics, weighted by sample count.
+      by_client: scope mean and variance, weighted equally: their means make Eq. 4.
+      weight: sample count, 0 for a client that is not accepted.
+      count: 1, or 0 for a client that is not accepted.
+    """
+
+    by_samples: Any
+    by_client: Any
+    weight: Array
+    count: Array
+
+
+def term(sent: Sent) -> Sent:
+    """One client's term of the sums, in float32: 0 if it is not accepted, even where it is NaN."""
+
+    def times(tree: PyTree, weight: Array) -> PyTree:
+        return jax.tree.map(
+            lambda x: jnp.where(weight > 0, weight * x.astype(jnp.float32), 0.0), tree
+        )
+
+    return Sent(
+        times(sent.by_samples, sent.weight),
+        times(sent.by_client, sent.count),
+        sent.weight,
+        sent.count,
+    )
+
+
+def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
+    """Means from sums of terms, or a robust rule over stacked clients; weight and count are sums.
+
+    Edge case: no client accepted gives zeros.
+    """
+    if aggregation.rule == "mean":
+
+        def ratio(tree: PyTree, weight: Array) -> PyTree:
+            return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1.0), tree)
+
+        return Sent(
+            ratio(sent.by_samples, sent.weight),
+            ratio(sent.by_client, sent.count),
+            sent.weight,
+            sent.count,
+        )
+    keep = sent.count > 0
+
+    def rule(models: PyTree) -> PyTree:
+        if aggregation.rule == "median":
+            return coordinate_median(models, keep)
+        return trimmed_mean(models, keep, aggregation.trim)
+
+    return Sent(rule(sent.by_samples), rule(sent.by_client), sent.weight.sum(), sent.count.sum())
+
+
+def as_numbers(tree: PyTree) -> PyTree:
+    """Replace leaves that cannot be averaged, such as keys, by 0; see `like`.
+
+    >>> as_numbers({"key": jax.random.key(0), "w": jnp.ones(1)})["key"].item()
+    0.0
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x) if _is_number(x) else jnp.zeros(()), tree)
+
+
+def clip_update(update: PyTree, clip_norm: float | int | None) -> PyTree:
+    """Scale an update down to a norm of at most ``clip_norm``; None leaves it.
+
+    >>> clip_update({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].tolist()
+    [0.6..., 0.8...]
+    """
+    if clip_norm is None:
+        return update
+    return optax.clip_by_global_norm(clip_norm).update(update, optax.EmptyState())[0]
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no floating-point leaf holds NaN or infinity.
+
+    >>> bool(all_finite({"w": jnp.ones(2), "step": 3})), bool(all_finite(jnp.inf))
+    (True, False)
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves] or [True]))
+
+
+def coordinate_median(
+    models: PyTree, keep: Bool[ArrayLike, " models"] | Real[ArrayLike, " models"]
+) -> PyTree:
+    """Median of each coordinate over the models that ``keep`` marks, ``[models, ...] -> [...]``.
+
+    Guarantees: of an even number the mean of the two in the middle; below half of the models
+    cannot move a coordinate past the others' range. Edge case: no model kept gives zeros.
+
+    >>> coordinate_median({"w": jnp.array([1.0, 99.0, 3.0])}, jnp.ones(3))["w"].item()
+    3.0
+
+    Source: Yin et al., 2018, Definition 1.
+    """
+    kept, count = _kept(keep)
+    lower, upper = jnp.maximum(count - 1, 0) // 2, count // 2
+
+    def median(leaf: Array) -> Array:
+        ordered = _ordered(leaf, kept)
+        upper_value = ordered[jnp.minimum(upper, len(kept) - 1)]
+        return jnp.where(count > 0, (ordered[lower] + upper_value) / 2, 0.0)
+
+    return jax.tree.map(median, models)
+
+
+def trimmed_mean(
+    models: PyTree, keep: Bool[ArrayLike, " models"] | Real[ArrayLike, " models"], trim: float
+) -> PyTree:
+    """Mean of each coordinate without the ``floor(trim k)`` least and greatest of the k kept.
+
+    Edge cases: trim 0 is the mean; no model kept gives zeros.
+
+    >>> trimmed_mean({"w": jnp.array([1.0, 2.0, 3.0, 99.0])}, jnp.ones(4), 0.25)["w"].item()
+    2.5
+
+    Source: Yin et al., 2018, Definition 2.
+    """
+    kept, count = _kept(keep)
+    # A table, because 0.3 x 10 must not become 2 by rounding.
+    cuts = jnp.array([math.floor(trim * k + 1e-9) for k in range(len(kept) + 1)])
+    cut = cuts[count]
+    place = jnp.arange(len(kept))
+    inside = (place >= cut) & (place < count - cut)
+
+    def mean(leaf: Array) -> Array:
+        ordered = _ordered(leaf, kept)
+        rows = inside.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(rows, ordered, 0.0).sum(axis=0) / jnp.maximum(inside.sum(), 1)
+
+    return jax.tree.map(mean, models)
+
+
+def like(values: PyTree, old: PyTree) -> PyTree:
+    """Bring aggregated float32 values back to the dtypes of ``old``.
+
+    Integers are rounded; leaves that are no numbers are those of ``old``.
+
+    >>> like({"step": jnp.float32(2.9999)}, {"step": jnp.int32(0)})["step"].item()
+    3
+    """
+
+    def convert(value: Array, leaf: Any) -> Any:
+        if not _is_number(leaf):
+            return leaf
+        dtype = jnp.result_type(leaf)
+        rounded = value if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(value)
+        return rounded.astype(dtype)
+
+    return jax.tree.map(convert, values, old)
+
+
+def _is_number(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.number) or jnp.issubdtype(
+        jnp.result_type(leaf), jnp.bool_
+    )
+
+
+def _kept(keep: Any) -> tuple[Array, Integer[Array, ""]]:
+    kept = jnp.asarray(keep) > 0
+    return kept, kept.sum()
+
+
+def _ordered(leaf: Array, kept: Array) -> Array:
+    """Kept values in ascending order, then the others."""
+    rows = kept.reshape((-1,) + (1,) * (leaf.ndim - 1))
+    return jnp.sort(jnp.where(rows, jnp.asarray(leaf, jnp.float32), jnp.inf), axis=0)

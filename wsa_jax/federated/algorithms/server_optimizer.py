@@ -1,0 +1,91 @@
+"""Server optimisers: any optax optimiser steps on the mean update as if it were a gradient."""
+
+import functools
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
+
+
+@functools.cache
+def server_optimizer(
+    name: str,
+    optimizer: optax.GradientTransformation,
+    settings: tuple[tuple[str, float | int | str], ...] = (),
+) -> FederatedAlgorithm:
+    r"""Return an algorithm whose server steps with an optax optimiser on ``g = -mean update``.
+
+    .. math:: w \leftarrow w + \mathrm{optimizer}(-\bar\Delta)
+
+    Args:
+      name: how tables and ledgers call it.
+      optimizer: any optax optimiser; its state is the server state. Equal objects share a
+        compilation.
+      settings: its hyper-parameters, so that a run is resumed only by the same.
+
+    Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg.
+
+    >>> server_optimizer("fed_sgd", optax.sgd(1.0)).name
+    'fed_sgd'
+
+    Source: Reddi et al., 2021, Algorithm 1 (FedOpt).
+    """
+
+    def apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
+        gradient = jax.tree.map(lambda w, d: (-d).astype(w.dtype), context.params, context.update)
+        updates, server = optimizer.update(gradient, server, context.params)
+        return optax.apply_updates(context.params, updates), server
+
+    return FederatedAlgorithm(name, apply, settings, init_server=optimizer.init)
+
+
+@functools.cache
+def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> FederatedAlgorithm:
+    """Return FedAvgM: server momentum.
+
+    >>> fed_avg_m(momentum=0.5).settings
+    (('learning_rate', 1.0), ('momentum', 0.5))
+
+    Source: Hsu et al., 2019, section 4.3.
+    """
+    settings = (("learning_rate", learning_rate), ("momentum", momentum))
+    return server_optimizer("fed_avg_m", optax.sgd(learning_rate, momentum=momentum), settings)
+
+
+@functools.cache
+def fed_adam(
+    learning_rate: float = 0.01,
+    b1: float | int = 0.9,
+    b2: float | int = 0.99,
+    eps: float = 1e-3,
+) -> FederatedAlgorithm:
+    """Return FedAdam: Adam on the server, with optax's bias correction, which the paper leaves out.
+
+    >>> fed_adam().name
+    'fed_adam'
+
+    Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
+    """
+    settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
+    return server_optimizer("fed_adam", optax.adam(learning_rate, b1, b2, eps), settings)
+
+
+@functools.cache
+def fed_yogi(
+    learning_rate: float = 0.01,
+    b1: float | int = 0.9,
+    b2: float | int = 0.99,
+    eps: float = 1e-3,
+) -> FederatedAlgorithm:
+    """Return FedYogi: Yogi on the server, with optax's bias correction and initial accumulator.
+
+    >>> fed_yogi().name
+    'fed_yogi'
+
+    Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
+    """
+    settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
+    return server_optimizer("fed_yogi", optax.yogi(learning_rate, b1, b2, eps), settings)

@@ -1,0 +1,77 @@
+"""What a round sends over the wire."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
+from wsa_jax.select import Rule, kernels, select_layers
+
+
+class RoundBytes(NamedTuple):
+    """Bytes of one round for one participant.
+
+    Attributes:
+      down: from the server to a client.
+      up: from a client to the server.
+    """
+
+    down: int
+    up: int
+
+    @property
+    def total(self) -> int:
+        """Both directions."""
+        return self.down + self.up
+
+
+def bytes_per_round(
+    algorithm: FederatedAlgorithm,
+    params: PyTree,
+    *,
+    wsa: bool = False,
+    select: Rule = kernels,
+    model_state: PyTree = (),
+) -> RoundBytes:
+    """Count what one participant receives and sends in a round, uncompressed.
+
+    Down: parameters, statistics, what the algorithm broadcasts, and with weight scope alignment
+    the target, two float32 numbers a layer. Up: the update and statistics, the algorithm's message,
+    and with alignment the mean and variance of each layer. Nothing is computed, so shapes
+    (`jax.ShapeDtypeStruct`) do. Multiply by the participants for a round of all.
+
+    Args:
+      algorithm: FedAvg, ...
+      params: the model.
+      wsa: whether weight scope alignment is on.
+      select: which leaves are its layers.
+      model_state: non-parameter collections that travel with the parameters.
+
+    >>> from wsa_jax.federated import fed_avg, scaffold
+    >>> params = {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)}
+    >>> bytes_per_round(fed_avg(), params)
+    RoundBytes(down=440, up=440)
+    >>> bytes_per_round(fed_avg(), params, wsa=True).total - 880
+    16
+    >>> bytes_per_round(scaffold(), params)
+    RoundBytes(down=880, up=880)
+    """
+    server = jax.eval_shape(algorithm.init_server, params)
+    client = jax.eval_shape(algorithm.init_client, params)
+    broadcast = jax.eval_shape(algorithm.broadcast, server)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def message(params: PyTree, broadcast: Any, client: Any, rate: Any) -> Any:
+        return algorithm.finish(params, LocalContext(params, broadcast, client, rate, 1))[1]
+
+    sent = jax.eval_shape(message, params, broadcast, client, rate)
+    both = _bytes(params) + _bytes(model_state)
+    if wsa:
+        both += 2 * 4 * len(select_layers(params, select))
+    return RoundBytes(down=both + _bytes(broadcast), up=both + _bytes(sent))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

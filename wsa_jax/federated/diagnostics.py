@@ -1,0 +1,110 @@
+"""What one wants to look at after a round."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from wsa_jax.scope import WeightScope, scope_divergence
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class RoundInfo:
+    """What one wants to look at after a round; divergences are in nats, one number a layer.
+
+    A client that was dropped has its numbers here, NaN and all, but is in no mean over clients.
+
+    Attributes:
+      loss: mean training loss of each participant over its local steps, ``[participants]``.
+      participants: which clients took part, ``[participants]``.
+      accepted: whose updates were taken in, ``[participants]``; not those without examples.
+      dropped: number of participants left out because they sent NaN or infinity.
+      clients: their weight scopes after local training, ``[participants, layers]``.
+      client_divergence: mean KL between two different participants, ``[layers]``; 0 for one client.
+      target_divergence: mean KL of a participant from the target it was held to, ``[layers]``.
+      average: weight scope of the averaged model, ``[layers]``.
+      fused: scope fused from the participants (Eq. 4), ``[layers]``.
+      update_norm: norm of each participant's update, ``[participants]``.
+      mean_update_norm: norm of the aggregated update.
+      stability: share of the explicit step's stable range in use, ``[layers]``; 0 without WSA.
+    """
+
+    loss: Float[Array, " participants"]
+    participants: Integer[Array, " participants"]
+    accepted: Bool[Array, " participants"]
+    dropped: Integer[Array, ""]
+    clients: WeightScope
+    client_divergence: Float[Array, " layers"]
+    target_divergence: Float[Array, " layers"]
+    average: WeightScope
+    fused: WeightScope
+    update_norm: Float[Array, " participants"]
+    mean_update_norm: Float[Array, ""]
+    stability: Float[Array, " layers"]
+
+
+class ClientRow(NamedTuple):
+    """One participant's part of the info: small float32 arrays, so that a row is cheap to send."""
+
+    loss: Array
+    mean: Array
+    std: Array
+    target_divergence: Array
+    stability: Array
+    update_norm: Array
+    accepted: Array
+    finite: Array
+
+
+def mean_divergence(
+    scopes: WeightScope, keep: Bool[Array, " participants"]
+) -> Float[Array, " layers"]:
+    """Mean KL between two different clients that ``keep`` marks, over ordered pairs."""
+    # Elsewhere a scope may be NaN: a finite stand-in keeps the pairs that count clean.
+    column = keep[:, None]
+    stand_in = WeightScope(
+        mean=jnp.where(column, scopes.mean, 0.0),
+        std=jnp.where(column, scopes.std, 1.0),
+        names=scopes.names,
+        sizes=scopes.sizes,
+    )
+    pairs = jax.vmap(lambda scope: scope_divergence(stand_in, scope))(stand_in)
+    both = (keep[:, None] & keep[None, :])[:, :, None]
+    count = keep.sum()
+    return jnp.where(both, pairs, 0.0).sum(axis=(0, 1)) / jnp.maximum(count * (count - 1), 1)
+
+
+def mean_over(values: Array, keep: Bool[Array, " participants"]) -> Array:
+    """Mean over the participants that ``keep`` marks; 0 if it marks none."""
+    column = keep.reshape((-1,) + (1,) * (values.ndim - 1))
+    return jnp.where(column, values, 0.0).sum(axis=0) / jnp.maximum(keep.sum(), 1)
+
+
+def round_info(
+    rows: ClientRow,
+    chosen: Integer[Array, " participants"],
+    fused: WeightScope,
+    average: WeightScope,
+    mean_update_norm: Float[Array, ""],
+) -> RoundInfo:
+    """Put the participants' rows together."""
+    finite = rows.finite > 0
+    scopes = dataclasses.replace(fused, mean=rows.mean, std=rows.std)
+    return RoundInfo(
+        loss=rows.loss,
+        participants=chosen,
+        accepted=rows.accepted > 0,
+        dropped=(~finite).sum(),
+        clients=scopes,
+        client_divergence=mean_divergence(scopes, finite),
+        target_divergence=mean_over(rows.target_divergence, finite),
+        average=average,
+        fused=fused,
+        update_norm=rows.update_norm,
+        mean_update_norm=mean_update_norm,
+        stability=jnp.where(finite[:, None], rows.stability, 0.0).max(axis=0),
+    )

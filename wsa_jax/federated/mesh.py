@@ -1,0 +1,127 @@
+"""Clients over devices: the mesh, who trains whom, and how client states travel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Integer, PyTree
+
+AXIS = "clients"
+
+
+def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh with one axis, ``clients``, over the devices given, or all there are.
+
+    With several processes, all there are is every process's devices, in the same order everywhere.
+
+    >>> clients_mesh().shape["clients"] == jax.device_count()
+    True
+    """
+    return Mesh(np.asarray(jax.devices() if devices is None else list(devices)), (AXIS,))
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Raise a ValueError unless the mesh has exactly one axis, named ``clients``."""
+    if mesh.axis_names != (AXIS,):
+        raise ValueError(
+            f"the mesh has axes {mesh.axis_names}; federated rounds need one axis named "
+            f"{AXIS!r}: wsa_jax.federated.clients_mesh()"
+        )
+
+
+def states_are_sharded(clients: int, mesh: Mesh) -> bool:
+    """Whether client states are split over the devices: where every device gets as many."""
+    return clients % mesh.shape[AXIS] == 0
+
+
+def state_spec(clients: int, mesh: Mesh) -> PartitionSpec:
+    """How client states lie on the mesh; a number that does not divide is on every device."""
+    return PartitionSpec(AXIS) if states_are_sharded(clients, mesh) else PartitionSpec()
+
+
+def place(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> PyTree:
+    """Put host or single-device arrays on the mesh: on every device, or split by ``spec``.
+
+    With several processes each must hold the same values.
+    """
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+
+
+def local(tree: PyTree) -> PyTree:
+    """This process's first copy of arrays that are on every device, if they are on several."""
+
+    def first(leaf: Any) -> Any:
+        return leaf if len(leaf.sharding.device_set) == 1 else leaf.addressable_data(0)
+
+    return jax.tree.map(first, tree)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Whole arrays as NumPy, wherever they lie; with several processes every one must call it."""
+    from jax.experimental import multihost_utils
+
+    def fetch(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_data(0))
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def take_states(
+    own: PyTree, chosen: Integer[Array, " participants"], sharded: bool, devices: int
+) -> PyTree:
+    """Inside `jax.shard_map`: the states of the participants that this device trains.
+
+    Sharded states travel by one reduce-scatter, so that no device ever holds all of them.
+    """
+    block = len(chosen) // devices
+    first = jax.lax.axis_index(AXIS)
+
+    def take(leaf: Array) -> Array:
+        if not sharded:
+            return leaf[jax.lax.dynamic_slice_in_dim(chosen, first * block, block)]
+        place = chosen - first * leaf.shape[0]
+        mine = (place >= 0) & (place < leaf.shape[0])
+        rows = leaf[jnp.where(mine, place, 0)]
+        rows = jnp.where(mine.reshape((-1,) + (1,) * (leaf.ndim - 1)), rows, 0)
+        return jax.lax.psum_scatter(rows, AXIS, scatter_dimension=0, tiled=True)
+
+    return jax.tree.map(take, own)
+
+
+def put_states(
+    own: PyTree,
+    new: PyTree,
+    chosen: Integer[Array, " participants"],
+    accepted: Bool[Array, " participants"],
+    sharded: bool,
+) -> PyTree:
+    """Inside `jax.shard_map`: write back the new states of the participants that were accepted."""
+
+    def put(leaf: Array, rows: Array) -> Array:
+        everyone = jax.lax.all_gather(rows, AXIS, tiled=True)
+        first = jax.lax.axis_index(AXIS) * leaf.shape[0] if sharded else 0
+        return put_rows(leaf, everyone, chosen - first, accepted)
+
+    return jax.tree.map(put, own, new)
+
+
+def put_rows(leaf: Array, rows: Array, place: Array, accepted: Array) -> Array:
+    """Write rows to their places; those not accepted, and places outside, are left."""
+    inside = accepted & (place >= 0) & (place < leaf.shape[0])
+    return leaf.at[jnp.where(inside, place, leaf.shape[0])].set(rows, mode="drop")
