@@ -3,3 +3,6 @@
 from wsa_jax.models.cnn import CNN as CNN
 from wsa_jax.models.initializers import layer_initializers as layer_initializers
 from wsa_jax.models.mlp import MLP as MLP
+from wsa_jax.models.vgg import VGG as VGG
+from wsa_jax.models.vgg import vgg8 as vgg8
+from wsa_jax.models.vgg import vgg11 as vgg11

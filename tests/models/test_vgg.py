@@ -1,0 +1,114 @@
+"""The VGG networks: shapes, parameter counts, their definition, initial scopes, errors."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from wsa_jax.models import VGG, vgg8, vgg11
+from wsa_jax.scope import weight_scope
+
+IMAGE = jnp.ones((1, 32, 32, 3))
+
+
+def shapes(model):
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGE)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }
+
+
+def parameters(features, dense, classes):
+    """Closed form: 9·in·out + out for a convolution, in·out + out for a dense layer."""
+    convolutions = [3, *(feature for feature in features if feature != "M")]
+    side = 32 // 2 ** features.count("M")
+    widths = [side * side * convolutions[-1], *dense, classes]
+    return sum(9 * a * b + b for a, b in itertools.pairwise(convolutions)) + sum(
+        a * b + b for a, b in itertools.pairwise(widths)
+    )
+
+
+def test_vgg8_has_the_stated_kernels():
+    kernels = {name: shape for name, shape in shapes(vgg8(10)).items() if name.endswith("kernel")}
+    assert kernels == {
+        "Conv_0/kernel": (3, 3, 3, 64),
+        "Conv_1/kernel": (3, 3, 64, 128),
+        "Conv_2/kernel": (3, 3, 128, 256),
+        "Conv_3/kernel": (3, 3, 256, 512),
+        "Conv_4/kernel": (3, 3, 512, 512),
+        "Dense_0/kernel": (512, 512),
+        "Dense_1/kernel": (512, 512),
+        "Dense_2/kernel": (512, 10),
+    }
+
+
+@pytest.mark.parametrize("make", [vgg8, vgg11])
+@pytest.mark.parametrize(("width", "classes"), [(1.0, 10), (0.25, 100)])
+def test_parameter_count_follows_the_closed_form(make, width, classes):
+    model = make(classes, width=width)
+    total = sum(math.prod(shape) for shape in shapes(model).values())
+    assert total == parameters(model.features, model.dense, classes)
+    if (make, width) == (vgg8, 1.0):
+        assert total == 4_441_226
+
+
+def test_vgg_equals_the_network_of_flax_layers_on_shared_weights():
+    model = VGG(features=(4, 5, "M", 6, "M"), dense=(7,), num_classes=3)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x)
+
+    def reference(variables, x):
+        layers = variables["params"]
+        for name, channels in (("Conv_0", 4), ("Conv_1", 5), ("Conv_2", 6)):
+            x = nn.relu(nn.Conv(channels, (3, 3)).apply({"params": layers[name]}, x))
+            if name != "Conv_0":
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Dense(7).apply({"params": layers["Dense_0"]}, x.reshape(len(x), -1)))
+        return nn.Dense(3).apply({"params": layers["Dense_1"]}, x)
+
+    def both(apply):
+        return jax.value_and_grad(lambda v: jnp.sin(apply(v, x)).sum())(variables)
+
+    for a, b in zip(*map(jax.tree.leaves, (both(model.apply), both(reference))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("initialization", "gain"), [("reference", 1 / 3), ("he", 2.0)])
+def test_initial_scopes_are_those_of_the_initialization(initialization, gain):
+    model = vgg8(10, width=0.25, initialization=initialization)
+    init = jax.jit(lambda: model.init(jax.random.key(0, impl="rbg"), IMAGE)["params"])
+    params = init()
+    scope = weight_scope(params)
+    for name, mean, std in zip(scope.names, scope.mean, scope.std, strict=True):
+        layer, leaf = name.split("/")
+        kernel = params[layer][leaf]
+        expected = math.sqrt(gain / math.prod(kernel.shape[:-1]))
+        # Five standard errors; a Gaussian's are the widest of the two laws.
+        np.testing.assert_allclose(std, expected, rtol=5 / math.sqrt(2 * kernel.size))
+        assert abs(mean) < 5 * expected / math.sqrt(kernel.size)
+
+
+def test_equal_settings_are_equal_modules():
+    # What lets cells of one setting share a compilation.
+    assert vgg8(10, width=0.5) == vgg8(10, width=0.5) != vgg8(10, width=0.25)
+    assert hash(vgg8(10)) == hash(vgg8(10))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VGG(features=(), dense=(), num_classes=2), "at least one convolution"),
+        (lambda: VGG(features=(4, "P"), dense=(), num_classes=2), "'P' is neither"),
+        (lambda: VGG(features=("M",) * 6, dense=(), num_classes=2), "at least 64x64"),
+        (lambda: vgg8(10, width=0.0), "width 0.0 is not positive"),
+        (lambda: vgg8(10, initialization="xavier"), "'reference' or 'he'"),
+    ],
+)
+def test_what_makes_no_model_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make().init(jax.random.key(0), IMAGE)

@@ -1,0 +1,152 @@
+"""VGG networks without normalisation, and the named ones of the federated experiments."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.models.initializers import layer_initializers
+
+__all__ = ["VGG", "vgg8", "vgg11"]
+
+Feature = int | str
+
+_VGG8: tuple[Feature, ...] = (64, "M", 128, "M", 256, "M", 512, "M", 512, "M")
+_VGG11: tuple[Feature, ...] = (
+    64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M",
+)  # fmt: skip
+_DENSE = (512, 512)
+
+
+class VGG(nn.Module):
+    """3x3 convolutions with 2x2 max-pools among them, and dense layers; no normalisation.
+
+    for each feature: a number c -> conv 3x3 SAME with c channels, ReLU; "M" -> max-pool 2x2
+    then flatten -> [dense, ReLU] for each width in `dense` -> classes
+
+    Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
+    Parameters: `Conv_0`, `Conv_1` and so on, then `Dense_0` and so on, each with `kernel` and
+    `bias`.
+
+    Guarantees: no dropout and no normalisation, so that the only state is the parameters. The
+    features are flattened in the order height, width, channel.
+
+    Errors: no features, an unknown feature, images too small for the max-pools, or an unknown
+    initialization (see `layer_initializers`), are a `ValueError`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = VGG(features=(8, "M", 16, "M"), dense=(32,), num_classes=10)
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    >>> model.apply(params, jnp.ones((5, 8, 8, 3))).shape
+    (5, 10)
+
+    Source: Simonyan and Zisserman, ICLR 2015, without its dropout; WSA names a VGG8 and gives
+    neither its widths nor a normalisation.
+    """
+
+    features: Sequence[Feature]
+    dense: Sequence[int]
+    num_classes: int
+    # Not `init`: the name would hide the module's own method.
+    initialization: str = "reference"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        _check_features(self.features, min(x.shape[1:3]))
+        for feature, follower in zip(self.features, (*self.features[1:], None), strict=True):
+            if feature == "M":
+                x = max_pool(x)
+            else:
+                kernel_init, bias_init = layer_initializers(self.initialization, 9 * x.shape[-1])
+                x = nn.Conv(
+                    int(feature),
+                    (3, 3),
+                    kernel_init=kernel_init,
+                    bias_init=bias_init,
+                    conv_general_dilated=conv_general_dilated,
+                )(x)
+            # The maximum of rectified values is the rectified maximum, at a quarter of the work.
+            if follower != "M":
+                x = nn.relu(x)
+        x = x.reshape(x.shape[0], -1)
+        for index, width in enumerate((*self.dense, self.num_classes)):
+            if index:
+                x = nn.relu(x)
+            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
+            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return x
+
+
+def vgg8(num_classes: int, *, width: float = 1.0, initialization: str = "reference") -> VGG:
+    """VGG8: five convolutions (64 to 512 channels), each with a max-pool, three dense layers.
+
+    Parameters: 4,441,226 for 32x32x3 images, 10 classes and width 1.
+
+    Args:
+      num_classes: number of logits.
+      width: factor on every channel count and dense width, rounded, at least one each.
+      initialization: see `layer_initializers`.
+
+    Raises:
+      ValueError: a width that is not positive.
+
+    >>> vgg8(10, width=0.25).features
+    (16, 'M', 32, 'M', 64, 'M', 128, 'M', 128, 'M')
+
+    Source: WSA, Figure 9, names it; the layers are a guess from networks of that name.
+    """
+    return _scaled(_VGG8, num_classes, width, initialization)
+
+
+def vgg11(num_classes: int, *, width: float = 1.0, initialization: str = "reference") -> VGG:
+    """VGG11: eight convolutions (64 to 512 channels), five max-pools, three dense layers.
+
+    The dense layers are those of `vgg8` (512 units, for small images), not the 4,096 of ImageNet.
+
+    Args:
+      num_classes: number of logits.
+      width: factor on every channel count and dense width, rounded, at least one each.
+      initialization: see `layer_initializers`.
+
+    Raises:
+      ValueError: a width that is not positive.
+
+    >>> len([feature for feature in vgg11(10).features if feature != "M"])
+    8
+
+    Source: Simonyan and Zisserman, ICLR 2015, configuration A.
+    """
+    return _scaled(_VGG11, num_classes, width, initialization)
+
+
+def _scaled(
+    features: tuple[Feature, ...], num_classes: int, width: float, initialization: str
+) -> VGG:
+    if not width > 0:
+        raise ValueError(f"width {width} is not positive; give a factor on the channel counts")
+
+    def scaled(count: int) -> int:
+        return max(1, round(width * count))
+
+    return VGG(
+        features=tuple("M" if feature == "M" else scaled(int(feature)) for feature in features),
+        dense=tuple(scaled(count) for count in _DENSE),
+        num_classes=num_classes,
+        initialization=initialization,
+    )
+
+
+def _check_features(features: Sequence[Feature], size: int) -> None:
+    if not features:
+        raise ValueError("features must name at least one convolution's channels, got ()")
+    for feature in features:
+        if feature != "M" and (not isinstance(feature, int) or feature < 1):
+            raise ValueError(f"feature {feature!r} is neither a channel count nor 'M'")
+    pools = sum(feature == "M" for feature in features)
+    if size < 2**pools:
+        raise ValueError(
+            f"{pools} max-pools need images of at least {2**pools}x{2**pools}, got a side of {size}"
+        )
