@@ -26,13 +26,24 @@ RUNS = ROOT.parent / ".runs"
 def cell_id(config: Any) -> str:
     """Twelve hexadecimal digits that follow from a configuration (a dataclass of plain values).
 
+    Only fields that differ from their defaults count, so that a field added later, with a default
+    that means what was done before, leaves ids as they are.
+
     >>> @dataclasses.dataclass
     ... class Config:
     ...     rounds: int = 3
-    >>> cell_id(Config()) == cell_id(Config(3)) != cell_id(Config(4))
+    >>> @dataclasses.dataclass
+    ... class Longer(Config):
+    ...     seed: int = 0
+    >>> cell_id(Config()) == cell_id(Longer(3)) != cell_id(Longer(3, seed=1))
     True
     """
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    text = json.dumps(changed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -1,0 +1,115 @@
+"""Comparing recorded runs on the same seeds: paired differences, and tables beside the paper's."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import Cell
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One line of a table: a setting and the baseline it is held against, on equal seeds."""
+
+    section: str
+    """What lines have in common that stand together, a data set for example."""
+    label: str
+    baseline: Cell
+    treated: Cell
+    paper: tuple[float, float] | None = None
+    """The paper's accuracies of both, in percent."""
+
+
+def paired_curves(ours: Iterable[Row], theirs: Iterable[Row]) -> dict[int, tuple[list, list]]:
+    """For each seed that both have, the rounds both evaluated and our gain there in points."""
+    baseline = {row["config"]["seed"]: {p[0]: p[1] for p in row["curve"]} for row in theirs}
+    pairs = {}
+    for row in sorted(ours, key=lambda row: row["config"]["seed"]):
+        other = baseline.get(row["config"]["seed"], {})
+        shared = [(p[0], 100 * (p[1] - other[p[0]])) for p in row["curve"] if p[0] in other]
+        if shared:
+            rounds, gains = zip(*shared, strict=True)
+            pairs[row["config"]["seed"]] = (list(rounds), list(gains))
+    return pairs
+
+
+def paired_gains(ours: Iterable[Row], theirs: Iterable[Row]) -> list[float]:
+    """Gain of each shared seed, in points, at the last round that both evaluated."""
+    return [gains[-1] for _, gains in paired_curves(ours, theirs).values()]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, None for a single value."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values)), None if error is None else float(error)
+
+
+def verdict(gains: Sequence[float], *, level: float = 0.95) -> str:
+    """What paired differences say: "gain" or "loss" if the t interval leaves out 0, else "tie".
+
+    >>> verdict([1.0, 1.2, 1.1]), verdict([-1.0, -1.2, -1.1]), verdict([1.0, -1.2, 0.1])
+    ('gain', 'loss', 'tie')
+    >>> verdict([2.0])
+    'tie'
+    """
+    from scipy.stats import t
+
+    mean, error = mean_and_error(gains)
+    if error is None:
+        return "tie"
+    reach = float(t.ppf((1 + level) / 2, len(gains) - 1)) * error
+    return "gain" if mean > reach else "loss" if mean < -reach else "tie"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds, the mean alone for one.
+
+    >>> spread([70.0, 72.0]), spread([70.0]), spread([])
+    ('71.00 ± 1.41', '70.00', '')
+    """
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+
+
+def accuracies(rows: Iterable[Row]) -> list[float]:
+    """Last recorded accuracies, in percent."""
+    return [100 * row["accuracy"] for row in rows if row["accuracy"] is not None]
+
+
+def rounds_done(rows: Sequence[Row], wanted: int) -> str:
+    """The rounds a line rests on.
+
+    >>> rounds_done([{"rounds_done": 50}, {"rounds_done": 100}], 100)
+    '50 to 100 of 100'
+    """
+    done = sorted({row["rounds_done"] for row in rows})
+    if not done:
+        return f"0 of {wanted}"
+    if done == [wanted]:
+        return str(wanted)
+    return f"{done[0]} of {wanted}" if len(done) == 1 else f"{done[0]} to {done[-1]} of {wanted}"
+
+
+def signed(values: Sequence[float]) -> str:
+    """Mean gain with its sign, ± its standard error where there is one.
+
+    >>> signed([1.0, 2.0]), signed([])
+    ('+1.50 ± 0.50', '')
+    """
+    if not values:
+        return ""
+    mean, error = mean_and_error(values)
+    return f"{mean:+.2f}" if error is None else f"{mean:+.2f} ± {error:.2f}"
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    body = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in body)

@@ -1,0 +1,158 @@
+"""Figures of federated runs, drawn from the rows of the ledger."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.cells import ALGORITHM_NAMES
+from benchmarks.comparison import Comparison, Row, mean_and_error, paired_gains
+from wsa_jax.plots import PALETTE, draw_curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = tuple[list, list]
+RowsOf = Callable[[Any], list[Row]]
+"""The recorded rows of a cell, one a seed."""
+
+
+def shared_length(runs: Sequence[Curve]) -> list[Curve]:
+    """Runs cut to the points that all of them have: an unfinished seed ends a line early."""
+    length = min((len(x) for x, _ in runs), default=0)
+    return [(x[:length], y[:length]) for x, y in runs] if length else []
+
+
+def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
+    """Accuracy in percent against rounds, one run a seed."""
+    return shared_length(
+        [([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]]) for row in rows]
+    )
+
+
+def legend_below(axes: "Axes", *, columns: int = 2) -> None:
+    """Names under the axes, where they hide no line."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8
+    )
+
+
+def figure_legend(figure: "Figure", axes: "Axes", *, columns: int = 3) -> None:
+    """One legend under all panels, of the lines of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
+def sections(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Comparisons by section, in order."""
+    found: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        found.setdefault(comparison.section, []).append(comparison)
+    return found
+
+
+def panels(count: int, *, width: float = 5.0, height: float = 4.6) -> tuple["Figure", list["Axes"]]:
+    """A figure of at most three panels a row."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, 6.4), height * lines), layout="constrained")
+    axes = list(np.ravel(figure.subplots(lines, columns, squeeze=False)))
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes
+
+
+def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
+    """Accuracy against rounds, a panel a section, the baselines before what is held to them."""
+    groups = sections(comparisons)
+    figure, all_axes = panels(len(groups))
+    for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
+        series = {}
+        for comparison in group:
+            series[_baseline_name(comparison, group)] = accuracy_curves(
+                rows_of(comparison.baseline)
+            )
+        for comparison in group:
+            series[comparison.label] = accuracy_curves(rows_of(comparison.treated))
+        draw_recorded(axes, series, xlabel="round", ylabel="accuracy, %")
+        axes.set_title(section, fontsize=10)
+    return figure
+
+
+def draw_recorded(
+    axes: "Axes", series: Mapping[str, Sequence[Curve]], *, xlabel: str, ylabel: str
+) -> None:
+    """`draw_curves` of the settings that have a run; a remark in their place if none has."""
+    recorded = {label: runs for label, runs in series.items() if runs}
+    if recorded:
+        draw_curves(axes, recorded, xlabel=xlabel, ylabel=ylabel)
+        legend_below(axes)
+    else:
+        remark_absent(axes)
+
+
+def remark_absent(axes: "Axes") -> None:
+    """Say in an empty panel that nothing was recorded."""
+    axes.text(0.5, 0.5, "not run yet", ha="center", va="center", transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _baseline_name(comparison: Comparison, group: Sequence[Comparison]) -> str:
+    """The algorithm, and its whole label where two baselines of a panel share the algorithm."""
+    same = {c.baseline for c in group if c.baseline.algorithm == comparison.baseline.algorithm}
+    if len(same) > 1:
+        return comparison.baseline.label
+    return ALGORITHM_NAMES[comparison.baseline.algorithm]
+
+
+def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
+    """Our paired gain beside the paper's, a panel a section, a line a setting."""
+    groups = sections(comparisons)
+    tallest = max(len(group) for group in groups.values())
+    figure, all_axes = panels(len(groups), width=4.2, height=1.5 + 0.42 * tallest)
+    for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
+        for place, comparison in enumerate(group):
+            gains = paired_gains(rows_of(comparison.treated), rows_of(comparison.baseline))
+            if comparison.paper is not None:
+                before, after = comparison.paper
+                axes.plot(
+                    after - before, place, "D", markersize=7, markerfacecolor="white",
+                    color=PALETTE[1],
+                )  # fmt: skip
+            if gains:
+                mean, error = mean_and_error(gains)
+                axes.errorbar(
+                    mean, place, xerr=error, fmt="o", markersize=7, capsize=3, color=PALETTE[0]
+                )
+        axes.set_yticks(range(len(group)), [comparison.label for comparison in group])
+        axes.set_ylim(len(group) - 0.5, -0.5)
+        axes.axvline(0, color="#3a4a5a", linewidth=0.8)
+        axes.grid(axis="x", color="#e3e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("gain of +WSA, points", fontsize=9)
+        axes.set_title(section, fontsize=10)
+    _gain_legend(figure, comparisons)
+    return figure
+
+
+def _gain_legend(figure: "Figure", comparisons: Sequence[Comparison]) -> None:
+    from matplotlib.lines import Line2D
+
+    rounds = sorted({comparison.treated.rounds for comparison in comparisons})
+    length = f"{rounds[0]:,}" if len(rounds) == 1 else f"{rounds[0]:,} to {rounds[-1]:,}"
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"ours, {length} rounds"),
+        Line2D(
+            [], [], marker="D", linestyle="", color=PALETTE[1], markerfacecolor="white",
+            label="paper, 1,500 rounds",
+        ),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
