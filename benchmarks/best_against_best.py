@@ -84,10 +84,11 @@ GRIDS = {
 def trials(args: Args) -> tuple[list[Cell], list[Cell]]:
     """The trials of the baseline and of WSA."""
     grid = GRIDS[args.preset]
-    return tuple(
+    baseline, wsa = (
         [args.cell(evaluate_on="validation", **setting) for setting in side]
         for side in (grid.baseline, grid.wsa)
     )
+    return baseline, wsa
 
 
 def winner(cells: Sequence[Cell], rows_of: RowsOf) -> Cell | None:

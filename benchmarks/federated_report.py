@@ -5,6 +5,7 @@
 prints the table in Markdown and writes the figures beside the results.
 """
 
+import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.cells import Cell
+from benchmarks.comparison import Row, paired_curves, paired_gains
+from benchmarks.figures import Curve, accuracy_curves, figure_legend, legend_below, shared_length
 from benchmarks.ledger import RESULTS, Ledger
 
-Row = dict[str, Any]
+_DEFAULT = Cell().canonical()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +54,20 @@ def by_label(rows: list[Row]) -> dict[str, list[Row]]:
 
 def paired_gain(group: list[Row], baseline: list[Row]) -> float | None:
     """Mean difference in accuracy over the seeds that both have, in points, at equal rounds."""
-    ours = {row["config"]["seed"]: row for row in group}
-    theirs = {row["config"]["seed"]: row for row in baseline}
-    gains = []
-    for seed in ours.keys() & theirs.keys():
-        a, b = (
-            {point[0]: point[1] for point in row["curve"]} for row in (ours[seed], theirs[seed])
-        )
-        shared = max(a.keys() & b.keys(), default=None)
-        if shared is not None:
-            gains.append(100 * (a[shared] - b[shared]))
+    gains = paired_gains(group, baseline)
     return float(np.mean(gains)) if gains else None
+
+
+def of_first_record(row: Row) -> bool:
+    """Whether a row differs from the default cell only in what the first record varied."""
+    varied = {"init", "form", "scale", "strength", "target", "target_std", "learning_rate", "seed"}
+    varied |= {"rounds", "evaluate_every"}
+    config = Cell.from_config(row["config"])
+    return all(
+        getattr(config, field.name) == getattr(_DEFAULT, field.name)
+        for field in dataclasses.fields(Cell)
+        if field.name not in varied
+    )
 
 
 def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
@@ -115,9 +122,7 @@ def figure(groups: dict[str, list[Row]]) -> Any:
         return config["form"] in ("none", "gradient") and config["strength"] in (0, 10)
 
     accuracy = {
-        label: _shared(
-            [([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]]) for row in group]
-        )
+        label: accuracy_curves(group)
         for label, group in groups.items()
         if control(group[0]["config"])
     }
@@ -128,30 +133,17 @@ def figure(groups: dict[str, list[Row]]) -> Any:
         draw_curves(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
     gains.axhline(0, color="#3a4a5a", linewidth=0.8)
     for axes in (controls, gains):
-        _legend_below(axes)
+        legend_below(axes)
     controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
     gains.set_title("Gain on the same seed (bands: two seeds)", fontsize=10)
     return picture
 
 
-def _legend_below(axes: Any) -> None:
-    """Names under the axes, where they hide no line."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
-
-
-def _gain_curves(
-    group: list[Row], groups: dict[str, list[Row]]
-) -> list[tuple[list[float], list[float]]]:
+def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
     """Accuracy less that of the baseline of the same seed, in points, where both were evaluated."""
-    baseline = {row["config"]["seed"]: row for row in baseline_of(group[0], groups)}
-    runs = []
-    for row in group:
-        other = baseline.get(row["config"]["seed"])
-        if row["config"]["strength"] and other is not None:
-            theirs = {point[0]: point[1] for point in other["curve"]}
-            shared = [point for point in row["curve"] if point[0] in theirs]
-            runs.append(([p[0] for p in shared], [100 * (p[1] - theirs[p[0]]) for p in shared]))
-    return _shared(runs) if runs else []
+    if not group[0]["config"]["strength"]:
+        return []
+    return shared_length(list(paired_curves(group, baseline_of(group[0], groups)).values()))
 
 
 def mechanism(groups: dict[str, list[Row]]) -> Any:
@@ -172,7 +164,7 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
 
     def series(value: Any) -> dict[str, Any]:
         return {
-            label: _shared(
+            label: shared_length(
                 [
                     (
                         [d["round"] for d in row["diagnostics"]],
@@ -201,16 +193,11 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
         xlabel="round", ylabel="std lost by averaging, last layer, %",
     )  # fmt: skip
     axes[0].set_yscale("log")
-    _legend_below(axes[0])
-    for other in axes[1:]:
-        other.get_legend().remove()
+    for panel in axes:
+        panel.get_legend().remove()
+    # Under all panels: below one of them, the names would widen the gap beside it.
+    figure_legend(picture, axes[0])
     return picture
-
-
-def _shared(runs: list[tuple[list[float], list[float]]]) -> list[tuple[list[float], list[float]]]:
-    """Runs cut to the points that all of them have: an unfinished seed ends a line early."""
-    length = min(len(x) for x, _ in runs)
-    return [(x[:length], y[:length]) for x, y in runs]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -218,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [
         row
         for row in Ledger(args.results).rows()
-        if row["config"]["rounds"] == args.rounds and row["curve"]
+        if row["config"]["rounds"] == args.rounds and row["curve"] and of_first_record(row)
     ]
     if not rows:
         sys.exit(

@@ -8,12 +8,13 @@ seeds to two: 8 cells, each about as long as the CNN's. smoke: the MLP on digits
 """
 
 import sys
+from typing import Any
 
 from benchmarks.comparison import Comparison
 from benchmarks.paper_numbers import CLAIMS
 from benchmarks.paper_table import Args, Experiment, against_wsa, run_experiment
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "smoke": {},
     "cpu": {"model": "vgg8", "width": 0.25},
     "paper": {"model": "vgg8"},

@@ -59,7 +59,10 @@ def cell_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], tuple[
         held_out = load_split(cell.dataset, "test", data_dir)
         return (train.images, train.labels), (held_out.images, held_out.labels)
     kept, validation = train_validation_split(train.labels, fraction=0.1, seed=0)
-    return tuple((train.images[rows], train.labels[rows]) for rows in (kept, validation))
+    train_part, validation_part = (
+        (train.images[rows], train.labels[rows]) for rows in (kept, validation)
+    )
+    return train_part, validation_part
 
 
 def cell_partition(cell: Cell, labels: Any) -> Any:
