@@ -5,7 +5,6 @@
 prints the table in Markdown and writes the figures beside the results.
 """
 
-import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -16,12 +15,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.cells import Cell
 from benchmarks.comparison import Row, paired_curves, paired_gains
 from benchmarks.figures import Curve, accuracy_curves, figure_legend, legend_below, shared_length
 from benchmarks.ledger import RESULTS, Ledger
-
-_DEFAULT = Cell().canonical()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +54,17 @@ def paired_gain(group: list[Row], baseline: list[Row]) -> float | None:
     return float(np.mean(gains)) if gains else None
 
 
-def of_first_record(row: Row) -> bool:
-    """Whether a row differs from the default cell only in what the first record varied."""
+def of_one_context(rows: list[Row]) -> list[Row]:
+    """The rows that share the first one's data, model, clients and algorithm.
+
+    What the first record varied may differ; other tables of the same ledger stay out.
+    """
     varied = {"init", "form", "scale", "strength", "target", "target_std", "learning_rate", "seed"}
-    varied |= {"rounds", "evaluate_every"}
-    config = Cell.from_config(row["config"])
-    return all(
-        getattr(config, field.name) == getattr(_DEFAULT, field.name)
-        for field in dataclasses.fields(Cell)
-        if field.name not in varied
-    )
+
+    def context(row: Row) -> Row:
+        return {name: value for name, value in row["config"].items() if name not in varied}
+
+    return [row for row in rows if context(row) == context(rows[0])]
 
 
 def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
@@ -205,14 +202,14 @@ def main(argv: list[str] | None = None) -> None:
     rows = [
         row
         for row in Ledger(args.results).rows()
-        if row["config"]["rounds"] == args.rounds and row["curve"] and of_first_record(row)
+        if row["config"]["rounds"] == args.rounds and row["curve"]
     ]
     if not rows:
         sys.exit(
             f"{args.results} holds no run of {args.rounds} rounds; "
             "make one with python -m benchmarks.federated"
         )
-    groups = by_label(rows)
+    groups = by_label(of_one_context(rows))
     print(markdown(groups, args.rounds))
     for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
         make(groups).savefig(args.output / f"{name}.png", dpi=150)

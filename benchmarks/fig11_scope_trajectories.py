@@ -43,9 +43,12 @@ def columns(lines: Sequence[Comparison], rows_of: RowsOf) -> dict[str, Row | Non
 
 
 def spread_between_clients(row: Row) -> list[float]:
-    """Std between clients of their layer's std, in percent of its mean, for each kept round."""
+    """Std between clients of their layer's std, in percent of its mean, for each kept round.
+
+    Dropped clients have no scope and do not count.
+    """
     stds = np.asarray(row["client_scopes"]["std"], float)
-    return (100 * stds.std(axis=1) / stds.mean(axis=1)).tolist()
+    return (100 * np.nanstd(stds, axis=1) / np.nanmean(stds, axis=1)).tolist()
 
 
 def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:

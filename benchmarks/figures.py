@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.cells import ALGORITHM_NAMES
-from benchmarks.comparison import Comparison, Row, mean_and_error, paired_gains
+from benchmarks.comparison import Comparison, Row, mean_and_error, paired_curves, paired_gains
 from wsa_jax.plots import PALETTE, draw_curves
 
 if TYPE_CHECKING:
@@ -19,9 +19,15 @@ RowsOf = Callable[[Any], list[Row]]
 
 
 def shared_length(runs: Sequence[Curve]) -> list[Curve]:
-    """Runs cut to the points that all of them have: an unfinished seed ends a line early."""
-    length = min((len(x) for x, _ in runs), default=0)
-    return [(x[:length], y[:length]) for x, y in runs] if length else []
+    """Runs cut to the points that all of them have: an unfinished seed ends a line early.
+
+    A run of less than half of the longest one's points is left out, so that a seed just begun
+    does not take away what the others show.
+    """
+    longest = max((len(x) for x, _ in runs), default=0)
+    kept = [(x, y) for x, y in runs if x and 2 * len(x) >= longest]
+    length = min((len(x) for x, _ in kept), default=0)
+    return [(x[:length], y[:length]) for x, y in kept]
 
 
 def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
@@ -31,11 +37,12 @@ def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
     )
 
 
-def legend_below(axes: "Axes", *, columns: int = 2) -> None:
+def legend_below(axes: "Axes", *, columns: int = 2, **shown: Any) -> None:
     """Names under the axes, where they hide no line."""
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8
-    )
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8,
+        **shown,
+    )  # fmt: skip
 
 
 def figure_legend(figure: "Figure", axes: "Axes", *, columns: int = 3) -> None:
@@ -68,32 +75,62 @@ def panels(count: int, *, width: float = 5.0, height: float = 4.6) -> tuple["Fig
 
 
 def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
-    """Accuracy against rounds, a panel a section, the baselines before what is held to them."""
+    """Accuracy against rounds, and below it the paired gain, a column a section."""
+    from matplotlib.figure import Figure
+
     groups = sections(comparisons)
-    figure, all_axes = panels(len(groups))
-    for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
-        series = {}
-        for comparison in group:
-            series[_baseline_name(comparison, group)] = accuracy_curves(
-                rows_of(comparison.baseline)
+    figure = Figure(figsize=(max(4.4 * len(groups), 6.4), 7.2), layout="constrained")
+    grid = figure.subplots(2, len(groups), squeeze=False, sharex="col")
+    for (upper, lower), (section, group) in zip(grid.T, groups.items(), strict=True):
+        baselines = {
+            _baseline_name(comparison, group): accuracy_curves(rows_of(comparison.baseline))
+            for comparison in group
+        }
+        treated = {
+            comparison.label: accuracy_curves(rows_of(comparison.treated)) for comparison in group
+        }
+        # A baseline has no gain, but holds its place, so that both panels share their colours.
+        gains = {name: [] for name in baselines} | {
+            comparison.label: shared_length(
+                list(
+                    paired_curves(
+                        rows_of(comparison.treated), rows_of(comparison.baseline)
+                    ).values()
+                )
             )
-        for comparison in group:
-            series[comparison.label] = accuracy_curves(rows_of(comparison.treated))
-        draw_recorded(axes, series, xlabel="round", ylabel="accuracy, %")
-        axes.set_title(section, fontsize=10)
+            for comparison in group
+        }
+        draw_recorded(upper, baselines | treated, ylabel="accuracy, %")
+        draw_recorded(lower, gains, ylabel="gain on the same seed, points")
+        lower.axhline(0, color=PALETTE[0], linewidth=1.2)
+        if upper.get_legend() is not None:
+            drawn = [line for line in upper.get_lines() if len(line.get_xdata())]
+            legend_below(lower, handles=drawn, labels=[str(line.get_label()) for line in drawn])
+            upper.get_legend().remove()
+            lower.set_xlabel("round")
+        upper.set_title(section, fontsize=10)
     return figure
 
 
 def draw_recorded(
-    axes: "Axes", series: Mapping[str, Sequence[Curve]], *, xlabel: str, ylabel: str
+    axes: "Axes", series: Mapping[str, Sequence[Curve]], *, xlabel: str = "", ylabel: str
 ) -> None:
-    """`draw_curves` of the settings that have a run; a remark in their place if none has."""
-    recorded = {label: runs for label, runs in series.items() if runs}
-    if recorded:
-        draw_curves(axes, recorded, xlabel=xlabel, ylabel=ylabel)
-        legend_below(axes)
-    else:
+    """`draw_curves` of the settings that have a run, each in the colour of its place in `series`.
+
+    A remark stands in their place if none has.
+    """
+    if not any(series.values()):
         remark_absent(axes)
+        return
+    nothing: Curve = ([], [])
+    draw_curves(
+        axes,
+        {label: runs or [nothing] for label, runs in series.items()},
+        xlabel=xlabel,
+        ylabel=ylabel,
+    )
+    recorded = [line for line in axes.get_lines() if len(line.get_xdata())]
+    legend_below(axes, handles=recorded, labels=[str(line.get_label()) for line in recorded])
 
 
 def remark_absent(axes: "Axes") -> None:

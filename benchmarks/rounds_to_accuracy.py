@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.cells import ALGORITHM_NAMES
 from benchmarks.comparison import Comparison, Row, markdown_table
-from benchmarks.figures import RowsOf, draw_recorded, panels, sections
+from benchmarks.figures import RowsOf, legend_below, panels, sections
 from benchmarks.paper_table import Experiment, run_experiment
 from benchmarks.table2_cross_silo import comparisons
+from wsa_jax.plots import PALETTE
 
 ACCURACIES = (20, 30, 40, 50, 60, 65, 70)
 """In percent."""
@@ -38,17 +40,16 @@ def reached(rows: Sequence[Row], accuracy: float) -> str:
     return f"{np.mean(found):.0f}{seeds}"
 
 
+def run_lines(lines: Sequence[Comparison], rows_of: RowsOf) -> list[Comparison]:
+    """The comparisons of which both sides were run."""
+    return [line for line in lines if rows_of(line.baseline) and rows_of(line.treated)]
+
+
 def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
     """Baseline / +WSA under each accuracy that some run reached."""
-    shown = [
-        accuracy
-        for accuracy in ACCURACIES
-        if any(
-            reached(rows_of(cell), accuracy)
-            for line in lines
-            for cell in (line.baseline, line.treated)
-        )
-    ]
+    lines = run_lines(lines, rows_of)
+    cells = [cell for line in lines for cell in (line.baseline, line.treated)]
+    shown = [a for a in ACCURACIES if any(reached(rows_of(cell), a) for cell in cells)]
     head = ["data", "setting", *(f"{accuracy} %: baseline / setting" for accuracy in shown)]
     body = []
     for line in lines:
@@ -61,31 +62,35 @@ def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
 
 
 def figure(lines: Sequence[Comparison], rows_of: RowsOf):
-    """Rounds against accuracy, the axes of the learning curves exchanged, a panel an algorithm."""
-    groups = {
-        f"{line.label}, {section}": line
-        for section, group in sections(lines).items()
-        for line in group
-    }
-    picture, all_axes = panels(len(groups), width=4.4, height=3.9)
-    for axes, (title, line) in zip(all_axes, groups.items(), strict=False):
-        series = {
-            "baseline": _levels(rows_of(line.baseline)),
-            "with WSA": _levels(rows_of(line.treated)),
-        }
-        draw_recorded(axes, series, xlabel="accuracy, %", ylabel="rounds until it is reached")
-        axes.set_title(title, fontsize=10)
+    """Rounds against accuracy, the axes of the learning curves exchanged, a panel a section."""
+    groups = sections(run_lines(lines, rows_of))
+    picture, all_axes = panels(max(len(groups), 1), width=4.4)
+    for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
+        for color, line in zip(PALETTE, group, strict=False):
+            name = ALGORITHM_NAMES[line.baseline.algorithm]
+            for cell, dash, label in (
+                (line.baseline, "--", name),
+                (line.treated, "-", f"{name} +WSA"),
+            ):
+                axes.plot(*_mean_levels(rows_of(cell)), dash, color=color, label=label)
+        axes.set_title(section, fontsize=10)
+        axes.set_xlabel("accuracy, %")
+        axes.set_ylabel("rounds until it is reached")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
+        legend_below(axes)
     return picture
 
 
-def _levels(rows: Sequence[Row]) -> list[tuple[list, list]]:
-    """Rounds to every whole percent that all seeds reached."""
-    levels = [
-        level for level in range(1, 101) if all(rounds_to(row, level) is not None for row in rows)
-    ]
-    if not rows or not levels:
-        return []
-    return [(levels, [rounds_to(row, level) for level in levels]) for row in rows]
+def _mean_levels(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    """Mean rounds to every whole percent that all seeds reached."""
+    levels, rounds = [], []
+    for level in range(1, 101):
+        found = [rounds_to(row, level) for row in rows]
+        if None not in found:
+            levels.append(level)
+            rounds.append(float(np.mean(found)))
+    return levels, rounds
 
 
 EXPERIMENT = Experiment(

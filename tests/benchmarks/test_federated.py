@@ -4,14 +4,18 @@ import json
 
 import pytest
 
-from benchmarks.federated import STUDY, Args, Cell, cells_of, main
+from benchmarks.cells import Cell
+from benchmarks.federated import STUDY, Args, cells_of, main
 from benchmarks.federated_report import by_label, markdown, paired_gain
 from benchmarks.federated_report import main as report
 from benchmarks.ledger import Ledger, cell_id
 
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(quick_compilation, tmp_path_factory):
     """The smoke preset with and without WSA, run once, and what it left behind."""
     folder = tmp_path_factory.mktemp("smoke")
     arguments = [
@@ -24,7 +28,10 @@ def smoke(tmp_path_factory):
 
 def test_smoke_preset_writes_one_finished_row_a_cell(smoke):
     rows = Ledger(smoke[0] / "rows.jsonl").rows()
-    assert [row["label"] for row in rows] == ["FedAvg", "FedAvg +WSA 1"]
+    assert [row["label"] for row in rows] == [
+        "FedAvg, digits, 4 clients",
+        "FedAvg +WSA 1, digits, 4 clients",
+    ]
     for row in rows:
         assert row["status"] == "done"
         assert row["rounds_done"] == row["config"]["rounds"] == len(row["curve"]) == 3
@@ -39,8 +46,8 @@ def test_finished_cells_are_skipped_and_the_last_line_is_json(smoke, capsys):
     output = capsys.readouterr().out
     assert output.count("skipped") == 2
     assert json.loads(output.strip().splitlines()[-1])["accuracy"].keys() == {
-        "FedAvg, seed 0",
-        "FedAvg +WSA 1, seed 0",
+        "FedAvg, digits, 4 clients, seed 0",
+        "FedAvg +WSA 1, digits, 4 clients, seed 0",
     }
     assert (smoke[0] / "rows.jsonl").read_text() == before
 
@@ -55,7 +62,7 @@ def test_an_interrupted_cell_resumes_to_the_same_curve(smoke, tmp_path):
             if row["rounds_done"] == 2:
                 raise InterruptedRunError
 
-    from benchmarks.federated import run_cell
+    from benchmarks.run_cells import run_cell
 
     args = Args(preset="smoke", progress=False, runs=tmp_path / "runs")
     (cell,) = cells_of(args)

@@ -1,0 +1,166 @@
+"""Cells of the federated ledger: ids, migration of rows, and what they share when they run."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.cells import Cell
+from benchmarks.federated import Args, cells_of
+from benchmarks.import_rows import main as import_rows
+from benchmarks.ledger import RESULTS, Ledger, cell_id
+from benchmarks.run_cells import RunOptions, add_round, cell_partition, new_row, run_cell, run_cells
+from tests.benchmarks.planting import planted_row
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_recorded_rows_follow_from_their_configuration():
+    rows = Ledger(RESULTS / "federated.jsonl").rows()
+    assert rows
+    for row in rows:
+        cell = Cell.from_config(row["config"])
+        assert json.loads(json.dumps(dataclasses.asdict(cell))) == row["config"]
+        assert (row["id"], row["label"]) == (cell_id(cell), cell.label)
+
+
+def test_a_new_field_leaves_ids_alone():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(Cell):
+        newcomer: int = 3
+
+    settings = {"strength": 10.0, "seed": 1}
+    assert cell_id(Later(**settings)) == cell_id(Cell(**settings))
+    assert cell_id(Later(**settings, newcomer=4)) != cell_id(Cell(**settings))
+
+
+def test_the_ids_of_the_first_record_do_not_change():
+    # A changed default would rename every recorded row.
+    assert cell_id(Cell().canonical()) == "9c375bfebd91"
+    assert cell_id(Cell(strength=10.0).canonical()) == "bba5dccf782e"
+
+
+def test_canonical_cells_ignore_what_cannot_matter():
+    same = [
+        Cell(mu=3.0),
+        Cell(width=0.5),
+        Cell(shards_per_client=7),
+        Cell(alpha=0.5, window=(3, 5), target_mean=1.0),
+    ]
+    assert {cell_id(cell.canonical()) for cell in same} == {cell_id(Cell().canonical())}
+    assert cell_id(Cell(alpha=1).canonical()) == cell_id(Cell(alpha=1.0).canonical())
+    assert Cell(algorithm="fed_prox", dataset="cinic10").canonical().mu == 1.0
+    prox = Cell(algorithm="fed_prox").canonical()
+    assert prox.canonical() == prox == Cell(algorithm="fed_prox", mu=0.1).canonical()
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({}, "FedAvg"),
+        ({"algorithm": "scaffold", "strength": 1.0, "alpha": 1.0}, "SCAFFOLD +WSA 1, alpha 1"),
+        (
+            {"partition": "shards", "shards_per_client": 2, "init": "he"},
+            "FedAvg, He init, 2 shards a client",
+        ),
+        (
+            {"dataset": "cifar100", "clients": 100, "evaluate_on": "validation"},
+            "FedAvg, CIFAR-100, 100 clients, 10 a round, on validation",
+        ),
+        ({"model": "vgg8", "width": 0.5}, "FedAvg, VGG8 of width 0.5"),
+        (
+            {"strength": 1.0, "target": "fixed", "target_mean": 0.1, "window": (5, -1)},
+            "FedAvg +WSA 1, target N(0.1, 0.1²), rounds [5, T)",
+        ),
+    ],
+)
+def test_labels_name_what_differs(settings, label):
+    assert Cell(**settings).canonical().label == label
+
+
+def test_imported_rows_get_todays_id_and_the_further_one_stays(tmp_path, capsys):
+    cell = Cell(rounds=1500, evaluate_every=25).canonical()
+    new_fields = ("width", "shards_per_client", "mu", "target_mean", "client_scopes")
+    old = planted_row(cell, 0.5, rounds=600) | {"id": "of-old"}
+    old["config"] = {k: v for k, v in old["config"].items() if k not in new_fields}
+    source, results = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    source.write_text(json.dumps(old) + "\n")
+
+    def run():
+        import_rows([str(source), "--results", str(results)])
+        written = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["written"]
+        return written, Ledger(results).rows()
+
+    written, rows = run()
+    assert (written, [row["id"] for row in rows]) == (1, [cell_id(cell)])
+    assert rows[0]["config"] == json.loads(json.dumps(dataclasses.asdict(cell)))
+    assert run()[0] == 0
+    Ledger(results).write(planted_row(cell, 0.6))
+    written, rows = run()
+    assert (written, rows[0]["status"], rows[0]["accuracy"]) == (0, "done", 0.6)
+    with pytest.raises(SystemExit, match="is no file"):
+        import_rows([str(tmp_path / "absent.jsonl")])
+
+
+def test_client_scopes_of_one_layer_are_kept_and_thinned():
+    cell = Cell(client_scopes="b", rounds=900).canonical()
+    row = new_row(cell)
+    for index in range(900):
+        scopes = {"mean": [[0.0, 0.1], [0.0, 0.2]], "std": [[1.0, 2.0], [1.0, 3.0]]}
+        update = {"round": index + 1, "seconds": 0.0, "layers": ["a", "b"], "client_scopes": scopes}
+        add_round(row, cell, update)
+    kept = row["client_scopes"]
+    assert len(kept["round"]) == 300
+    assert (kept["mean"][0], kept["std"][-1]) == ([0.1, 0.2], [2.0, 3.0])
+
+
+def test_settings_that_are_plain_numbers_share_one_compilation(tmp_path):
+    (first,) = cells_of(Args(preset="smoke", strength=(1.0,)))
+    changes = ({"strength": 7.0}, {"learning_rate": 0.02}, {"window": (1, 2)}, {"seed": 1})
+    options = RunOptions(runs=tmp_path / "runs", progress=False)
+    ledger = Ledger(tmp_path / "rows.jsonl")
+    compiled = []
+
+    def listen(event, duration, fun_name="", **attributes):
+        if listening and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append((duration, fun_name))
+
+    # Listeners cannot be taken back by public means: this one falls silent.
+    listening = True
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    # A setting of its own, so that no other test has compiled it.
+    own = dataclasses.replace(first, steps=3)
+    run_cell(own, options, ledger)
+    _, round_name = max(compiled)
+    assert round_name
+    compiled.clear()
+    rows = run_cells([dataclasses.replace(own, **change) for change in changes], options, ledger)
+    listening = False
+    assert [row["status"] for row in rows] == ["done"] * len(changes)
+    assert round_name not in {name for _, name in compiled}
+
+
+def test_partitions_of_cells():
+    labels = np.arange(100) % 10
+    for settings, sizes in (
+        ({"partition": "shards", "shards_per_client": 2}, [20] * 5),
+        ({"partition": "equal"}, [20] * 5),
+        ({"partition": "iid"}, [20] * 5),
+    ):
+        cell = Cell(clients=5, **settings).canonical()
+        assert cell_partition(cell, labels).sizes.tolist() == sizes
+    two_classes = cell_partition(Cell(partition="shards", shards_per_client=2, clients=5), labels)
+    assert ((two_classes.counts(labels) > 0).sum(axis=1) <= 2).all()
+
+
+def test_cli_grid_reaches_the_new_fields():
+    cells = cells_of(
+        Args(algorithm=("fed_avg", "fed_prox"), mu=0.5, model="vgg8", width=0.25, alpha=(0.1,))
+    )
+    assert [cell.mu for cell in cells] == [-1.0, 0.5]
+    assert {(cell.model, cell.width, cell.alpha) for cell in cells} == {("vgg8", 0.25, 0.1)}
+    (cell,) = cells_of(Args(partition="shards", shards_per_client=3))
+    assert (cell.partition, cell.shards_per_client, cell.alpha) == ("shards", 3, 0.0)
