@@ -104,8 +104,7 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
         draw_recorded(lower, gains, ylabel="gain on the same seed, points")
         lower.axhline(0, color=PALETTE[0], linewidth=1.2)
         if upper.get_legend() is not None:
-            drawn = [line for line in upper.get_lines() if len(line.get_xdata())]
-            legend_below(lower, handles=drawn, labels=[str(line.get_label()) for line in drawn])
+            legend_below(lower, **_drawn(upper))
             upper.get_legend().remove()
             lower.set_xlabel("round")
         upper.set_title(section, fontsize=10)
@@ -129,8 +128,13 @@ def draw_recorded(
         xlabel=xlabel,
         ylabel=ylabel,
     )
-    recorded = [line for line in axes.get_lines() if len(line.get_xdata())]
-    legend_below(axes, handles=recorded, labels=[str(line.get_label()) for line in recorded])
+    legend_below(axes, **_drawn(axes))
+
+
+def _drawn(axes: "Axes") -> dict[str, Any]:
+    """The lines that have a point, as a legend takes them."""
+    lines = [line for line in axes.get_lines() if np.size(line.get_xdata())]
+    return {"handles": lines, "labels": [str(line.get_label()) for line in lines]}
 
 
 def remark_absent(axes: "Axes") -> None:

@@ -86,8 +86,8 @@ def _mean_levels(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
     """Mean rounds to every whole percent that all seeds reached."""
     levels, rounds = [], []
     for level in range(1, 101):
-        found = [rounds_to(row, level) for row in rows]
-        if None not in found:
+        found = [value for row in rows if (value := rounds_to(row, level)) is not None]
+        if len(found) == len(rows):
             levels.append(level)
             rounds.append(float(np.mean(found)))
     return levels, rounds

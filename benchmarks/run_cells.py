@@ -166,7 +166,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
 
 def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> list[dict[str, Any]]:
     """Run what is not done yet, in order; return the rows of all cells whose data is here."""
-    rows = []
+    rows, absent = [], dict[str, str]()
     for index, cell in enumerate(cells):
         head = f"[{index + 1}/{len(cells)}] {cell.label}, seed {cell.seed}"
         found = ledger.find(cell_id(cell))
@@ -174,13 +174,16 @@ def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> lis
             print(f"{head}: done before, skipped")
             rows.append(found)
         elif complaint := missing_data(cell.dataset, options.data_dir):
-            print(f"{head}: no data here ({complaint})")
+            print(f"{head}: no data here")
+            absent[cell.dataset] = complaint
         else:
             print(f"{head} ({cell_id(cell)})", flush=True)
             begin = time.perf_counter()
             rows.append(run_cell(cell, options, ledger))
             seconds = time.perf_counter() - begin
             print(f"  {100 * rows[-1]['accuracy']:.2f} % after {seconds:.0f} s", flush=True)
+    for dataset, complaint in absent.items():
+        print(f"{dataset}: {complaint}")
     return rows
 
 

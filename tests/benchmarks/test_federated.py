@@ -10,7 +10,6 @@ from benchmarks.federated_report import by_label, markdown, paired_gain
 from benchmarks.federated_report import main as report
 from benchmarks.ledger import Ledger, cell_id
 
-
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
