@@ -3,19 +3,24 @@
     python -m benchmarks.fig11_scope_trajectories [--preset smoke|cpu|paper]
 
 One column a method (FedAvg, FedProx, FedAvg +WSA), a row each for mean and std, one colour a
-client; the scopes are taken after local training, before the average. paper: 1,500 rounds, one
-seed. cpu cuts the rounds to 100: 3 cells. smoke: the last layer of the MLP on digits.
+client, and a row for how far apart the stds are, which the paper's scale hides; the scopes are
+taken after local training, before the average. paper: 1,500 rounds, one seed. cpu cuts the rounds
+to 100: 3 cells. smoke: the last layer of the MLP on digits.
 """
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks.comparison import Comparison, Row, markdown_table
-from benchmarks.figures import RowsOf, remark_absent
+from benchmarks.figures import RowsOf
 from benchmarks.paper_numbers import CLAIMS
 from benchmarks.paper_table import Args, Experiment, run_experiment
+
+MOMENTS = {"mean": "mean", "std": "std", "apart": "std off the clients' mean std, %"}
+"""The figure's rows."""
 
 
 def comparisons(args: Args) -> list[Comparison]:
@@ -47,8 +52,7 @@ def spread_between_clients(row: Row) -> list[float]:
 
     Dropped clients have no scope and do not count.
     """
-    stds = np.asarray(row["client_scopes"]["std"], float)
-    return (100 * np.nanstd(stds, axis=1) / np.nanmean(stds, axis=1)).tolist()
+    return np.nanstd(trajectory(row, "apart"), axis=1).tolist()
 
 
 def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
@@ -67,38 +71,45 @@ def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
     return markdown_table(head, body)
 
 
+def trajectory(row: Row, moment: str) -> np.ndarray:
+    """What a row of the figure shows, for each kept round and client: [rounds, clients]."""
+    if moment != "apart":
+        return np.asarray(row["client_scopes"][moment], float)
+    stds = trajectory(row, "std")
+    return 100 * (stds / np.nanmean(stds, axis=1, keepdims=True) - 1)
+
+
 def figure(lines: Sequence[Comparison], rows_of: RowsOf):
-    """The paper's layout; the axes of a row are shared, so that methods can be held together."""
+    """The paper's two rows, and below them how far each client's std is from the others'.
+
+    The axes of a row are shared, so that methods can be held together.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(12, 6.2), layout="constrained")
-    grid = picture.subplots(2, 3, sharex=True, sharey="row")
-    found = columns(lines, rows_of)
-    for column, (label, row) in enumerate(found.items()):
-        grid[0, column].set_title(label, fontsize=11)
-        grid[1, column].set_xlabel("round")
-        for place, moment in enumerate(("mean", "std")):
-            axes = grid[place, column]
+    picture = Figure(figsize=(12, 8), layout="constrained")
+    grid = picture.subplots(3, 3, sharex=True, sharey="row")
+    picture.suptitle(f"{lines[0].section} on each client", fontsize=11)
+    handles: dict[str, Any] = {}
+    for column, (label, row) in zip(grid.T, columns(lines, rows_of).items(), strict=True):
+        column[0].set_title(label, fontsize=11)
+        column[-1].set_xlabel("round")
+        for axes, moment in zip(column, MOMENTS, strict=True):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
             if row is None:
+                # No ticks to remove: the axes are shared with those of other methods.
+                axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
                 continue
-            values = np.asarray(row["client_scopes"][moment], float)
+            values = trajectory(row, moment)
             for client in range(values.shape[1]):
-                axes.plot(
+                (handles[f"client {client}"],) = axes.plot(
                     row["client_scopes"]["round"], values[:, client], linewidth=1.1,
-                    color=colormaps["tab10"](client % 10), label=f"client {client}",
+                    color=colormaps["tab10"](client % 10),
                 )  # fmt: skip
-    for place, moment in enumerate(("mean", "std")):
-        grid[place, 0].set_ylabel(f"{moment} of {lines[0].section}")
-    shown = [axes for axes in grid[0] if axes.lines]
-    handles, names = shown[0].get_legend_handles_labels()
-    picture.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
-    for column, row in enumerate(found.values()):
-        if row is None:
-            for axes in grid[:, column]:
-                remark_absent(axes)
+    for axes, moment in zip(grid[:, 0], MOMENTS, strict=True):
+        axes.set_ylabel(MOMENTS[moment])
+    picture.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
     return picture
 
 

@@ -108,7 +108,13 @@ def _commit() -> str:
     """The commit the code is of, with a mark where the working tree differs from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or importlib.metadata.version("wsa-jax")
+    if found.stdout.strip():
+        return found.stdout.strip()
+    try:
+        return importlib.metadata.version("wsa-jax")
+    except importlib.metadata.PackageNotFoundError:
+        # A bare copy of the sources, on a borrowed machine for example.
+        return "unknown"
 
 
 def _cpu() -> str:

@@ -226,6 +226,11 @@ def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: R
     print(f"\n## {experiment.title}\n")
     table = comparison_table if experiment.table is None else experiment.table
     print(table(comparisons, rows_of))
+    cells = [cell for line in comparisons for cell in (line.baseline, line.treated)]
+    dropped = {row["label"]: row.get("dropped", 0) for cell in cells for row in rows_of(cell)}
+    for label, count in dropped.items():
+        if count:
+            print(f"\n{label}: {count} updates were not finite and were dropped.")
     if experiment.claim:
         print(f"\nThe paper: {experiment.claim}")
 

@@ -192,7 +192,7 @@ def new_row(cell: Cell) -> dict[str, Any]:
     return {
         "id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell),
         "status": "started", "rounds_done": 0, "accuracy": None, "curve": [], "diagnostics": [],
-        "seconds": 0.0,
+        "dropped": 0, "seconds": 0.0,
     }  # fmt: skip
 
 
@@ -200,6 +200,8 @@ def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
     """Add what the simulation says of one round to a row."""
     row["seconds"] = round(row["seconds"] + update["seconds"], 1)
     row["rounds_done"] = update["round"]
+    # Rounds recorded before clients could be dropped do not say it of themselves.
+    row["dropped"] += update.get("dropped", 0)
     if "test_accuracy" in update:
         row["accuracy"] = update["test_accuracy"]
         row["curve"].append([update["round"], update["test_accuracy"], update["test_loss"]])
@@ -210,7 +212,8 @@ def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
         kept["round"].append(update["round"])
         for moment in ("mean", "std"):
             clients = update["client_scopes"][moment]
-            kept[moment].append([_short(client[layer]) for client in clients])
+            # Clients differ in the fifth digit.
+            kept[moment].append([_short(client[layer], digits=8) for client in clients])
 
 
 def _restored_rows(metrics: Path, directory: Path) -> list[dict[str, Any]]:
@@ -231,8 +234,8 @@ def _diagnostics(update: dict[str, Any]) -> dict[str, Any]:
     return {name: _short(update[name]) for name in names}
 
 
-def _short(value: Any) -> Any:
-    """Five significant digits of every float."""
+def _short(value: Any, *, digits: int = 5) -> Any:
+    """Some significant digits of every float."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
-    return [_short(item) for item in value] if isinstance(value, list) else value
+        return float(f"{value:.{digits}g}")
+    return [_short(item, digits=digits) for item in value] if isinstance(value, list) else value

@@ -120,6 +120,15 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     assert last_line(capsys)["lines"][0]["gain"] == pytest.approx(3.5)
 
 
+def test_dropped_updates_are_reported(tmp_path, capsys):
+    cell, *_ = ordered_cells(script("strength_sweep").comparisons(Args(preset="smoke")), (0,))
+    Ledger(tmp_path / "federated.jsonl").write(planted_row(cell, 0.5) | {"dropped": 3})
+    options = ["--preset", "smoke", "--report-only", "--output", str(tmp_path)]
+    script("strength_sweep").main(options)
+    expected = "FedAvg, digits, 4 clients: 3 updates were not finite and were dropped."
+    assert expected in capsys.readouterr().out
+
+
 def test_papers_tables_are_whole():
     for table in (paper_numbers.TABLE2, paper_numbers.TABLE3):
         assert len(table) == 6
