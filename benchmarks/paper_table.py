@@ -176,6 +176,16 @@ def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[
     return [state(cell) for cell in cells]
 
 
+def sides(comparison: Comparison, rows_of: RowsOf) -> tuple[list[Row], list[Row]]:
+    """Rows of the baseline and of the setting; of the baseline only the setting's seeds.
+
+    Means over other seeds would not be the gain's own. A setting not run has the whole baseline.
+    """
+    theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
+    seeds = {row["config"]["seed"] for row in ours}
+    return [row for row in theirs if not ours or row["config"]["seed"] in seeds], ours
+
+
 def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
     """Our numbers beside the paper's, our paired gain beside its gain; Markdown."""
     compared = any(comparison.paper for comparison in comparisons)
@@ -183,12 +193,12 @@ def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
     head += ["paper: baseline", "paper: setting", "paper: gain"] if compared else []
     lines = []
     for comparison in comparisons:
-        theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
+        theirs, ours = sides(comparison, rows_of)
         line = [
             comparison.section,
             comparison.label,
             ", ".join(str(row["config"]["seed"]) for row in ours),
-            rounds_done([*theirs, *ours], comparison.treated.rounds),
+            rounds_done([*theirs, *ours] if ours else [], comparison.treated.rounds),
             spread(accuracies(theirs)),
             spread(accuracies(ours)),
             signed(paired_gains(ours, theirs)),
@@ -206,7 +216,7 @@ def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[dict[str
     """The table's lines for the last line of JSON."""
     lines = []
     for comparison in comparisons:
-        theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
+        theirs, ours = sides(comparison, rows_of)
         gains = paired_gains(ours, theirs)
         lines.append(
             {

@@ -120,6 +120,18 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     assert last_line(capsys)["lines"][0]["gain"] == pytest.approx(3.5)
 
 
+def test_baseline_counts_only_the_settings_seeds(tmp_path):
+    line = script("strength_sweep").comparisons(Args(preset="cpu"))[0]
+    ledger = Ledger(tmp_path / "rows.jsonl")
+    for seed, accuracy in ((0, 0.40), (1, 0.50)):
+        ledger.write(planted_row(line.baseline, accuracy, seed=seed))
+    table = comparison_table([line], recorded(ledger, (0, 1)))
+    assert table.endswith("+WSA 10 |  | 0 of 100 | 45.00 ± 7.07 |  |  |")
+    ledger.write(planted_row(line.treated, 0.41, seed=0, rounds=50))
+    table = comparison_table([line], recorded(ledger, (0, 1)))
+    assert "+WSA 10 | 0 | 50 to 100 of 100 | 40.00 | 41.00 |" in table
+
+
 def test_dropped_updates_are_reported(tmp_path, capsys):
     cell, *_ = ordered_cells(script("strength_sweep").comparisons(Args(preset="smoke")), (0,))
     Ledger(tmp_path / "federated.jsonl").write(planted_row(cell, 0.5) | {"dropped": 3})
