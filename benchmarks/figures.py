@@ -82,12 +82,13 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
     figure = Figure(figsize=(max(4.4 * len(groups), 6.4), 7.2), layout="constrained")
     grid = figure.subplots(2, len(groups), squeeze=False, sharex="col")
     for (upper, lower), (section, group) in zip(grid.T, groups.items(), strict=True):
+        shared = on_shared_seeds(group, rows_of)
         baselines = {
-            _baseline_name(comparison, group): accuracy_curves(rows_of(comparison.baseline))
+            _baseline_name(comparison, group): accuracy_curves(shared(comparison.baseline))
             for comparison in group
         }
         treated = {
-            comparison.label: accuracy_curves(rows_of(comparison.treated)) for comparison in group
+            comparison.label: accuracy_curves(shared(comparison.treated)) for comparison in group
         }
         # A baseline has no gain, but holds its place, so that both panels share their colours.
         gains = {name: [] for name in baselines} | {
@@ -109,6 +110,17 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
             lower.set_xlabel("round")
         upper.set_title(section, fontsize=10)
     return figure
+
+
+def on_shared_seeds(group: Sequence[Comparison], rows_of: RowsOf) -> RowsOf:
+    """Rows of the seeds that all settings of a panel have, as far as they were run at all.
+
+    Seeds differ by more than settings do: means over different seeds are not to be compared.
+    """
+    runs = [rows_of(cell) for line in group for cell in (line.baseline, line.treated)]
+    seeds = [{row["config"]["seed"] for row in rows} for rows in runs if rows]
+    shared = set.intersection(*seeds) if seeds else set()
+    return lambda cell: [row for row in rows_of(cell) if row["config"]["seed"] in shared]
 
 
 def draw_recorded(

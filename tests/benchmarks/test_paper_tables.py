@@ -8,7 +8,7 @@ import pytest
 from benchmarks import best_against_best, paper_numbers
 from benchmarks.cells import Cell
 from benchmarks.comparison import Comparison, paired_curves, paired_gains
-from benchmarks.figures import shared_length
+from benchmarks.figures import on_shared_seeds, shared_length
 from benchmarks.ledger import RESULTS, Ledger, cell_id
 from benchmarks.paper_table import Args, comparison_table, ordered_cells, recorded
 from benchmarks.rounds_to_accuracy import reached
@@ -164,6 +164,23 @@ def test_a_seed_just_begun_does_not_cut_the_others():
     runs = [(list(range(n)), [0.0] * n) for n in (10, 6, 1, 0)]
     assert [len(x) for x, _ in shared_length(runs)] == [6, 6]
     assert shared_length([]) == []
+
+
+def test_panels_show_the_seeds_that_all_their_settings_have(tmp_path):
+    group = script("strength_sweep").comparisons(Args(preset="cpu"))[:3]
+    ledger = Ledger(tmp_path / "rows.jsonl")
+    for cell, seeds in ((group[0].baseline, (0, 1)), (group[0].treated, (0, 1))):
+        for seed in seeds:
+            ledger.write(planted_row(cell, 0.5, seed=seed))
+    ledger.write(planted_row(group[1].treated, 0.5, seed=1))
+    rows_of = on_shared_seeds(group, recorded(ledger, (0, 1)))
+    cells = (group[0].baseline, group[0].treated, group[1].treated, group[2].treated)
+    assert [[row["config"]["seed"] for row in rows_of(cell)] for cell in cells] == [
+        [1],
+        [1],
+        [1],
+        [],
+    ]
 
 
 def test_rounds_to_accuracy_says_how_many_seeds_got_there():
