@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.cells import ALGORITHM_NAMES
 from benchmarks.comparison import Comparison, Row, markdown_table
 from benchmarks.figures import RowsOf, legend_below, panels, sections
-from benchmarks.paper_table import Experiment, run_experiment
+from benchmarks.paper_table import Experiment, run_experiment, sides
 from benchmarks.table2_cross_silo import comparisons
 from wsa_jax.plots import PALETTE
 
@@ -48,16 +48,13 @@ def run_lines(lines: Sequence[Comparison], rows_of: RowsOf) -> list[Comparison]:
 def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
     """Baseline / +WSA under each accuracy that some run reached."""
     lines = run_lines(lines, rows_of)
-    cells = [cell for line in lines for cell in (line.baseline, line.treated)]
-    shown = [a for a in ACCURACIES if any(reached(rows_of(cell), a) for cell in cells)]
+    pairs = [sides(line, rows_of) for line in lines]
+    shown = [a for a in ACCURACIES if any(reached(rows, a) for pair in pairs for rows in pair)]
     head = ["data", "setting", *(f"{accuracy} %: baseline / setting" for accuracy in shown)]
     body = []
-    for line in lines:
-        pairs = [
-            " / ".join(reached(rows_of(cell), a) or "–" for cell in (line.baseline, line.treated))
-            for a in shown
-        ]
-        body.append([line.section, line.label, *pairs])
+    for line, pair in zip(lines, pairs, strict=True):
+        rounds = [" / ".join(reached(rows, a) or "–" for rows in pair) for a in shown]
+        body.append([line.section, line.label, *rounds])
     return markdown_table(head, body)
 
 
@@ -68,11 +65,9 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf):
     for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
         for color, line in zip(PALETTE, group, strict=False):
             name = ALGORITHM_NAMES[line.baseline.algorithm]
-            for cell, dash, label in (
-                (line.baseline, "--", name),
-                (line.treated, "-", f"{name} +WSA"),
-            ):
-                axes.plot(*_mean_levels(rows_of(cell)), dash, color=color, label=label)
+            theirs, ours = sides(line, rows_of)
+            axes.plot(*_mean_levels(theirs), "--", color=color, label=name)
+            axes.plot(*_mean_levels(ours), "-", color=color, label=f"{name} +WSA")
         axes.set_title(section, fontsize=10)
         axes.set_xlabel("accuracy, %")
         axes.set_ylabel("rounds until it is reached")
