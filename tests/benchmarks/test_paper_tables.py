@@ -1,5 +1,6 @@
 """The scripts of the paper's federated tables and figures: runs, tables, ids, verdicts."""
 
+import doctest
 import importlib
 import json
 
@@ -139,6 +140,13 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
     script("strength_sweep").main(options)
     expected = "FedAvg, digits, 4 clients: 3 updates were not finite and were dropped."
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["comparison", "ledger", "fig10_windows", "rounds_to_accuracy"])
+def test_examples_in_docstrings(name):
+    result = doctest.testmod(script(name))
+    assert result.attempted
+    assert not result.failed
 
 
 def test_papers_tables_are_whole():
