@@ -157,7 +157,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         directory=directory,
         on_round=record,
         progress=options.progress,
-        **({"client_scopes": True} if cell.client_scopes else {}),
+        client_scopes=bool(cell.client_scopes),
     )
     row |= {"status": "done", "left_out": list(result.left_out)}
     ledger.write(row)
