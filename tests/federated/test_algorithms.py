@@ -27,6 +27,7 @@ from wsa_jax.federated.algorithms import ServerContext
 from wsa_jax.federated.client import RoundSettings, ScopeForm
 from wsa_jax.federated.round import make_round
 from wsa_jax.training import Batch
+from wsa_jax.tree import unstack
 
 SIZES = np.array([25, 10, 0, 7])
 ROUNDS = 3

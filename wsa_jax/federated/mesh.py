@@ -48,7 +48,15 @@ def place(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> Py
     With several processes each must hold the same values.
     """
     sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+
+    def put(leaf: Any) -> Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # Keys cannot be put on devices of other processes, their numbers can.
+            numbers = jax.device_put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree)
 
 
 def local(tree: PyTree) -> PyTree:

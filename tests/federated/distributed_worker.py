@@ -1,0 +1,63 @@
+"""One of several processes that simulate the same federation, or the only one.
+
+JAX_NUM_CPU_DEVICES=2 python distributed_worker.py OUTPUT COORDINATOR PROCESSES PROCESS
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from wsa_jax.data import load_dataset
+from wsa_jax.federated import (
+    Execution,
+    LocalSettings,
+    WeightScopeAlignment,
+    clients_mesh,
+    iid,
+    scaffold,
+    simulate,
+)
+from wsa_jax.federated.mesh import on_host
+from wsa_jax.models import MLP
+from wsa_jax.training import classification
+
+
+def federate(directory: Path | None, execution: Execution, rounds: int = 3):
+    digits = load_dataset("digits")
+    images, labels = digits.images[:160], digits.labels[:160]
+    return simulate(
+        jax.random.key(5),
+        classification(MLP(features=(8, 10)), digits.info),
+        (images, labels),
+        iid(labels, clients=8, seed=0),
+        rounds=rounds,
+        algorithm=scaffold(),
+        participants=6,
+        wsa=WeightScopeAlignment(strength=0.5),
+        learning_rate=0.1,
+        local=LocalSettings(steps=3, batch_size=10),
+        test=(images, labels),
+        evaluate_every=1,
+        directory=directory,
+        execution=execution,
+    )
+
+
+def main(output: Path, coordinator: str, processes: int, process: int) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process)
+    assert jax.device_count() == 2 * processes
+    execution = Execution(mesh=clients_mesh())
+    federate(output / "run", execution, rounds=2)
+    result = federate(output / "run", execution)  # resumes from round 2
+    leaves = jax.tree.leaves(on_host(result.state))
+    if process == 0:
+        accuracy = [row["test_accuracy"] for row in result.history]
+        np.savez(output / "state.npz", *map(np.asarray, leaves), accuracy=accuracy)
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,173 @@
+"""Robust rules against NumPy and SciPy, and rounds in which a client sends nonsense."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from wsa_jax.federated import Aggregation, coordinate_median, fed_avg, scaffold, trimmed_mean
+from wsa_jax.federated.aggregate import all_finite, as_numbers, clip_update, like
+
+MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(11.0)[::-1]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 11])
+def test_rules_equal_scipy_over_the_kept(count):
+    keep = np.zeros(11)
+    keep[np.random.default_rng(count).permutation(11)[:count]] = 1
+    models = jax.tree.map(jnp.float32, MODELS)
+    # What is left out may hold anything.
+    dirty = jax.tree.map(
+        lambda x: x.at[np.flatnonzero(keep == 0)].set(jnp.nan, mode="drop"), models
+    )
+    for name, rows in MODELS.items():
+        kept = rows[keep > 0]
+        np.testing.assert_allclose(
+            coordinate_median(dirty, keep)[name], np.median(kept, axis=0), rtol=1e-5, atol=1e-6
+        )
+        for trim in (0.0, 0.1, 0.3, 0.45):
+            np.testing.assert_allclose(
+                trimmed_mean(dirty, keep, trim)[name],
+                stats.trim_mean(kept, trim, axis=0),
+                rtol=1e-5,
+                atol=1e-6,
+            )
+
+
+def test_none_kept_gives_zeros():
+    models = jax.tree.map(jnp.float32, MODELS)
+    for found in (coordinate_median(models, np.zeros(11)), trimmed_mean(models, np.zeros(11), 0.1)):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(found))
+
+
+def test_clip():
+    update = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    assert clip_update(update, None) is update
+    np.testing.assert_allclose(clip_update(update, 10)["a"], 3.0)
+    clipped = clip_update(update, 2.5)
+    np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [1.5, 2.0], rtol=1e-6)
+
+
+def test_leaves_that_are_no_floats():
+    state = {"key": jax.random.key(1), "step": jnp.int32(7), "mean": jnp.bfloat16(0.5)}
+    assert bool(all_finite(state))
+    back = like({**as_numbers(state), "step": jnp.float32(6.9999)}, state)
+    assert back["step"] == 7
+    assert back["mean"].dtype == jnp.bfloat16
+    assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "krum"}, "rule 'krum' is unknown; give 'mean', 'median' or 'trimmed_mean'"),
+        ({"trim": 0.5}, r"trim 0.5 is not in \[0, 0.5\)"),
+        ({"clip_norm": 0.0}, "clip_norm 0.0 is not positive; give None"),
+    ],
+)
+def test_errors(rejected, change, message):
+    with pytest.raises(ValueError, match=message):
+        rejected(Aggregation(), **change)
+
+
+POISON = 99
+
+
+@pytest.fixture(scope="module")
+def fragile(federation):
+    """The same federation, whose loss is NaN on a poisoned label."""
+    task = federation.task
+
+    def loss(key, params, model_state, batch):
+        value, model_state = task.loss(key, params, model_state, batch)
+        bad = jnp.any((batch.labels == POISON) & (batch.mask > 0))
+        return value * jnp.where(bad, jnp.nan, 1.0), model_state
+
+    return federation._replace(task=task._replace(loss=loss))
+
+
+def poisoned(federation, clients):
+    """The same data, but for one poisoned example of each of these clients."""
+    rows = np.asarray(federation.data.indices)[clients, 0]
+    return federation.data._replace(labels=federation.data.labels.at[rows].set(POISON))
+
+
+class TestNonFiniteClients:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def outcome(cls, fragile):
+        start = fragile.start(scaffold())
+        run = fragile.round(scaffold())
+        return start, run(fragile.key, start, poisoned(fragile, [1]), fragile.settings())
+
+    def test_is_dropped_and_counted(self, outcome):
+        _, (state, info) = outcome
+        assert int(info.dropped) == 1
+        assert np.asarray(info.accepted).tolist() == [True, False, False, True]
+        assert np.isnan(info.loss[1])
+        for leaf in jax.tree.leaves((state, info.fused, info.client_divergence)):
+            assert np.isfinite(leaf).all()
+
+    def test_counts_as_if_it_had_no_examples(self, federation, outcome, assert_close):
+        start, (state, _) = outcome
+        without = federation.data._replace(sizes=federation.data.sizes.at[1].set(0))
+        run = federation.round(scaffold())
+        expected, _ = run(federation.key, start, without, federation.settings())
+        assert_close(state.params, expected.params)
+        assert_close(state.target, expected.target)
+
+    def test_keeps_its_state(self, outcome):
+        start, (state, _) = outcome
+        for old, new in zip(
+            jax.tree.leaves(start.clients), jax.tree.leaves(state.clients), strict=True
+        ):
+            np.testing.assert_array_equal(old[1], new[1])
+            assert np.any(old[0] != new[0])
+
+    def test_is_averaged_in_if_asked(self, fragile):
+        run = fragile.round(fed_avg(), aggregation=Aggregation(drop_nonfinite=False))
+        data = poisoned(fragile, [1])
+        state, info = run(fragile.key, fragile.start(fed_avg()), data, fragile.settings())
+        assert int(info.dropped) == 0
+        assert np.isnan(state.params["Dense_0"]["kernel"]).any()
+
+    def test_all_dropped_changes_nothing(self, fragile):
+        start = fragile.start(fed_avg())
+        run = fragile.round(fed_avg())
+        state, info = run(fragile.key, start, poisoned(fragile, [0, 1, 3]), fragile.settings())
+        assert int(info.dropped) == 3
+        for old, new in zip(
+            jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
+        ):
+            np.testing.assert_array_equal(old, new)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_a_round_takes_the_rule_over_clients_with_examples(federation, rule):
+    start = federation.start(fed_avg())
+    # Each client alone gives its update; the rule over the three that have examples is the oracle.
+    alone = []
+    for client in (0, 1, 3):
+        data = federation.data._replace(sizes=federation.data.sizes * (np.arange(4) == client))
+        state, _ = federation.round(fed_avg())(federation.key, start, data, federation.settings())
+        alone.append(flat(state.params) - flat(start.params))
+    run = federation.round(fed_avg(), aggregation=Aggregation(rule=rule, trim=0.4))
+    state, _ = run(federation.key, start, federation.data, federation.settings())
+    expected = np.median(alone, axis=0)  # trimming one of three at either end is the same
+    np.testing.assert_allclose(
+        flat(state.params) - flat(start.params), expected, rtol=1e-3, atol=1e-6
+    )
+
+
+def test_a_round_clips_each_update(federation):
+    start = federation.start(fed_avg())
+    run = federation.round(fed_avg(), aggregation=Aggregation(clip_norm=0.05))
+    _, info = run(federation.key, start, federation.data, federation.settings())
+    busy = np.asarray(federation.data.sizes) > 0
+    np.testing.assert_allclose(np.asarray(info.update_norm)[busy], 0.05, rtol=1e-4)
+    assert info.mean_update_norm < 0.05

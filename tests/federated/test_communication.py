@@ -1,0 +1,55 @@
+"""Bytes counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from wsa_jax import all_leaves
+from wsa_jax.federated import (
+    bytes_per_round,
+    fed_adam,
+    fed_avg,
+    fed_exp,
+    fed_prox,
+    scaffold,
+)
+from wsa_jax.models import CNN
+
+PARAMS = {"kernel": jnp.ones((5, 4)), "bias": jnp.ones(4), "half": jnp.ones(8, jnp.bfloat16)}
+SIZE = 4 * (20 + 4) + 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "down", "up"),
+    [
+        (fed_avg(), SIZE, SIZE),
+        (fed_prox(), SIZE, SIZE),
+        (fed_exp(), SIZE, SIZE + 4),  # the squared norm of the update; iterates stay on the server
+        (fed_adam(), SIZE, SIZE),  # so do the moments
+        (scaffold(), 2 * SIZE, 2 * SIZE),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_each_direction(algorithm, down, up):
+    found = bytes_per_round(algorithm, PARAMS)
+    assert found == (down, up)
+    assert found.total == down + up
+    with_wsa = bytes_per_round(algorithm, PARAMS, wsa=True)
+    assert with_wsa == (down + 8, up + 8)  # one kernel: two float32 numbers
+
+
+def test_layers_and_statistics_count():
+    plain = bytes_per_round(fed_avg(), PARAMS)
+    selected = bytes_per_round(fed_avg(), PARAMS, wsa=True, select=all_leaves)
+    assert selected.up - plain.up == 3 * 8
+    statistics = {"mean": jnp.ones(7)}
+    assert bytes_per_round(fed_avg(), PARAMS, model_state=statistics).down - plain.down == 28
+
+
+def test_wsa_adds_next_to_nothing_to_the_cnn():
+    shapes = jax.eval_shape(CNN(num_classes=10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))[
+        "params"
+    ]
+    plain, wsa = (bytes_per_round(fed_avg(), shapes, wsa=on).total for on in (False, True))
+    assert plain == 2 * 4 * 744_330
+    assert wsa - plain == 2 * 8 * 5

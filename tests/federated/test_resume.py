@@ -1,0 +1,60 @@
+"""Runs of every algorithm, killed at random moments, end in bitwise the same state."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("resume_worker.py")
+KILLS = 4
+
+
+def start(directory, cache, pause):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(directory), str(pause)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rounds_done(directory):
+    """Rounds of all algorithms on disk."""
+    return sum(len(path.read_text().splitlines()) for path in directory.glob("*/metrics.jsonl"))
+
+
+def test_sigkill_at_random_rounds(tmp_path):
+    whole = start(tmp_path / "whole", tmp_path / "cache", 0.0)
+    expected = json.loads(whole.communicate(timeout=300)[0].splitlines()[-1])
+    assert len(expected) == 7
+
+    directory = tmp_path / "killed"
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    reached = []
+    for _ in range(KILLS):
+        process = start(directory, tmp_path / "cache", 0.1)
+        goal = rounds_done(directory) + rng.integers(1, 10)
+        deadline = time.monotonic() + 120
+        while rounds_done(directory) < goal:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        reached.append(rounds_done(directory))
+    last = start(directory, tmp_path / "cache", 0.0)
+    found = json.loads(last.communicate(timeout=300)[0].splitlines()[-1])
+    assert found == expected, f"killed after {reached} rounds"

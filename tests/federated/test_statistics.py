@@ -1,0 +1,103 @@
+"""BatchNorm statistics and dropout keys through federated rounds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from wsa_jax import weight_scope
+from wsa_jax.federated import LocalSettings, ServerState, fed_avg, simulate
+from wsa_jax.federated.client import RoundSettings, train_client
+from wsa_jax.federated.round import make_round
+from wsa_jax.training import classification
+
+SIZES = np.array([25, 10, 0, 7])
+
+
+class Normed(nn.Module):
+    """Dense, BatchNorm, dropout, dense."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        x = nn.Dropout(0.3, deterministic=not train)(nn.relu(x))
+        return nn.Dense(3)(x)
+
+
+@pytest.fixture(scope="module")
+def task(tiny_info):
+    return classification(Normed(), tiny_info)
+
+
+@pytest.fixture(scope="module")
+def start(task):
+    params, model_state = task.init(jax.random.key(7))
+    return ServerState(
+        params=params, model_state=model_state, target=weight_scope(params), server=(),
+        clients=(), round=jnp.int32(0),
+    )  # fmt: skip
+
+
+LOCAL = LocalSettings(steps=3, batch_size=5)
+SETTINGS = RoundSettings(jnp.float32(0.1), jnp.float32(0.0))
+
+
+def test_statistics_are_averaged_by_sample_count(federation, task, start):
+    run = make_round(task, fed_avg(), participants=4, epochs=3, local=LOCAL)
+    train_key = jax.random.split(jax.random.fold_in(federation.key, 0))[1]
+    data = federation.data
+    train = jax.jit(
+        lambda i: train_client(
+            jax.random.fold_in(train_key, i), start.params, start.model_state, start.target, (), (),
+            data.images, data.labels, data.indices[i], data.sizes[i], SETTINGS, task=task,
+            algorithm=fed_avg(), local=LOCAL, scope_form=None, epochs=3,
+        ).model_state
+    )  # fmt: skip
+    alone = [train(i) for i in range(4)]
+    expected = jax.tree.map(
+        lambda *states: np.average(np.float64(states), axis=0, weights=SIZES), *alone
+    )
+    # Rounds may donate their state: give them a copy.
+    found, _ = run(federation.key, jax.tree.map(jnp.array, start), data, SETTINGS)
+    for a, b in zip(jax.tree.leaves(found.model_state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), found.model_state, start.model_state
+    )
+    assert min(jax.tree.leaves(moved)) > 0.01
+
+
+def test_counters_and_keys_survive(federation, task, start):
+    def loss(key, params, model_state, batch):
+        value, statistics = task.loss(key, params, model_state["own"], batch)
+        carried = {"own": statistics, "steps": model_state["steps"] + 1, "key": model_state["key"]}
+        return value, carried
+
+    extra = {"own": start.model_state, "steps": jnp.int32(100), "key": jax.random.key(3)}
+    state = dataclasses.replace(jax.tree.map(jnp.array, start), model_state=extra)
+    counting = task._replace(loss=loss)
+    run = make_round(counting, fed_avg(), participants=4, epochs=3, local=LOCAL)
+    found, _ = run(federation.key, state, federation.data, SETTINGS)
+    assert found.model_state["steps"].dtype == jnp.int32
+    assert int(found.model_state["steps"]) == 103
+    expected = jax.random.key_data(jax.random.key(3))
+    np.testing.assert_array_equal(jax.random.key_data(found.model_state["key"]), expected)
+
+
+def test_dropout_follows_the_key_and_evaluation_uses_the_statistics(task, tiny_data, federation):
+    def accuracy(seed):
+        result = simulate(
+            jax.random.key(seed), task, tiny_data, federation.partition, rounds=6, local=LOCAL,
+            learning_rate=0.3, test=tiny_data, evaluate_every=6,
+            params=task.init(jax.random.key(7))[0],
+        )  # fmt: skip
+        return result.history[-1]["test_accuracy"], result.history[-1]["test_loss"]
+
+    first = accuracy(0)
+    assert first == accuracy(0)
+    assert first[1] != accuracy(1)[1]
+    assert first[0] > 0.5
