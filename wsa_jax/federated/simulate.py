@@ -146,8 +146,10 @@ def simulate(
         clients=jax.vmap(lambda _: algorithm.init_client(initial))(jnp.arange(partition.clients)),
         round=jnp.zeros((), jnp.int32),
     )
-    # Rounds may donate the state's buffers: no leaf may be the caller's, or be there twice.
-    state = jax.tree.map(jnp.array, state)
+    # Rounds may donate the state's buffers: no leaf may be the caller's, or be there twice. Client
+    # states are fresh, and the only part too large to copy.
+    copied = jax.tree.map(jnp.array, dataclasses.replace(state, clients=()))
+    state = dataclasses.replace(copied, clients=state.clients)
     round_fn = make_round(
         task,
         algorithm,

@@ -9,12 +9,12 @@ from benchmarks.speed.peers.jax_clock import compile_clock
 from benchmarks.speed.peers.turns import EVALUATED, Scenario, Turns, load
 from wsa_jax.data import DatasetInfo
 from wsa_jax.federated import Execution, LocalSettings, WeightScopeAlignment, simulate
-from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
+from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg, scaffold
 from wsa_jax.federated.partition import Partition
 from wsa_jax.models import CNN, MLP
 from wsa_jax.training import Task, classification, evaluate
 
-ALGORITHMS: dict[str, Callable[[], FederatedAlgorithm]] = {"fed_avg": fed_avg}
+ALGORITHMS: dict[str, Callable[[], FederatedAlgorithm]] = {"fed_avg": fed_avg, "scaffold": scaffold}
 
 
 def make_task(scenario: Scenario, image_shape: tuple[int, int, int]) -> Task:
