@@ -24,12 +24,29 @@ class RunOptions:
 
     execution: Literal["auto", "map", "vmap"] = "auto"
     """Clients one after another (map: CPU) or all at once (vmap: accelerators)."""
+    mesh: bool = False
+    """Spread the clients of a round over all devices, those of other processes included."""
+    coordinator: str | None = None
+    """HOST:PORT that the first of several processes listens on; start each with its --process."""
+    processes: int = 1
+    process: int = 0
     data_dir: Annotated[
         str | None, tyro.conf.arg(help_behavior_hint="(default: TFDS_DATA_DIR)")
     ] = None
     runs: Path = RUNS / "federated"
     """Checkpoints of cells under way."""
     progress: bool = True
+
+
+def join_processes(options: RunOptions) -> None:
+    """Connect to the other processes, if there are any; before any array is made."""
+    import jax
+
+    if options.coordinator is None or jax.distributed.is_initialized():
+        return
+    # Read by the CPU's backend alone.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
 @functools.lru_cache(maxsize=4)
@@ -120,7 +137,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
     import jax
 
     from wsa_jax.data import dataset_info
-    from wsa_jax.federated import Execution, LocalSettings, simulate
+    from wsa_jax.federated import Execution, LocalSettings, clients_mesh, simulate
     from wsa_jax.training import classification
 
     info = dataset_info(cell.dataset)
@@ -134,7 +151,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
 
     def record(update: dict[str, Any]) -> None:
         add_round(row, cell, update)
-        if "test_accuracy" in update:
+        if "test_accuracy" in update and options.process == 0:
             ledger.write(row)
 
     directory = options.runs / name
@@ -151,21 +168,23 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         participants=cell.participants,
         learning_rate=lambda index: cell.learning_rate * cell.decay ** (index + 1),
         local=LocalSettings(steps=cell.steps, batch_size=cell.batch_size),
-        execution=Execution(clients=execution),
+        execution=Execution(clients=execution, mesh=clients_mesh() if options.mesh else None),
         test=test,
         evaluate_every=cell.evaluate_every,
         directory=directory,
         on_round=record,
-        progress=options.progress,
+        progress=options.progress and options.process == 0,
         client_scopes=bool(cell.client_scopes),
     )
     row |= {"status": "done", "left_out": list(result.left_out)}
-    ledger.write(row)
+    if options.process == 0:
+        ledger.write(row)
     return row
 
 
 def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> list[dict[str, Any]]:
     """Run what is not done yet, in order; return the rows of all cells whose data is here."""
+    join_processes(options)
     rows, absent = [], dict[str, str]()
     for index, cell in enumerate(cells):
         head = f"[{index + 1}/{len(cells)}] {cell.label}, seed {cell.seed}"
