@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,7 +89,9 @@ class Checkpoints:
                     f"{list(found[name].shape)}, expected {leaf.dtype}{list(leaf.shape)}; "
                     "it is of another model"
                 )
-        leaves = [jax.numpy.asarray(found[name]) for name in named]
+        leaves = [
+            _array(found[name], old) for name, old in zip(named, jax.tree.leaves(like), strict=True)
+        ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -113,8 +116,19 @@ def _named(state: PyTree) -> dict[str, np.ndarray]:
         name = key_path(path)
         if name in named:
             raise ValueError(f"the state has two leaves named {name}; rename one of them")
-        named[name] = np.asarray(leaf)
+        named[name] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     return named
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _array(found: np.ndarray, like: Any) -> jax.Array:
+    """A leaf as it was: a key is kept by its numbers."""
+    if _is_key(like):
+        return jax.random.wrap_key_data(jax.numpy.asarray(found), impl=jax.random.key_impl(like))
+    return jax.numpy.asarray(found)
 
 
 @contextlib.contextmanager

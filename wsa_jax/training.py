@@ -35,11 +35,13 @@ class Task(NamedTuple):
       init: ``key -> (params, model_state)``; model_state holds what no gradient moves (BatchNorm).
       loss: ``(key, params, model_state, batch) -> (mean loss, model_state)``, in training mode.
       metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode.
+      settings: what distinguishes it, ``((name, value), ...)``; a run is resumed only by the same.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     loss: Callable[[Array, PyTree, PyTree, Batch], tuple[Array, PyTree]]
     metrics: Callable[[PyTree, PyTree, Batch], "Metrics"]
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 class Metrics(NamedTuple):
@@ -109,7 +111,14 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
             count=jnp.sum(batch.mask),
         )
 
-    return Task(init, loss, metrics)
+    # The module's class alone: the addresses of its functions would differ in every process.
+    settings = (
+        ("module", type(module).__qualname__),
+        ("dataset", info.name),
+        ("normalization", f"{info.mean} {info.std} {info.scale}"),
+        ("augmentation", augmentation),
+    )
+    return Task(init, loss, metrics, settings)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "batch_size"))

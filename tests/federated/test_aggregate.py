@@ -1,12 +1,22 @@
 """Robust rules against NumPy and SciPy, and rounds in which a client sends nonsense."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from wsa_jax.federated import Aggregation, coordinate_median, fed_avg, scaffold, trimmed_mean
+from wsa_jax.federated import (
+    Aggregation,
+    coordinate_median,
+    fed_adam,
+    fed_avg,
+    fed_exp,
+    scaffold,
+    trimmed_mean,
+)
 from wsa_jax.federated.aggregate import all_finite, as_numbers, clip_update, like
 
 MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(11.0)[::-1]}
@@ -47,6 +57,12 @@ def test_clip():
     np.testing.assert_allclose(clip_update(update, 10)["a"], 3.0)
     clipped = clip_update(update, 2.5)
     np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [1.5, 2.0], rtol=1e-6)
+
+
+def test_a_clip_does_not_hide_divergence():
+    assert np.isinf(clip_update({"a": jnp.array([jnp.inf, 1.0])}, 1.0)["a"]).any()
+    huge = clip_update({"a": jnp.full(2, 3e38)}, 1.0)["a"]
+    np.testing.assert_array_equal(huge, np.float32(3e38))
 
 
 def test_leaves_that_are_no_floats():
@@ -132,15 +148,45 @@ class TestNonFiniteClients:
         assert int(info.dropped) == 0
         assert np.isnan(state.params["Dense_0"]["kernel"]).any()
 
-    def test_all_dropped_changes_nothing(self, fragile):
-        start = fragile.start(fed_avg())
-        run = fragile.round(fed_avg())
+    @pytest.mark.parametrize("make", [scaffold, fed_exp, fed_adam])
+    def test_all_dropped_changes_nothing_but_the_round(self, fragile, make):
+        start = fragile.start(make())
+        run = fragile.round(make())
         state, info = run(fragile.key, start, poisoned(fragile, [0, 1, 3]), fragile.settings())
         assert int(info.dropped) == 3
-        for old, new in zip(
-            jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
-        ):
+        expected = dataclasses.replace(start, round=jnp.int32(1))
+        for old, new in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
             np.testing.assert_array_equal(old, new)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"clients": "vmap"},
+            {"devices": 4},
+            {"devices": 3},
+            {"devices": 3, "aggregation": Aggregation(rule="median")},
+        ],
+        ids=["vmap", "sharded", "padded", "median"],
+    )
+    def test_is_dropped_however_the_round_runs(self, fragile, outcome, options, assert_close):
+        start, (expected, _) = outcome
+        data, settings = poisoned(fragile, [1]), fragile.settings()
+        if "aggregation" in options:
+            one = fragile.round(scaffold(), aggregation=options["aggregation"])
+            expected, _ = one(fragile.key, start, data, settings)
+        run = fragile.round(scaffold(), **options)
+        state, info = run(fragile.key, start, data, settings)
+        assert int(info.dropped) == 1
+        assert_close(state, expected, atol=1e-5)
+
+    def test_an_update_whose_variance_overflows_is_dropped_too(self, fragile):
+        start = fragile.start(fed_avg())
+        run = fragile.round(fed_avg())
+        # Weight decay of a learning rate of 1e25 makes updates of 1e24, whose squares are infinite.
+        state, info = run(fragile.key, start, fragile.data, fragile.settings(1e25))
+        assert int(info.dropped) == 4
+        for leaf in jax.tree.leaves(state):
+            assert np.isfinite(leaf).all()
 
 
 def flat(tree):

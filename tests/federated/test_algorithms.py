@@ -138,12 +138,31 @@ class TestFedExp:
             fed_exp(0.0)
 
 
+def test_equal_settings_are_one_object_however_spelled():
+    assert fed_prox() is fed_prox(0.1) is fed_prox(mu=0.1)
+    assert fed_exp() is fed_exp(1e-3, epsilon_form="code")
+    assert fed_adam(b1=0.9) is fed_adam()
+    assert fed_prox(0.2) is not fed_prox(0.1)
+
+
 class TestServerOptimizer:
     def test_sgd_with_rate_1_is_fed_avg(self, federation, assert_close):
-        algorithm = server_optimizer("fed_sgd", optax.sgd(1.0))
+        algorithm = server_optimizer("fed_sgd", optax.sgd(1.0), (("learning_rate", 1.0),))
         assert_close(
             play(federation, algorithm)[0][-1].params, play(federation, fed_avg())[0][-1].params
         )
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: fed_adam(-1.0), "learning_rate -1.0 of the server optimiser must be positive"),
+            (lambda: fed_yogi(b2=1.0), r"b2 1.0 of the server optimiser must be in \[0, 1\)"),
+            (lambda: fed_avg_m(momentum=1.5), "momentum 1.5 of the server optimiser"),
+        ],
+    )
+    def test_errors(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
 
     def test_no_momentum_is_fed_avg(self, federation, assert_close):
         assert_close(
@@ -213,6 +232,7 @@ class TorchFederation:
             "fed_adam": torch.optim.Adam(leaves, lr=0.02, betas=(0.9, 0.99), eps=1e-3),
         }.get(name)
         self.leaves = leaves
+        self.largest_scale = 1.0
 
     def tensor(self, value):
         return self.torch.tensor(np.asarray(value), dtype=self.torch.float64)
@@ -270,6 +290,7 @@ class TorchFederation:
             norms = sum(pi * sum((d**2).sum() for d in u) for pi, u in zip(p, updates, strict=True))
             epsilon = 1e-3 * 0.9 ** (2 * (t + 1)) * len(models)
             scale = max(1.0, float(norms / (2 * (sum((d**2).sum() for d in mean) + epsilon))))
+        self.largest_scale = max(self.largest_scale, scale)
         self.w = [w + scale * d for w, d in zip(start, mean, strict=True)]
         if self.server is not None:
             for leaf, d in zip(self.leaves, mean, strict=True):
@@ -301,7 +322,8 @@ class TorchFederation:
 @pytest.mark.parametrize("name", MAKERS)
 def test_rounds_equal_pytorch(federation, tiny_data, name, wsa):
     torch = pytest.importorskip("torch", reason="PyTorch is a peer: pip install -e '.[peers]'")
-    parts = [np.arange(0, 25), np.arange(25, 35), np.arange(35, 60)]
+    by_class = np.argsort(tiny_data[1], kind="stable")
+    parts = [by_class[:25], by_class[25:35], by_class[35:]]
     indices = np.zeros((3, 25), np.int32)
     for i, rows in enumerate(parts):
         indices[i, : len(rows)] = rows
@@ -335,3 +357,5 @@ def test_rounds_equal_pytorch(federation, tiny_data, name, wsa):
         expected = np.concatenate([w.numpy().ravel() for w in peer.w])
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
     assert np.abs(flat(state.params) - begin).max() > 0.05
+    # Clients of different classes disagree, so FedExP must have extrapolated.
+    assert (peer.largest_scale > 1.02) == (name == "fed_exp")

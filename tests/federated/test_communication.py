@@ -6,6 +6,7 @@ import pytest
 
 from wsa_jax import all_leaves
 from wsa_jax.federated import (
+    WeightScopeAlignment,
     bytes_per_round,
     fed_adam,
     fed_avg,
@@ -34,13 +35,14 @@ def test_each_direction(algorithm, down, up):
     found = bytes_per_round(algorithm, PARAMS)
     assert found == (down, up)
     assert found.total == down + up
-    with_wsa = bytes_per_round(algorithm, PARAMS, wsa=True)
+    with_wsa = bytes_per_round(algorithm, PARAMS, wsa=WeightScopeAlignment())
     assert with_wsa == (down + 8, up + 8)  # one kernel: two float32 numbers
 
 
 def test_layers_and_statistics_count():
     plain = bytes_per_round(fed_avg(), PARAMS)
-    selected = bytes_per_round(fed_avg(), PARAMS, wsa=True, select=all_leaves)
+    wsa = WeightScopeAlignment(select=all_leaves)
+    selected = bytes_per_round(fed_avg(), PARAMS, wsa=wsa)
     assert selected.up - plain.up == 3 * 8
     statistics = {"mean": jnp.ones(7)}
     assert bytes_per_round(fed_avg(), PARAMS, model_state=statistics).down - plain.down == 28
@@ -50,6 +52,8 @@ def test_wsa_adds_next_to_nothing_to_the_cnn():
     shapes = jax.eval_shape(CNN(num_classes=10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))[
         "params"
     ]
-    plain, wsa = (bytes_per_round(fed_avg(), shapes, wsa=on).total for on in (False, True))
+    plain, wsa = (
+        bytes_per_round(fed_avg(), shapes, wsa=on).total for on in (None, WeightScopeAlignment())
+    )
     assert plain == 2 * 4 * 744_330
     assert wsa - plain == 2 * 8 * 5

@@ -21,7 +21,7 @@ ALGORITHMS = {
     "fed_avg_m": algorithms.fed_avg_m,
     "fed_adam": algorithms.fed_adam,
     "fed_yogi": algorithms.fed_yogi,
-    "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER),
+    "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER, ()),
 }
 # The forms differ inside the local steps alone: all of them once, and one with every algorithm.
 CASES = [(name, form) for name in ALGORITHMS for form in ("plain", "gradient")]
@@ -157,11 +157,13 @@ def test_gradient_equals_penalty(federation, assert_close):
     assert_close(*outcomes, atol=1e-5)
 
 
-def test_low_precision_parameters_keep_their_dtype(federation, algorithm):
+def test_low_precision_state_keeps_its_dtypes(federation, algorithm):
     params = jax.tree.map(
         lambda w: w.astype(jnp.bfloat16), federation.task.init(jax.random.key(0))[0]
     )
-    arguments = (federation.key, federation.start(algorithm, params), federation.data)
+    start = federation.start(algorithm, params)
     run = federation.round(algorithm, "gradient")
-    found = jax.eval_shape(lambda *a: run(*a)[0].params, *arguments, federation.settings())
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    arguments = (federation.key, start, federation.data, federation.settings())
+    found = jax.eval_shape(lambda *a: jax.tree.leaves(run(*a)[0]), *arguments)
+    assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in jax.tree.leaves(start)]
+    assert jnp.bfloat16 in {leaf.dtype for leaf in found}

@@ -1,14 +1,22 @@
 """Rounds over a mesh: equal to rounds on one device, and as few collectives as promised."""
 
+import dataclasses
+
 import jax
 import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from wsa_jax.federated import Aggregation, Execution, fed_avg, fed_exp, scaffold
-from wsa_jax.federated.mesh import on_host, state_spec
-from wsa_jax.federated.mesh import place as place_on_mesh
+from wsa_jax.federated import (
+    Aggregation,
+    Execution,
+    clients_mesh,
+    fed_avg,
+    fed_exp,
+    scaffold,
+)
+from wsa_jax.federated.mesh import on_host, place_on_mesh, state_spec
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -60,11 +68,30 @@ def test_a_linear_algorithm_needs_one_all_reduce_and_no_gather(federation, maker
     assert found == dict.fromkeys(COLLECTIVES, 0) | {"all-reduce": 1}
 
 
-def test_control_variates_travel_by_participant_not_all_of_them(federation):
-    found = collectives(federation, scaffold())
+def test_control_variates_travel_by_participant_or_not_at_all(federation):
+    assert collectives(federation, scaffold())["all-reduce"] == 1
+    assert sum(collectives(federation, scaffold()).values()) == 1  # all take part: none travels
+    found = collectives(federation, scaffold(), participants=3)
     leaves = 4
     assert found["all-reduce"] == 1
     assert found["reduce-scatter"] == found["all-gather"] == leaves
+
+
+def test_rounds_of_a_simulation_compile_once_on_a_mesh(federation):
+    run = federation.round(scaffold(), "proximal", devices=2)
+    mesh = clients_mesh(jax.devices()[:2])
+    start = federation.start(scaffold())
+    state = dataclasses.replace(
+        place_on_mesh(dataclasses.replace(start, clients=()), mesh),
+        clients=place_on_mesh(start.clients, mesh, state_spec(4, mesh)),
+    )
+    key, data, settings = place_on_mesh(
+        (federation.key, federation.data, federation.settings()), mesh
+    )
+    before = run._cache_size()
+    for _ in range(3):
+        state, _ = run(key, state, data, settings)
+    assert run._cache_size() == before + 1
 
 
 def test_a_median_gathers(federation, assert_close):

@@ -16,7 +16,13 @@ import pytest
 
 from wsa_jax import constant_target, scope_window, weight_scope
 from wsa_jax.checkpoint import CheckpointError
-from wsa_jax.federated import LocalSettings, WeightScopeAlignment, simulate
+from wsa_jax.federated import (
+    Aggregation,
+    LocalSettings,
+    WeightScopeAlignment,
+    fed_prox,
+    simulate,
+)
 from wsa_jax.federated.client import ScopeForm
 from wsa_jax.training import evaluate
 
@@ -278,6 +284,8 @@ class TestResume:
             ({"local": LocalSettings(steps=2, batch_size=7)}, "local = "),
             ({"wsa": WeightScopeAlignment()}, "form = "),
             ({"learning_rate": 0.2}, "learning_rate 0.1"),
+            ({"algorithm": fed_prox()}, r"algorithm = \['fed_avg', {}\]"),
+            ({"aggregation": Aggregation(rule="median")}, "aggregation = "),
         ],
     )
     def test_directory_of_another_run(self, federate, tmp_path, settings, name):

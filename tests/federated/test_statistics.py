@@ -88,6 +88,29 @@ def test_counters_and_keys_survive(federation, task, start):
     np.testing.assert_array_equal(jax.random.key_data(found.model_state["key"]), expected)
 
 
+def test_keys_and_counters_are_checkpointed(tmp_path, federation, task, tiny_data):
+    def init(key):
+        params, statistics = task.init(key)
+        return params, {"own": statistics, "steps": jnp.int32(0), "key": jax.random.key(3)}
+
+    def loss(key, params, model_state, batch):
+        value, statistics = task.loss(key, params, model_state["own"], batch)
+        return value, {**model_state, "own": statistics, "steps": model_state["steps"] + 1}
+
+    def run(rounds):
+        return simulate(
+            jax.random.key(1), task._replace(init=init, loss=loss), tiny_data,
+            federation.partition, rounds=rounds, local=LOCAL, directory=tmp_path,
+        ).state.model_state  # fmt: skip
+
+    run(1)
+    found = run(2)
+    assert int(found["steps"]) == 6
+    np.testing.assert_array_equal(
+        jax.random.key_data(found["key"]), jax.random.key_data(jax.random.key(3))
+    )
+
+
 def test_dropout_follows_the_key_and_evaluation_uses_the_statistics(task, tiny_data, federation):
     def accuracy(seed):
         result = simulate(

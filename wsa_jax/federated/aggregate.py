@@ -36,12 +36,17 @@ class Aggregation:
             raise ValueError(
                 f"rule {self.rule!r} is unknown; give 'mean', 'median' or 'trimmed_mean'"
             )
-        if not 0 <= self.trim < 0.5:
-            raise ValueError(f"trim {self.trim} is not in [0, 0.5); give the share of one end")
+        check_trim(self.trim)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
             )
+
+
+def check_trim(trim: float | int) -> None:
+    """Raise a ValueError unless some models are left in the middle."""
+    if not 0 <= trim < 0.5:
+        raise ValueError(f"trim {trim} is not in [0, 0.5); give the share of one end")
 
 
 class Sent(NamedTuple):
@@ -50,7 +55,7 @@ class Sent(NamedTuple):
     Attributes:
       by_samples: update, message and statistics, weighted by sample count.
       by_client: scope mean and variance, weighted equally: their means make Eq. 4.
-      weight: sample count, 0 for a client that is not accepted.
+      weight: share of all samples, 0 for a client that is not accepted.
       count: 1, or 0 for a client that is not accepted.
     """
 
@@ -112,14 +117,17 @@ def as_numbers(tree: PyTree) -> PyTree:
 
 
 def clip_update(update: PyTree, clip_norm: float | int | None) -> PyTree:
-    """Scale an update down to a norm of at most ``clip_norm``; None leaves it.
+    """Scale an update down to a norm of at most ``clip_norm``; None leaves it, NaN stays.
 
     >>> clip_update({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].tolist()
     [0.6..., 0.8...]
     """
     if clip_norm is None:
         return update
-    return optax.clip_by_global_norm(clip_norm).update(update, optax.EmptyState())[0]
+    clipped, _ = optax.clip_by_global_norm(clip_norm).update(update, optax.EmptyState())
+    # Divided by an infinite norm, a client that diverged would become one that did not move.
+    finite = jnp.isfinite(optax.tree.norm(update))
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), clipped, update)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -163,11 +171,15 @@ def trimmed_mean(
 
     Edge cases: trim 0 is the mean; no model kept gives zeros.
 
+    Raises:
+      ValueError: trim is not in [0, 0.5).
+
     >>> trimmed_mean({"w": jnp.array([1.0, 2.0, 3.0, 99.0])}, jnp.ones(4), 0.25)["w"].item()
     2.5
 
     Source: Yin et al., 2018, Definition 2.
     """
+    check_trim(trim)
     kept, count = _kept(keep)
     # A table, because 0.3 x 10 must not become 2 by rounding.
     cuts = jnp.array([math.floor(trim * k + 1e-9) for k in range(len(kept) + 1)])

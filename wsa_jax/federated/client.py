@@ -154,14 +154,14 @@ def train_client(
     local: LocalSettings,
     scope_form: ScopeForm | None,
     epochs: int,
-    clip_norm: float | int | None = None,
+    update_clip_norm: float | int | None = None,
 ) -> ClientResult:
     """Train the global model on one client's data for one round.
 
     A local step, in this order: gradient of the loss, the algorithm's correction, weight scope
     regularization, global-norm clip, weight decay, SGD, proximal scope step if that is the form.
-    At the end the update as a whole is clipped to ``clip_norm``. ``server`` is what the algorithm
-    broadcasts.
+    At the end the update as a whole is clipped to ``update_clip_norm``. ``server`` is what the
+    algorithm broadcasts.
 
     Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
     is 0. A NaN loss makes the client's update NaN.
@@ -206,7 +206,10 @@ def train_client(
     (trained, model_state, _), losses = jax.lax.scan(
         step, carry, (jnp.arange(local.steps), positions, mask)
     )
-    update = clip_update(jax.tree.map(jnp.subtract, trained, params), clip_norm)
+    update = jax.tree.map(
+        lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), trained, params
+    )
+    update = clip_update(update, update_clip_norm)
     client, message = algorithm.finish(update, context)
     return ClientResult(update, model_state, message, client, jnp.mean(losses))
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
-from wsa_jax.select import Rule, kernels, select_layers
+from wsa_jax.select import select_layers
 
 
 class RoundBytes(NamedTuple):
@@ -31,8 +32,7 @@ def bytes_per_round(
     algorithm: FederatedAlgorithm,
     params: PyTree,
     *,
-    wsa: bool = False,
-    select: Rule = kernels,
+    wsa: WeightScopeAlignment | None = None,
     model_state: PyTree = (),
 ) -> RoundBytes:
     """Count what one participant receives and sends in a round, uncompressed.
@@ -45,15 +45,14 @@ def bytes_per_round(
     Args:
       algorithm: FedAvg, ...
       params: the model.
-      wsa: whether weight scope alignment is on.
-      select: which leaves are its layers.
+      wsa: weight scope alignment, None for the plain algorithm.
       model_state: non-parameter collections that travel with the parameters.
 
-    >>> from wsa_jax.federated import fed_avg, scaffold
+    >>> from wsa_jax.federated import WeightScopeAlignment, fed_avg, scaffold
     >>> params = {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)}
     >>> bytes_per_round(fed_avg(), params)
     RoundBytes(down=440, up=440)
-    >>> bytes_per_round(fed_avg(), params, wsa=True).total - 880
+    >>> bytes_per_round(fed_avg(), params, wsa=WeightScopeAlignment()).total - 880
     16
     >>> bytes_per_round(scaffold(), params)
     RoundBytes(down=880, up=880)
@@ -68,10 +67,10 @@ def bytes_per_round(
 
     sent = jax.eval_shape(message, params, broadcast, client, rate)
     both = _bytes(params) + _bytes(model_state)
-    if wsa:
-        both += 2 * 4 * len(select_layers(params, select))
+    if wsa is not None:
+        both += 2 * 4 * len(select_layers(params, wsa.select))
     return RoundBytes(down=both + _bytes(broadcast), up=both + _bytes(sent))
 
 
 def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -16,7 +16,7 @@ from wsa_jax.scope import STD_FLOOR, WeightScope
 class RoundInfo:
     """What one wants to look at after a round; divergences are in nats, one number a layer.
 
-    A client that was dropped has its numbers here, NaN and all, but is in no mean over clients.
+    A client that was not accepted has its numbers here, NaN and all, but is in no mean.
 
     Attributes:
       loss: mean training loss of each participant over its local steps, ``[participants]``.
@@ -75,7 +75,7 @@ def mean_divergence(
     themselves would not fit for 10,000 of them, and without the cancellation of nearly equal terms.
     """
     column = keep[:, None]
-    count = keep.sum()
+    count = keep.sum().astype(jnp.float32)  # its square is beyond int32 from 46,341 clients
 
     def total(values: Array) -> Array:
         return jnp.where(column, values, 0.0).sum(axis=0)
@@ -109,19 +109,19 @@ def round_info(
     mean_update_norm: Float[Array, ""],
 ) -> RoundInfo:
     """Put the participants' rows together."""
-    finite = rows.finite > 0
+    accepted = rows.accepted > 0
     scopes = dataclasses.replace(fused, mean=rows.mean, std=rows.std)
     return RoundInfo(
         loss=rows.loss,
         participants=chosen,
-        accepted=rows.accepted > 0,
-        dropped=(~finite).sum(),
+        accepted=accepted,
+        dropped=(rows.finite == 0).sum(),
         clients=scopes,
-        client_divergence=mean_divergence(scopes, finite),
-        target_divergence=mean_over(rows.target_divergence, finite),
+        client_divergence=mean_divergence(scopes, accepted),
+        target_divergence=mean_over(rows.target_divergence, accepted),
         average=average,
         fused=fused,
         update_norm=rows.update_norm,
         mean_update_norm=mean_update_norm,
-        stability=jnp.where(finite[:, None], rows.stability, 0.0).max(axis=0),
+        stability=jnp.where(accepted[:, None], rows.stability, 0.0).max(axis=0),
     )

@@ -42,7 +42,7 @@ def state_spec(clients: int, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(AXIS) if states_are_sharded(clients, mesh) else PartitionSpec()
 
 
-def place(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> PyTree:
+def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> PyTree:
     """Put host or single-device arrays on the mesh: on every device, or split by ``spec``.
 
     With several processes each must hold the same values.
@@ -50,16 +50,21 @@ def place(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> Py
     sharding = NamedSharding(mesh, spec)
 
     def put(leaf: Any) -> Array:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             # Keys cannot be put on devices of other processes, their numbers can.
-            numbers = jax.device_put(jax.random.key_data(leaf), sharding)
-            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, sharding)
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+            )
+        # device_put would compare the values over all processes, at a copy of each.
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree)
 
 
-def local(tree: PyTree) -> PyTree:
+def local_copy(tree: PyTree) -> PyTree:
     """This process's first copy of arrays that are on every device, if they are on several."""
 
     def first(leaf: Any) -> Any:
@@ -69,7 +74,10 @@ def local(tree: PyTree) -> PyTree:
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """Whole arrays as NumPy, wherever they lie; with several processes every one must call it."""
+    """Make arrays whole that lie on other processes' devices, as NumPy; every process must call it.
+
+    Arrays that this process sees whole are returned as they are.
+    """
     from jax.experimental import multihost_utils
 
     def fetch(leaf: Any) -> Any:
@@ -95,7 +103,7 @@ def take_states(
 ) -> PyTree:
     """Inside `jax.shard_map`: the states of the participants that this device trains.
 
-    Sharded states travel by one reduce-scatter, so that no device ever holds all of them.
+    Sharded states travel by one reduce-scatter, which holds a row for every participant.
     """
     block = len(chosen) // devices
     first = jax.lax.axis_index(AXIS)

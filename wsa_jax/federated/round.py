@@ -139,6 +139,9 @@ def make_round(
 
     Edge case: a round in which no client is accepted changes nothing but its number.
 
+    Raises:
+      ValueError: at the first call, participants is not in [1, clients].
+
     Source: WSA, Algorithm 1.
     """
     select = scope_form.select if scope_form is not None else select
@@ -148,6 +151,7 @@ def make_round(
         state: ServerState, data: FederatedData, settings: RoundSettings, xs: tuple
     ) -> tuple[Sent, ClientRow, Any]:
         client, key, valid, client_state = xs
+        share = data.sizes[client] / data.sizes.sum()
         result = train_client(
             key,
             state.params,
@@ -165,11 +169,14 @@ def make_round(
             local=local,
             scope_form=scope_form,
             epochs=epochs,
-            clip_norm=aggregation.clip_norm,
+            update_clip_norm=aggregation.clip_norm,
         )
         scope = weight_scope(add_update(state.params, result.update), select=select)
         by_samples = as_numbers((result.update, result.message, result.model_state))
-        finite = all_finite(by_samples) if aggregation.drop_nonfinite else jnp.array(True)
+        by_client = (scope.mean, jnp.square(scope.std))
+        finite = jnp.array(True)
+        if aggregation.drop_nonfinite:
+            finite = all_finite((by_samples, by_client, result.client))
         accepted = valid & finite & (data.sizes[client] > 0)
         used = jnp.zeros_like(scope.mean)
         if scope_form is not None:
@@ -188,41 +195,54 @@ def make_round(
             finite=finite,
         )
         one = accepted.astype(jnp.float32)
-        sent = Sent(by_samples, (scope.mean, jnp.square(scope.std)), one * data.sizes[client], one)
+        sent = Sent(by_samples, by_client, one * share, one)
         return sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client
 
     def train(
-        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
+        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple, table: Any
     ) -> tuple[Sent, ClientRow, Any]:
-        """Train a block of clients; what they sent is summed, or stacked for a robust rule."""
+        """Train a block of clients; what they sent is summed, or stacked for a robust rule.
+
+        ``table`` holds client states, ``each`` ends in the row of each client there; the states of
+        those accepted are replaced.
+        """
         work = functools.partial(one_client, state, data, settings)
-        if execution.clients == "vmap":
-            sent, rows, clients = jax.vmap(work)(each)
-            if aggregation.rule == "mean":
-                sent = jax.tree.map(lambda x: x.sum(axis=0), jax.vmap(term)(sent))
-            return sent, rows, clients
-        if aggregation.rule != "mean":
-            return jax.lax.map(work, each)
+        *who, rows = each
+        if execution.clients == "map" and aggregation.rule == "mean":
 
-        def step(total: Sent, xs: tuple) -> tuple[Sent, tuple[ClientRow, Any]]:
-            sent, row, client = work(xs)
-            return jax.tree.map(jnp.add, total, term(sent)), (row, client)
+            def step(carry: tuple[Sent, Any], xs: tuple) -> tuple[tuple[Sent, Any], ClientRow]:
+                total, table = carry
+                *who, row = xs
+                sent, info, new = work((*who, jax.tree.map(lambda leaf: leaf[row], table)))
+                table = jax.tree.map(
+                    lambda leaf, one: leaf.at[row].set(
+                        jnp.where(info.accepted > 0, one, leaf[row])
+                    ),
+                    table, new,
+                )  # fmt: skip
+                return (jax.tree.map(jnp.add, total, term(sent)), table), info
 
-        first = jax.tree.map(lambda leaf: leaf[0], each)
-        shapes = jax.eval_shape(lambda xs: term(work(xs)[0]), first)
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        sent, (rows, clients) = jax.lax.scan(step, zero, each)
-        return sent, rows, clients
+            first = jax.tree.map(lambda leaf: leaf[0], tuple(who))
+            state_of_first = jax.tree.map(lambda leaf: leaf[rows[0]], table)
+            shapes = jax.eval_shape(lambda xs: term(work(xs)[0]), (*first, state_of_first))
+            zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            (sent, table), infos = jax.lax.scan(step, (zero, table), each)
+            return sent, infos, table
+
+        states = jax.tree.map(lambda leaf: leaf[rows], table)
+        together = execution.clients == "vmap"
+        every = jax.vmap(work) if together else functools.partial(jax.lax.map, work)
+        sent, infos, new = every((*who, states))
+        if aggregation.rule == "mean":
+            sent = jax.tree.map(lambda x: x.sum(axis=0), jax.vmap(term)(sent))
+        put = functools.partial(meshes.put_rows, place=rows, accepted=infos.accepted > 0)
+        return sent, infos, jax.tree.map(put, table, new)
 
     def train_here(
         state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
     ) -> tuple[Sent, ClientRow, Any]:
-        chosen, keys, valid = each
-        states = jax.tree.map(lambda leaf: leaf[chosen], state.clients)
-        sent, rows, new = train(state, data, settings, (chosen, keys, valid, states))
-        put = functools.partial(meshes.put_rows, place=chosen, accepted=rows.accepted > 0)
-        clients = jax.tree.map(put, state.clients, new)
-        return aggregate(sent, aggregation), rows, clients
+        sent, rows, table = train(state, data, settings, (*each, each[0]), state.clients)
+        return aggregate(sent, aggregation), rows, table
 
     def train_on_mesh(
         state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
@@ -231,6 +251,7 @@ def make_round(
         devices = mesh.shape[meshes.AXIS]
         num_clients = data.sizes.shape[0]
         sharded = meshes.states_are_sharded(num_clients, mesh)
+        at_home = sharded and participants == num_clients
         whole = PartitionSpec()
         split = meshes.state_spec(num_clients, mesh)
 
@@ -241,8 +262,9 @@ def make_round(
             block = len(chosen) // devices
             first = jax.lax.axis_index(meshes.AXIS) * block
             mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, block), each)
-            states = meshes.take_states(own, chosen, sharded, devices)
-            sent, rows, new = train(state, data, settings, (*mine, states))
+            # Where all take part, a device trains the clients whose states it holds.
+            table = own if at_home else meshes.take_states(own, chosen, sharded, devices)
+            sent, rows, table = train(state, data, settings, (*mine, jnp.arange(block)), table)
             rows = jax.tree.map(
                 lambda x: jax.lax.dynamic_update_slice_in_dim(
                     jnp.zeros((len(chosen), *x.shape[1:]), x.dtype), x, first, 0
@@ -255,8 +277,9 @@ def make_round(
             else:
                 rows = jax.lax.psum(rows, meshes.AXIS)
                 sent = jax.lax.all_gather(sent, meshes.AXIS, tiled=True)
-            own = meshes.put_states(own, new, chosen, rows.accepted > 0, sharded)
-            return aggregate(sent, aggregation), rows, own
+            if not at_home:
+                table = meshes.put_states(own, table, chosen, rows.accepted > 0, sharded)
+            return aggregate(sent, aggregation), rows, table
 
         sharded_train = jax.shard_map(
             on_device,
@@ -272,6 +295,11 @@ def make_round(
         key: Key[Array, ""], state: ServerState, data: FederatedData, settings: RoundSettings
     ) -> tuple[ServerState, RoundInfo]:
         num_clients = data.sizes.shape[0]
+        if not 1 <= participants <= num_clients:
+            raise ValueError(
+                f"participants {participants} of {num_clients} clients; "
+                f"give 1 <= participants <= {num_clients}"
+            )
         draw_key, train_key = jax.random.split(jax.random.fold_in(key, state.round))
         chosen = jnp.arange(num_clients)
         if participants < num_clients:
@@ -294,7 +322,7 @@ def make_round(
             learning_rate=settings.learning_rate,
             round=state.round,
             participants=mean.count,
-            share=mean.weight / data.sizes.sum(),
+            share=mean.weight,
         )
         params, server = algorithm.apply(state.server, context)
         scope_mean, scope_variance = mean.by_client

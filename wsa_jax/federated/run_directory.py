@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from wsa_jax.checkpoint import CheckpointError, Checkpoints, write_atomically
 from wsa_jax.federated.add_on import WeightScopeAlignment
@@ -21,6 +21,7 @@ from wsa_jax.federated.mesh import barrier, on_host
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import ServerState
 from wsa_jax.scope import WeightScope
+from wsa_jax.training import Task
 
 
 class RunDirectory:
@@ -103,6 +104,8 @@ class RunDirectory:
 
 def run_identity(
     key: Array,
+    task: Task,
+    initial: PyTree,
     algorithm: FederatedAlgorithm,
     partition: Partition,
     participants: int,
@@ -111,12 +114,9 @@ def run_identity(
     wsa: WeightScopeAlignment | None,
     form: ScopeForm | None,
     layers: tuple[str, ...],
-    labels: Any,
+    train: tuple[Any, Any],
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed; plain numbers a round are in its rows."""
-    digest = hashlib.sha256()
-    for array in (partition.indices, partition.sizes, np.asarray(labels)):
-        digest.update(np.ascontiguousarray(array).tobytes())
     target = None
     if wsa is not None:
         scope = wsa.target if isinstance(wsa.target, WeightScope) else None
@@ -126,7 +126,9 @@ def run_identity(
             else [np.asarray(scope.mean).tolist(), np.asarray(scope.std).tolist()]
         )
     identity = {
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "task": [list(pair) for pair in task.settings],
+        "initial parameters": _digest(*jax.tree.leaves(initial)),
         "algorithm": [algorithm.name, dict(algorithm.settings)],
         "participants": participants,
         "local": dataclasses.asdict(local),
@@ -134,9 +136,17 @@ def run_identity(
         "form": None if form is None else [form.form, form.scale],
         "layers": list(layers),
         "target": target,
-        "data": digest.hexdigest()[:16],
+        "data": _digest(partition.indices, partition.sizes, *train),
     }
     return json.loads(json.dumps(identity))
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
 def round_row(
@@ -149,18 +159,17 @@ def round_row(
 ) -> dict[str, Any]:
     """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer.
 
-    Means over clients leave out those that were dropped. With ``client_scopes`` the row also has
+    Means over clients are over those that were accepted. With ``client_scopes`` the row also has
     each participant's means and stds.
     """
-    # A dropped client's scope is as finite as its update is.
-    finite = np.isfinite(np.asarray(info.clients.std)).all(axis=1)
+    accepted = np.asarray(info.accepted)
 
     def numbers(values: Any) -> list[float | None]:
         return [json_number(value) for value in np.asarray(values)]
 
     def mean(values: Any) -> Any:
-        kept = np.asarray(values)[finite]
-        return kept.mean(axis=0) if finite.any() else np.full(kept.shape[1:], np.nan)
+        kept = np.asarray(values)[accepted]
+        return kept.mean(axis=0) if accepted.any() else np.full(kept.shape[1:], np.nan)
 
     row: dict[str, Any] = {
         "round": index + 1,

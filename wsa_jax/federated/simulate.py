@@ -20,8 +20,7 @@ from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.diagnostics import RoundInfo
-from wsa_jax.federated.mesh import local as local_copy
-from wsa_jax.federated.mesh import place, state_spec
+from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import Execution, FederatedData, ServerState, make_round
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
@@ -103,7 +102,8 @@ def simulate(
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       directory: where checkpoints and ``metrics.jsonl`` go; a run found there is resumed.
       checkpoint_every: rounds between checkpoints, by default every evaluation.
-      on_round: called with each round's row, in order.
+      on_round: called with the row of each round that is done here, in order; not with those that a
+        resumed run finds in its directory. With several processes, on every one.
       client_scopes: put each participant's means and stds into the rows.
       progress: show a progress bar.
 
@@ -170,8 +170,8 @@ def simulate(
     history: list[dict[str, Any]] = []
     if directory is not None:
         identity = run_identity(
-            key, algorithm, partition, participants, local, aggregation, wsa, form, target.names,
-            labels,
+            key, task, initial, algorithm, partition, participants, local, aggregation, wsa, form,
+            target.names, train,
         )  # fmt: skip
         run = RunDirectory(Path(directory), identity)
         state, history = run.resume(state, rates, strengths)
@@ -191,7 +191,7 @@ def simulate(
     checkpoint_every = checkpoint_every or evaluate_every
     pending: list[tuple[int, RoundInfo]] = []
     since = time.perf_counter()
-    with _progress(progress, done, rounds) as advance:
+    with _progress(progress and jax.process_index() == 0, done, rounds) as advance:
         for index in range(done, rounds):
             numbers = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
             settings = put(numbers)
@@ -235,7 +235,7 @@ def simulate(
 
 
 def _on_mesh(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec = PartitionSpec()) -> PyTree:
-    return tree if mesh is None else place(tree, mesh, spec)
+    return tree if mesh is None else place_on_mesh(tree, mesh, spec)
 
 
 def _check_settings(

@@ -1,10 +1,15 @@
 """The contract of federated algorithms: what each may do on a client and on the server."""
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
+
+Arguments = ParamSpec("Arguments")
 
 
 class LocalContext(NamedTuple):
@@ -30,8 +35,9 @@ class ServerContext(NamedTuple):
 
     Attributes:
       params: the global parameters the round began with.
-      update: weighted mean of the clients' updates, ``sum_i p_i (w_i - w) / sum_i p_i``.
-      message: weighted mean of the clients' messages, a tree of the algorithm's choice.
+      update: the clients' updates, aggregated: as a rule ``sum_i p_i (w_i - w) / sum_i p_i``, or
+        the robust rule asked for; float32.
+      message: the clients' messages, aggregated alike; a tree of the algorithm's choice.
       learning_rate: of this round's local steps.
       round: number of rounds done before this one.
       participants: number of clients whose updates were taken in.
@@ -79,7 +85,11 @@ def current(server: Any, params: PyTree) -> PyTree:
 
 def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
     """Return ``params + scale update``, computed in float32 and kept in each leaf's dtype."""
-    return jax.tree.map(lambda w, d: (w + scale * d).astype(w.dtype), params, update)
+
+    def add(w: Array, d: Array) -> Array:
+        return (w.astype(jnp.float32) + scale * d.astype(jnp.float32)).astype(w.dtype)
+
+    return jax.tree.map(add, params, update)
 
 
 class FederatedAlgorithm(NamedTuple):
@@ -89,7 +99,8 @@ class FederatedAlgorithm(NamedTuple):
       name: how tables and ledgers call it.
       apply: ``(server state, context) -> (params, server state)``, once a round. A round in which
         no client's update was taken in does not reach it.
-      settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only by the same.
+      settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only by the same,
+        so what is not named here is not checked.
       init_server: ``params -> server state``.
       init_client: ``params -> state of one client``; the simulation stacks it over clients.
       broadcast: ``server state -> what clients get of it``, besides the parameters.
@@ -108,3 +119,22 @@ class FederatedAlgorithm(NamedTuple):
     correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
     finish: Callable[[PyTree, LocalContext], tuple[Any, Any]] = no_message
     evaluated: Callable[[Any, PyTree], PyTree] = current
+
+
+def one_object(
+    make: Callable[Arguments, FederatedAlgorithm],
+) -> Callable[Arguments, FederatedAlgorithm]:
+    """Make a maker return one object for equal settings, however they are spelled.
+
+    Rounds are compiled once an object: ``fed_prox()`` and ``fed_prox(mu=0.1)`` share theirs.
+    """
+    signature = inspect.signature(make)
+    cached: Callable[..., FederatedAlgorithm] = functools.cache(make)
+
+    @functools.wraps(make)
+    def maker(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return cached(*bound.args, **bound.kwargs)
+
+    return maker

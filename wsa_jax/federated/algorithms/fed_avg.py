@@ -1,11 +1,15 @@
 """FedAvg: average what the clients learned."""
 
-import functools
 from typing import Any
 
 from jaxtyping import PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, add_update
+from wsa_jax.federated.algorithms.base import (
+    FederatedAlgorithm,
+    ServerContext,
+    add_update,
+    one_object,
+)
 
 
 def apply_mean(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
@@ -13,7 +17,7 @@ def apply_mean(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
     return add_update(context.params, context.update), server
 
 
-@functools.cache
+@one_object
 def fed_avg() -> FederatedAlgorithm:
     r"""Return federated averaging.
 

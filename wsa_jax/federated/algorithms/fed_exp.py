@@ -1,6 +1,5 @@
 """FedExP: extrapolate the mean update where the clients' updates disagree."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -13,6 +12,7 @@ from wsa_jax.federated.algorithms.base import (
     LocalContext,
     ServerContext,
     add_update,
+    one_object,
 )
 
 
@@ -26,7 +26,7 @@ def _mean_of_iterates(server: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda w, v: w + ((v - w) / 2).astype(w.dtype), params, server)
 
 
-@functools.cache
+@one_object
 def fed_exp(
     epsilon: float = 1e-3,
     *,
@@ -86,7 +86,7 @@ def fed_exp(
         apply,
         settings,
         # The server remembers the previous iterate; before the first round there is none.
-        init_server=lambda params: params,
+        init_server=lambda params: jax.tree.map(jnp.array, params),
         finish=_finish,
         evaluated=_mean_of_iterates,
     )

@@ -1,15 +1,13 @@
 """FedProx: hold local parameters near the global ones."""
 
-import functools
-
 import jax
 from jaxtyping import PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext, one_object
 from wsa_jax.federated.algorithms.fed_avg import apply_mean
 
 
-@functools.cache
+@one_object
 def fed_prox(mu: float | int = 0.1) -> FederatedAlgorithm:
     r"""Return FedProx: a proximal term in each client's loss, averaging as in FedAvg.
 
@@ -25,8 +23,8 @@ def fed_prox(mu: float | int = 0.1) -> FederatedAlgorithm:
     Raises:
       ValueError: mu is negative or not finite.
 
-    >>> fed_prox(0.1).settings
-    (('mu', 0.1),)
+    >>> fed_prox(0.1).settings, fed_prox() is fed_prox(mu=0.1)
+    ((('mu', 0.1),), True)
 
     Source: Li et al., 2020 (FedProx), Algorithm 2, solved by the local steps of FedAvg.
     """

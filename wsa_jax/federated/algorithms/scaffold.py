@@ -1,10 +1,10 @@
 """SCAFFOLD: correct each client's drift by control variates."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 from wsa_jax.federated.algorithms.base import (
@@ -12,6 +12,7 @@ from wsa_jax.federated.algorithms.base import (
     LocalContext,
     ServerContext,
     add_update,
+    one_object,
 )
 
 
@@ -33,11 +34,7 @@ def _apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
     return add_update(context.params, context.update), control
 
 
-def _zeros(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, params)
-
-
-@functools.cache
+@one_object
 def scaffold() -> FederatedAlgorithm:
     r"""Return SCAFFOLD, option II, with partial participation; the server step is 1.
 
@@ -46,13 +43,15 @@ def scaffold() -> FederatedAlgorithm:
         c_i' = c_i - c + \frac{w - w_i}{K \eta}, \qquad
         c \leftarrow c + \sum_{i \in S} \frac{n_i}{\sum_{j} n_j} (c_i' - c_i)
 
-    Guarantees: ``c = sum_i n_i c_i / sum_i n_i`` over **all** clients after every round; held
-    fixed within a round. The variates hold all that a local step does: weight decay, clipping,
-    and weight scope regularization. ``eta`` is the learning rate of the round itself, decayed.
+    Guarantees: with the mean as rule, ``c = sum_i n_i c_i / sum_i n_i`` over **all** clients after
+    every round (up to rounding in low precision; a median keeps no such sum); held fixed within a
+    round. Without local momentum a variate is the mean gradient of the steps, with all that a local
+    step does: weight decay, clipping, and weight scope regularization. ``eta`` is the learning rate
+    of the round itself, decayed.
 
     Edge cases: a learning rate of 0 makes the variates infinite, so the client is dropped. State:
-    one copy of the parameters a client, which a sharded round moves between devices, so it is not
-    a sum over clients alone.
+    one copy of the parameters a client. With partial participation over a mesh it moves between
+    devices, so a round is not a sum over clients alone.
 
     >>> scaffold().init_client({"w": jnp.ones(2)})["w"].tolist()
     [0.0, 0.0]
@@ -63,8 +62,8 @@ def scaffold() -> FederatedAlgorithm:
     return FederatedAlgorithm(
         "scaffold",
         _apply,
-        init_server=_zeros,
-        init_client=_zeros,
+        init_server=optax.tree.zeros_like,
+        init_client=optax.tree.zeros_like,
         broadcast=lambda server: server,
         correct=_correct,
         finish=_finish,

@@ -1,20 +1,19 @@
 """Server optimisers: any optax optimiser steps on the mean update as if it were a gradient."""
 
-import functools
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, one_object
 
 
-@functools.cache
+@one_object
 def server_optimizer(
     name: str,
     optimizer: optax.GradientTransformation,
-    settings: tuple[tuple[str, float | int | str], ...] = (),
+    settings: tuple[tuple[str, float | int | str], ...],
 ) -> FederatedAlgorithm:
     r"""Return an algorithm whose server steps with an optax optimiser on ``g = -mean update``.
 
@@ -26,9 +25,10 @@ def server_optimizer(
         compilation.
       settings: its hyper-parameters, so that a run is resumed only by the same.
 
-    Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg.
+    Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg. The gradient has the
+    parameters' dtype, and so has the optimiser's state.
 
-    >>> server_optimizer("fed_sgd", optax.sgd(1.0)).name
+    >>> server_optimizer("fed_sgd", optax.sgd(1.0), (("learning_rate", 1.0),)).name
     'fed_sgd'
 
     Source: Reddi et al., 2021, Algorithm 1 (FedOpt).
@@ -42,9 +42,12 @@ def server_optimizer(
     return FederatedAlgorithm(name, apply, settings, init_server=optimizer.init)
 
 
-@functools.cache
+@one_object
 def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> FederatedAlgorithm:
     """Return FedAvgM: server momentum.
+
+    Raises:
+      ValueError: learning_rate is not positive, or momentum not in [0, 1).
 
     >>> fed_avg_m(momentum=0.5).settings
     (('learning_rate', 1.0), ('momentum', 0.5))
@@ -52,10 +55,11 @@ def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> 
     Source: Hsu et al., 2019, section 4.3.
     """
     settings = (("learning_rate", learning_rate), ("momentum", momentum))
+    _check(settings)
     return server_optimizer("fed_avg_m", optax.sgd(learning_rate, momentum=momentum), settings)
 
 
-@functools.cache
+@one_object
 def fed_adam(
     learning_rate: float = 0.01,
     b1: float | int = 0.9,
@@ -64,16 +68,20 @@ def fed_adam(
 ) -> FederatedAlgorithm:
     """Return FedAdam: Adam on the server, with optax's bias correction, which the paper leaves out.
 
+    Raises:
+      ValueError: learning_rate or eps is not positive, or b1 or b2 not in [0, 1).
+
     >>> fed_adam().name
     'fed_adam'
 
     Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
     """
     settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
+    _check(settings)
     return server_optimizer("fed_adam", optax.adam(learning_rate, b1, b2, eps), settings)
 
 
-@functools.cache
+@one_object
 def fed_yogi(
     learning_rate: float = 0.01,
     b1: float | int = 0.9,
@@ -82,10 +90,22 @@ def fed_yogi(
 ) -> FederatedAlgorithm:
     """Return FedYogi: Yogi on the server, with optax's bias correction and initial accumulator.
 
+    Raises:
+      ValueError: learning_rate or eps is not positive, or b1 or b2 not in [0, 1).
+
     >>> fed_yogi().name
     'fed_yogi'
 
     Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
     """
     settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
+    _check(settings)
     return server_optimizer("fed_yogi", optax.yogi(learning_rate, b1, b2, eps), settings)
+
+
+def _check(settings: tuple[tuple[str, float | int], ...]) -> None:
+    for name, value in settings:
+        decay = name in ("momentum", "b1", "b2")
+        if not (0 <= value < 1 if decay else 0 < value < float("inf")):
+            allowed = "in [0, 1)" if decay else "positive and finite"
+            raise ValueError(f"{name} {value} of the server optimiser must be {allowed}")
