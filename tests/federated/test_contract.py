@@ -166,4 +166,4 @@ def test_low_precision_state_keeps_its_dtypes(federation, algorithm):
     arguments = (federation.key, start, federation.data, federation.settings())
     found = jax.eval_shape(lambda *a: jax.tree.leaves(run(*a)[0]), *arguments)
     assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in jax.tree.leaves(start)]
-    assert jnp.bfloat16 in {leaf.dtype for leaf in found}
+    assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in found}

@@ -1,12 +1,7 @@
 """Simulations: their rows, their errors, and runs that are killed and resumed."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -227,30 +222,6 @@ def copy(whole, tmp_path):
 
 
 class TestResume:
-    def test_a_killed_run_resumes_bitwise(self, whole, tmp_path):
-        directory = tmp_path / "killed"
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        code = RUN + f"\nrun({str(directory)!r}, pause=0.3)\n"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not (directory / "checkpoints" / "2").exists():
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            time.sleep(float(np.random.default_rng(0).uniform(0, 2)))
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert process.returncode == -signal.SIGKILL
-        resumed = run(directory)
-        assert_bitwise(resumed.state, whole[0].state)
-        assert [row["round"] for row in resumed.history] == list(range(1, 13))
-        for row, expected in zip(resumed.history, whole[0].history, strict=True):
-            assert row | {"seconds": 0} == expected | {"seconds": 0}
-
     def test_a_finished_run_does_nothing(self, whole, copy):
         before = (copy / "metrics.jsonl").read_text()
         assert_bitwise(run(copy).state, whole[0].state)
