@@ -109,6 +109,9 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf):
                 )  # fmt: skip
     for axes, moment in zip(grid[:, 0], MOMENTS, strict=True):
         axes.set_ylabel(MOMENTS[moment])
+        axes.ticklabel_format(axis="y", useOffset=False)
+    picture.align_ylabels(grid[:, 0])
+    grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
     picture.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
     return picture
 
