@@ -99,6 +99,14 @@ class Execution:
             meshes.check_mesh(self.mesh)
 
 
+def check_participants(participants: int, clients: int) -> None:
+    """Raise a ValueError unless so many clients can be drawn without replacement."""
+    if not 1 <= participants <= clients:
+        raise ValueError(
+            f"participants {participants} of {clients} clients; give 1 <= participants <= {clients}"
+        )
+
+
 RoundFn = Callable[
     [Array, ServerState, FederatedData, RoundSettings], tuple[ServerState, RoundInfo]
 ]
@@ -295,11 +303,7 @@ def make_round(
         key: Key[Array, ""], state: ServerState, data: FederatedData, settings: RoundSettings
     ) -> tuple[ServerState, RoundInfo]:
         num_clients = data.sizes.shape[0]
-        if not 1 <= participants <= num_clients:
-            raise ValueError(
-                f"participants {participants} of {num_clients} clients; "
-                f"give 1 <= participants <= {num_clients}"
-            )
+        check_participants(participants, num_clients)
         draw_key, train_key = jax.random.split(jax.random.fold_in(key, state.round))
         chosen = jnp.arange(num_clients)
         if participants < num_clients:

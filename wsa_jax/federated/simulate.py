@@ -22,7 +22,13 @@ from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, ep
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
-from wsa_jax.federated.round import Execution, FederatedData, ServerState, make_round
+from wsa_jax.federated.round import (
+    Execution,
+    FederatedData,
+    ServerState,
+    check_participants,
+    make_round,
+)
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
 from wsa_jax.regularization import check_strength
 from wsa_jax.scope import weight_scope
@@ -248,11 +254,7 @@ def _check_settings(
 ) -> None:
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
-    if not 1 <= participants <= partition.clients:
-        raise ValueError(
-            f"participants {participants} of {partition.clients} clients; "
-            f"give 1 <= participants <= {partition.clients}"
-        )
+    check_participants(participants, partition.clients)
     if evaluate_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
         raise ValueError(
             f"evaluate_every {evaluate_every} or checkpoint_every {checkpoint_every} is not "

@@ -1,5 +1,6 @@
 """Server optimisers: any optax optimiser steps on the mean update as if it were a gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,9 +55,7 @@ def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> 
 
     Source: Hsu et al., 2019, section 4.3.
     """
-    settings = (("learning_rate", learning_rate), ("momentum", momentum))
-    _check(settings)
-    return server_optimizer("fed_avg_m", optax.sgd(learning_rate, momentum=momentum), settings)
+    return _named("fed_avg_m", optax.sgd, learning_rate=learning_rate, momentum=momentum)
 
 
 @one_object
@@ -76,9 +75,7 @@ def fed_adam(
 
     Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
     """
-    settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
-    _check(settings)
-    return server_optimizer("fed_adam", optax.adam(learning_rate, b1, b2, eps), settings)
+    return _named("fed_adam", optax.adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
 
 
 @one_object
@@ -98,14 +95,16 @@ def fed_yogi(
 
     Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
     """
-    settings = (("learning_rate", learning_rate), ("b1", b1), ("b2", b2), ("eps", eps))
-    _check(settings)
-    return server_optimizer("fed_yogi", optax.yogi(learning_rate, b1, b2, eps), settings)
+    return _named("fed_yogi", optax.yogi, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
 
 
-def _check(settings: tuple[tuple[str, float | int], ...]) -> None:
-    for name, value in settings:
-        decay = name in ("momentum", "b1", "b2")
+def _named(
+    name: str, make: Callable[..., optax.GradientTransformation], **settings: float | int
+) -> FederatedAlgorithm:
+    """One of optax's optimisers by its settings, which are checked and kept."""
+    for setting, value in settings.items():
+        decay = setting in ("momentum", "b1", "b2")
         if not (0 <= value < 1 if decay else 0 < value < float("inf")):
             allowed = "in [0, 1)" if decay else "positive and finite"
-            raise ValueError(f"{name} {value} of the server optimiser must be {allowed}")
+            raise ValueError(f"{setting} {value} of the server optimiser must be {allowed}")
+    return server_optimizer(name, make(**settings), tuple(settings.items()))
