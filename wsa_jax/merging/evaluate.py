@@ -1,15 +1,21 @@
 """What lies between two models: loss and accuracy on the line, and the barrier that they share."""
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
+from wsa_jax.merging.check import check_weights, is_traced
+from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
 from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import check_same_structure, lerp
+
+Definition = Literal["paper", "endpoints"]
 
 
 @jax.tree_util.register_dataclass
@@ -23,23 +29,27 @@ class Path:
       accuracy: share of correct answers in [0, 1], ``[points]``.
     """
 
-    t: Float[Array, " points"]
-    loss: Float[Array, " points"]
-    accuracy: Float[Array, " points"]
+    t: Float[Array, "*paths points"]
+    loss: Float[Array, "*paths points"]
+    accuracy: Float[Array, "*paths points"]
 
 
 def interpolate_path(
     task: Task,
     first: PyTree,
     second: PyTree,
-    images: Array,
-    labels: Integer[Array, " examples"],
+    images: Array | np.ndarray,
+    labels: Integer[Array | np.ndarray, " examples"],
     *,
     model_state: PyTree = None,
+    second_state: PyTree = None,
+    calibration: Array | np.ndarray | None = None,
+    key: Key[Array, ""] | None = None,
+    t: Real[ArrayLike, " points"] | Sequence[float | int] | None = None,
     num_points: int = 25,
     batch_size: int = 500,
 ) -> Path:
-    r"""Evaluate :math:`(1 - t) w_1 + t w_2` at evenly spaced t, one point after the other.
+    r"""Evaluate :math:`(1 - t) w_1 + t w_2` at points t, one after the other.
 
     Args:
       task: what the models were trained for.
@@ -47,48 +57,106 @@ def interpolate_path(
       second: parameters at t = 1, of the same structure.
       images: examples to evaluate on.
       labels: their labels.
-      model_state: non-parameter collections of all points; none by default.
-      num_points: number of points, both ends included.
-      batch_size: examples evaluated at once.
+      model_state: non-parameter collections of the first model; none by default.
+      second_state: those of the second; by default the first's. Points between have both
+        interpolated linearly, variances like means.
+      calibration: training images over which every point, the ends too, has its BatchNorm
+        statistics estimated anew by `reset_batch_norm`, in place of interpolating them.
+      key: for augmentation and dropout while statistics are estimated; key 0 by default.
+      t: positions, in any order and beyond the ends too; default ``num_points`` even ones.
+      num_points: number of points, both ends included; not used where t is given.
+      batch_size: examples at once, in evaluation and calibration.
 
-    Guarantees: one model and one batch in memory at a time beside the two ends; both ends are
-    exact.
+    Guarantees: one model and one batch in memory at a time beside the two ends; without calibration
+    both ends are exact; another t of the same length does not compile again.
 
     Raises:
-      ValueError: the models differ in a leaf (named), fewer than 2 points, or no examples.
+      ValueError: the models differ in a leaf or hold NaN (it is named), fewer than 2 points, no
+        points t, no examples, no calibration images, or t outside [0, 1] where variances of two
+        models would be extrapolated.
 
     Source: WSA, section 4.1.
     """
+    model_state = {} if model_state is None else model_state
+    second_state = model_state if second_state is None else second_state
     check_same_structure(first, second)
-    if num_points < 2:
+    check_same_structure(model_state, second_state)
+    for side, tree in (("first", (first, model_state)), ("second", (second, second_state))):
+        check_weights(tree[0], f"the {side} model")
+        check_weights(tree[1], f"the {side} model's state")
+    if t is None and num_points < 2:
         raise ValueError(f"num_points {num_points} is below 2; both ends are points")
+    t = jnp.linspace(0.0, 1.0, num_points) if t is None else jnp.asarray(t, jnp.float32)
+    if not t.size:
+        raise ValueError("t is empty; give at least one point")
+    check_examples(labels, calibration, "the path")
+    if (
+        calibration is None
+        and second_state is not model_state
+        and find_statistics(model_state).leaves
+        and not is_traced(t)
+        and not bool(jnp.all((t >= 0) & (t <= 1)))
+    ):
+        raise ValueError(
+            f"t from {float(t.min()):g} to {float(t.max()):g} would extrapolate variances; stay in "
+            "[0, 1], or give calibration images to estimate them from"
+        )
+    run = _path_fn(task, batch_size)
+    return run(first, second, model_state, second_state, images, labels, calibration, key, t)
+
+
+def check_examples(labels: Any, calibration: Any, where: str) -> None:
+    """Raise a ValueError where there is nothing to evaluate on or to estimate statistics from."""
     if len(labels) == 0:
-        raise ValueError("no examples to evaluate the path on; give at least one")
-    run = _path_fn(task, num_points, batch_size)
-    return run(first, second, {} if model_state is None else model_state, images, labels)
+        raise ValueError(f"no examples to evaluate {where} on; give at least one")
+    if calibration is not None and len(calibration) == 0:
+        raise ValueError("no calibration images to estimate BatchNorm statistics from; give some")
+
+
+def measure(
+    task: Task,
+    params: PyTree,
+    model_state: PyTree,
+    images: Array,
+    labels: Array,
+    calibration: Array | None,
+    key: Array | None,
+    batch_size: int,
+) -> tuple[Array, Array]:
+    """Mean loss and accuracy of one point, its statistics estimated anew if there are images."""
+    if calibration is not None:
+        model_state = reset_batch_norm(
+            task, params, model_state, calibration, batch_size=batch_size, key=key
+        )
+    sums = evaluate(task, params, model_state, images, labels, batch_size=batch_size)
+    return sums.loss / sums.count, sums.correct / sums.count
 
 
 @functools.lru_cache(maxsize=16)
-def _path_fn(task: Task, num_points: int, batch_size: int):
+def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
     @jax.jit
     def run(
-        first: PyTree, second: PyTree, model_state: PyTree, images: Array, labels: Array
+        first: PyTree,
+        second: PyTree,
+        first_state: PyTree,
+        second_state: PyTree,
+        images: Array,
+        labels: Array,
+        calibration: Array | None,
+        key: Array | None,
+        t: Array,
     ) -> Path:
         def point(t: Array) -> tuple[Array, Array]:
-            params = lerp(first, second, t)
-            sums = evaluate(task, params, model_state, images, labels, batch_size=batch_size)
-            return sums.loss / sums.count, sums.correct / sums.count
+            params, model_state = lerp((first, first_state), (second, second_state), t)
+            return measure(task, params, model_state, images, labels, calibration, key, batch_size)
 
-        t = jnp.linspace(0.0, 1.0, num_points)
         loss, accuracy = jax.lax.map(point, t)
         return Path(t=t, loss=loss, accuracy=accuracy)
 
     return run
 
 
-def loss_barrier(
-    path: Path, *, definition: Literal["paper", "endpoints"] = "paper"
-) -> Float[Array, ""]:
+def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
     r"""Measure how far the loss rises above its ends on a path.
 
     .. math:: \text{paper:}\quad \max_t \; L(t) - [(1 - t) L(0) + t L(1)]
@@ -98,7 +166,7 @@ def loss_barrier(
     The two differ where the ends do. Both are at least 0 up to rounding, since t = 0 is a point.
 
     Raises:
-      ValueError: the definition is unknown.
+      ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
 
     >>> t = jnp.array([0.0, 0.5, 1.0])
     >>> path = Path(t=t, loss=jnp.array([1.0, 4.0, 2.0]), accuracy=1.0 - t)
@@ -107,9 +175,37 @@ def loss_barrier(
 
     Source: WSA, Eq. 7; the other is Git Re-Basin's.
     """
-    first, last = path.loss[0], path.loss[-1]
+    return jnp.max(path.loss - _between_ends(path.t, path.loss, definition))
+
+
+def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
+    r"""Measure how far the accuracy falls below its ends on a path, as a share in [0, 1].
+
+    .. math:: \text{paper:}\quad \max_t \; [(1 - t) A(0) + t A(1)] - A(t)
+
+              \text{endpoints:}\quad \tfrac12 [A(0) + A(1)] - \min_t A(t)
+
+    Raises:
+      ValueError: as `loss_barrier`.
+
+    >>> t = jnp.array([0.0, 0.5, 1.0])
+    >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5]))
+    >>> float(accuracy_barrier(path)), float(accuracy_barrier(path, definition="endpoints"))
+    (0.5, 0.5)
+
+    Source: WSA, Eq. 7, with accuracy for loss.
+    """
+    return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy)
+
+
+def _between_ends(t: Array, values: Array, definition: str) -> Array:
+    """What a path without a barrier would have, at each point or in all."""
+    if not is_traced(t) and (float(t[0]) != 0 or float(t[-1]) != 1):
+        raise ValueError(
+            f"the path goes from t = {float(t[0]):g} to {float(t[-1]):g}; a barrier needs 0 to 1"
+        )
     if definition == "paper":
-        return jnp.max(path.loss - ((1 - path.t) * first + path.t * last))
+        return (1 - t) * values[0] + t * values[-1]
     if definition == "endpoints":
-        return jnp.max(path.loss) - 0.5 * (first + last)
+        return 0.5 * (values[0] + values[-1])
     raise ValueError(f"definition {definition!r} is unknown; give 'paper' or 'endpoints'")

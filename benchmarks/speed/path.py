@@ -1,0 +1,123 @@
+"""A loss barrier over 25 points against 25 plain evaluations, in one alternating run.
+
+    python -m benchmarks.speed.path
+
+Both sides evaluate one network on the same images, in the same batches and with the same threads:
+`interpolate_path` and `loss_barrier` on one side, on the other 25 calls of
+`wsa_jax.training.evaluate`, compiled once, on models that lie ready. What is above 1 is the
+interpolation, the host's check of the weights and the loop. Times are seconds for all points,
+medians over rounds in which the sides take turns. The last line is one JSON object.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.ledger import RESULTS, Ledger, provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure and how often."""
+
+    preset: Literal["smoke", "cpu"] = "cpu"
+    """smoke: one short round, nothing recorded; cpu: the recorded figures."""
+    network: Literal["mlp", "cnn"] = "cnn"
+    """mlp: 256-256-10; cnn: the federated CNN. On 32x32x3 images."""
+    examples: int = 2000
+    points: int = 25
+    rounds: int = 7
+    """Counted rounds; one more warms up and compiles."""
+    results: Path = RESULTS / "speed_path.jsonl"
+
+
+def sides(args: Args) -> tuple[dict[str, Callable[[], Any]], Callable[[], float]]:
+    """Both sides as functions that return when done, and by how much their losses differ."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from wsa_jax.data.registry import DATASETS
+    from wsa_jax.merging import interpolate_path, loss_barrier
+    from wsa_jax.models import CNN, MLP
+    from wsa_jax.training import classification, evaluate
+    from wsa_jax.tree import lerp
+
+    module: Any = MLP(features=(256, 256, 10)) if args.network == "mlp" else CNN(num_classes=10)
+    task = classification(module, DATASETS["cifar10"])
+    (first, _), (second, _) = (task.init(jax.random.key(seed)) for seed in (0, 1))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (args.examples, 32, 32, 3), np.uint8))
+    labels = jnp.asarray(rng.integers(0, 10, args.examples, np.int32))
+    between = [lerp(first, second, t) for t in np.linspace(0.0, 1.0, args.points, dtype=np.float32)]
+
+    def barrier() -> Any:
+        path = interpolate_path(task, first, second, images, labels, num_points=args.points)
+        return jax.block_until_ready((path, loss_barrier(path)))
+
+    def plain() -> Any:
+        sums = [evaluate(task, params, {}, images, labels) for params in between]
+        return jax.block_until_ready(sums)
+
+    def difference() -> float:
+        losses = np.array([float(one.loss / one.count) for one in plain()])
+        return float(np.abs(np.asarray(barrier()[0].loss) - losses).max())
+
+    return {"barrier": barrier, "plain": plain}, difference
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """Take turns; return medians, spreads and the ratio."""
+    import jax
+
+    both, difference = sides(args)
+    times: dict[str, list[float]] = {name: [] for name in both}
+    for index in range(args.rounds + 1):
+        # The side that goes first changes, so that a drifting clock favours neither.
+        for name in sorted(both, reverse=bool(index % 2)):
+            begin = time.perf_counter()
+            both[name]()
+            if index:
+                times[name].append(time.perf_counter() - begin)
+    pairs = zip(times["barrier"], times["plain"], strict=True)
+    return {
+        "benchmark": "path",
+        "ratios": {"barrier_over_plain": round(statistics.median(a / b for a, b in pairs), 3)},
+        "seconds": {name: round(statistics.median(values), 4) for name, values in times.items()},
+        "spread": {name: [round(min(v), 4), round(max(v), 4)] for name, v in times.items()},
+        "largest_difference": difference(),
+        "settings": {
+            "network": args.network,
+            "examples": args.examples,
+            "points": args.points,
+            "rounds": args.rounds,
+            "threads": len(os.sched_getaffinity(0)),
+        },
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.preset == "smoke":
+        args = Args(preset="smoke", network="mlp", examples=20, points=3, rounds=1)
+    figures = measure(args)
+    for name, seconds in figures["seconds"].items():
+        print(f"{name}: {1000 * seconds:.1f} ms for {figures['settings']['points']} points")
+    if args.preset != "smoke":
+        where = provenance()
+        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""What every public function of merging asks of the models it is given."""
+
+import jax
+from jaxtyping import PyTree
+
+from wsa_jax.tree import check_finite, stack
+
+
+def check_weights(params: PyTree, what: str) -> None:
+    """Raise a ValueError that names the first leaf holding NaN or infinity; skipped under a trace.
+
+    >>> check_weights({"w": jax.numpy.array([jax.numpy.nan])}, "the first model")
+    Traceback (most recent call last):
+    ValueError: leaf w of the first model holds 1 NaN or infinite value of 1; ...
+    """
+    if not is_traced(params):
+        check_finite(params, what)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any leaf is without a value yet (inside jit, vmap or grad)."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def as_stack(models: PyTree) -> PyTree:
+    """Take a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
+
+    Raises:
+      ValueError: no model, models that differ (the leaf is named), or a leaf of another length.
+
+    >>> as_stack([{"w": jax.numpy.zeros(2)}] * 3)["w"].shape
+    (3, 2)
+    """
+    if type(models) in (list, tuple):
+        return stack(models)
+    lengths = {jax.numpy.shape(leaf)[:1] for leaf in jax.tree.leaves(models)}
+    if len(lengths) > 1 or lengths & {(), (0,)}:
+        raise ValueError(
+            f"models is no stack: its leaves' leading axes are {sorted(lengths)}; "
+            "give leaves [models, ...] or a list of models"
+        )
+    return models

@@ -1,0 +1,146 @@
+"""Averages of models: uniform, weighted, and along the great circle between two."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree, Real
+
+from wsa_jax.merging.check import as_stack, check_weights, is_traced
+from wsa_jax.select import is_weight
+from wsa_jax.tree import check_same_structure, weighted_mean
+
+# Below this angle great circle and line agree to float32's rounding; as close to half a turn the
+# circle is not determined.
+_SMALL_ANGLE = 1e-4
+
+
+def average(
+    models: PyTree,
+    *,
+    weights: Real[ArrayLike, " models"] | Sequence[float | int] | None = None,
+) -> PyTree:
+    r"""Average models: :math:`\sum_i p_i w_i / \sum_i p_i`, uniform by default.
+
+    Args:
+      models: a stack ``[models, ...]``, or a plain list or tuple of models.
+      weights: at least 0, not all 0, ``[models]``; normalised here.
+
+    Guarantees: sums in float32, keeps dtypes; a model of weight 0 has no effect, even if it holds
+    NaN; leaves that are no floating-point arrays are the first model's. Under jit values are not
+    checked.
+
+    BatchNorm statistics are a tree like any other: means and variances both become arithmetic
+    means. That leaves out the spread between the models' means, and the merged model's activations
+    have other moments anyway, so call `reset_batch_norm` afterwards.
+
+    Raises:
+      ValueError: no model, models that differ in a leaf, NaN in a model of positive weight (the
+        leaf is named), or weights of another number, negative, infinite or all 0.
+
+    >>> average([{"w": jnp.array(1.0)}, {"w": jnp.array(5.0)}], weights=[3, 1])["w"].item()
+    2.0
+
+    Source: WSA, section 3; McMahan et al., 2017, algorithm 1, for the weights.
+    """
+    models = as_stack(models)
+    leaves = jax.tree.leaves(models)
+    if not leaves:
+        return models
+    count = leaves[0].shape[0]
+    weights = jnp.ones(count) if weights is None else jnp.asarray(weights, jnp.float32)
+    if weights.shape != (count,):
+        raise ValueError(f"weights has shape {weights.shape} for {count} models; give one a model")
+    if not is_traced(weights):
+        known = np.asarray(weights)
+        if not (np.isfinite(known).all() and (known >= 0).all() and (known > 0).any()):
+            raise ValueError(f"weights {known.tolist()} must be finite, at least 0 and not all 0")
+        kept = np.flatnonzero(known)
+        check_weights(
+            models if len(kept) == count else jax.tree.map(lambda leaf: leaf[kept], models),
+            "the models",
+        )
+    return weighted_mean(models, weights)
+
+
+def slerp(
+    first: PyTree,
+    second: PyTree,
+    t: Real[ArrayLike, ""],
+    *,
+    per: Literal["leaf", "model"] = "leaf",
+) -> PyTree:
+    r"""Interpolate along the great circle, so that norms do not sag as on the line.
+
+    .. math:: \frac{\sin((1 - t)\Omega)}{\sin\Omega} w_1 + \frac{\sin(t\Omega)}{\sin\Omega} w_2,
+              \quad \Omega = \angle(w_1, w_2)
+
+    Args:
+      first: model at t = 0; any pytree.
+      second: model at t = 1, of the same structure.
+      t: position.
+      per: measure the angle in each leaf, flattened, or once over the whole model.
+
+    Guarantees: exact at both ends; vectors of equal norm keep it; float32 inside, dtypes kept.
+
+    Edge cases: (nearly) parallel, opposite or zero vectors are interpolated linearly, as
+    `wsa_jax.tree.lerp` does. Leaves that are no floating-point arrays are the first model's.
+
+    Raises:
+      ValueError: the models differ in a leaf or hold NaN (it is named), or ``per`` is unknown.
+
+    >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+    >>> [round(x, 4) for x in slerp(a, b, 0.5)["w"].tolist()]
+    [0.7071, 0.7071]
+
+    Source: Shoemake, 1985, section 3.3.
+    """
+    check_same_structure(first, second)
+    check_weights(first, "the first model")
+    check_weights(second, "the second model")
+    if per not in ("leaf", "model"):
+        raise ValueError(f"per {per!r} is unknown; give 'leaf' or 'model'")
+    pairs = [
+        (jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+        if is_weight(a)
+    ]
+    whole = _shares(pairs, t) if per == "model" else None
+
+    def mix(a: Any, b: Any) -> Any:
+        if not is_weight(a):
+            return a
+        pair = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+        left, right = _shares([pair], t) if whole is None else whole
+        return (left * pair[0] + right * pair[1]).astype(a.dtype)
+
+    return jax.tree.map(mix, first, second)
+
+
+def _shares(pairs: list[tuple[Array, Array]], t: Real[ArrayLike, ""]) -> tuple[Array, Array]:
+    """Coefficients of both vectors, each given in parts."""
+    t = jnp.asarray(t, jnp.float32)
+
+    def norm(parts: list[Array]) -> Array:
+        return jnp.sqrt(sum((jnp.sum(part * part) for part in parts), start=jnp.zeros(())))
+
+    left, right = norm([a for a, _ in pairs]), norm([b for _, b in pairs])
+    units = [(a / _nonzero(left), b / _nonzero(right)) for a, b in pairs]
+    # The half-angle form is accurate where arccos of a scalar product near 1 is not.
+    angle = 2 * jnp.arctan2(norm([a - b for a, b in units]), norm([a + b for a, b in units]))
+    curved = (
+        (jnp.minimum(left, right) > 0) & (angle > _SMALL_ANGLE) & (angle < jnp.pi - _SMALL_ANGLE)
+    )
+    angle = jnp.where(curved, angle, 1.0)
+
+    def share(s: Array) -> Array:
+        value = jnp.where(curved, jnp.sin(s * angle) / jnp.sin(angle), s)
+        return jnp.where((s == 0) | (s == 1), s, value)
+
+    return share(1 - t), share(t)
+
+
+def _nonzero(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1.0)
