@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from wsa_jax.models import VGG, vgg8, vgg11
+from wsa_jax.models import VGG, vgg8, vgg11, vgg16
 from wsa_jax.scope import weight_scope
 
 IMAGE = jnp.ones((1, 32, 32, 3))
@@ -47,7 +47,15 @@ def test_vgg8_has_the_stated_kernels():
     }
 
 
-@pytest.mark.parametrize("make", [vgg8, vgg11])
+def vgg11_linear(classes, *, width):
+    return vgg11(classes, width=width, dense=())
+
+
+def vgg16_plain(classes, *, width):
+    return vgg16(classes, width=width, norm="none")
+
+
+@pytest.mark.parametrize("make", [vgg8, vgg11, vgg11_linear, vgg16_plain])
 @pytest.mark.parametrize(("width", "classes"), [(1.0, 10), (0.25, 100)])
 def test_parameter_count_follows_the_closed_form(make, width, classes):
     model = make(classes, width=width)
@@ -57,10 +65,48 @@ def test_parameter_count_follows_the_closed_form(make, width, classes):
         assert total == 4_441_226
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_vgg16_has_the_published_size_and_a_norm_a_convolution(norm):
+    found = shapes(vgg16(10, norm=norm))
+    assert sum(map(math.prod, found.values())) == 14_728_266
+    norms = [name for name in found if name.endswith("scale")]
+    assert sorted(norms) == sorted(f"{norm.title()}Norm_{i}/scale" for i in range(13))
+    for name in norms:
+        kernel = name.replace(f"{norm.title()}Norm", "Conv").replace("scale", "kernel")
+        assert found[name] == found[kernel][-1:]
+    assert found["Dense_0/kernel"] == (512, 10)
+
+
+def test_no_norm_is_the_network_without_one_whatever_train():
+    model = VGG(features=(4, "M"), dense=(), num_classes=3)
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    variables = model.init(jax.random.key(0), x)
+    assert list(variables) == ["params"]
+    assert sorted(variables["params"]) == ["Conv_0", "Dense_0"]
+    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x, train=True))
+
+
+@pytest.mark.parametrize(("norm", "axes"), [("batch", (0, 1, 2)), ("layer", (3,))])
+def test_the_norm_stands_between_convolution_and_relu(norm, axes):
+    model = VGG(features=(5, "M"), dense=(), num_classes=2, norm=norm)
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
+    variables = model.init(jax.random.key(0), x)
+    scale, bias = jnp.linspace(0.5, 2.0, 5), jnp.linspace(-0.3, 0.4, 5)
+    layers = variables["params"] | {f"{norm.title()}Norm_0": {"scale": scale, "bias": bias}}
+
+    found, _ = model.apply({**variables, "params": layers}, x, train=True, mutable=["batch_stats"])
+    y = np.asarray(nn.Conv(5, (3, 3)).apply({"params": layers["Conv_0"]}, x), np.float64)
+    y = (y - y.mean(axes, keepdims=True)) / np.sqrt(y.var(axes, keepdims=True) + 1e-5)
+    y = np.maximum(np.asarray(scale) * y + np.asarray(bias), 0)
+    y = y.reshape(3, 2, 2, 2, 2, 5).max((2, 4)).reshape(3, -1)
+    expected = y @ np.asarray(layers["Dense_0"]["kernel"]) + np.asarray(layers["Dense_0"]["bias"])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_vgg_equals_the_network_of_flax_layers_on_shared_weights():
     model = VGG(features=(4, 5, "M", 6, "M"), dense=(7,), num_classes=3)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), x)
 
     def reference(variables, x):
         layers = variables["params"]
@@ -72,7 +118,7 @@ def test_vgg_equals_the_network_of_flax_layers_on_shared_weights():
         return nn.Dense(3).apply({"params": layers["Dense_1"]}, x)
 
     def both(apply):
-        return jax.value_and_grad(lambda v: jnp.sin(apply(v, x)).sum())(variables)
+        return jax.jit(jax.value_and_grad(lambda v: jnp.sin(apply(v, x)).sum()))(variables)
 
     for a, b in zip(*map(jax.tree.leaves, (both(model.apply), both(reference))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -106,6 +152,8 @@ def test_equal_settings_are_equal_modules():
         (lambda: VGG(features=(4, "P"), dense=(), num_classes=2), "'P' is neither"),
         (lambda: VGG(features=("M",) * 6, dense=(), num_classes=2), "at least 64x64"),
         (lambda: vgg8(10, width=0.0), "width 0.0 is not positive"),
+        (lambda: vgg16(10, norm="group"), "norm must be 'batch', 'layer' or 'none', got 'group'"),
+        (lambda: VGG(features=(4,), dense=(), num_classes=2, norm="?"), "got '\\?'"),
         (lambda: vgg8(10, initialization="xavier"), "'reference' or 'he'"),
     ],
 )
