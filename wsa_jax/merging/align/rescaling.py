@@ -1,0 +1,190 @@
+"""Rescaling: bring the weight scopes of two trained models together by positive scales.
+
+A ReLU net is unchanged when what produces a unit is multiplied by c > 0 and what consumes it is
+divided by c.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from wsa_jax.merging.align import scale_fit
+from wsa_jax.merging.align.scale_fit import Granularity
+from wsa_jax.merging.spec import AxisSpec, check_spec
+from wsa_jax.merging.units import scale_units
+from wsa_jax.scope import scope_divergence, weight_scope
+from wsa_jax.select import Rule, kernels
+from wsa_jax.tree import check_finite, check_same_structure
+
+Objective = Literal["divergence", "log_std", "distance"]
+
+
+class Rescaling(NamedTuple):
+    """Scales that `wsa_jax.merging.units.scale_units` applies.
+
+    Attributes:
+      scales: by group, positive, ``[units]``, float32; only groups that were fitted.
+      info: ``objective`` (its value at scales of 1, at the start, and after each step),
+        ``converged``, ``frozen`` (by group, how many units keep scale 1 because a side of theirs is
+        all zero), and, from `rescale`, ``layers``, ``divergence_before``, ``divergence_after``.
+    """
+
+    scales: dict[str, Float[np.ndarray, " units"]]
+    info: dict[str, Any]
+
+
+def rescale(
+    spec: AxisSpec,
+    first: PyTree,
+    second: PyTree,
+    *,
+    granularity: Granularity = "group",
+    objective: Objective = "divergence",
+    groups: Sequence[str] | None = None,
+    select: Rule = kernels,
+    weight_by: Literal["layer", "size"] = "layer",
+    max_steps: int = 500,
+) -> Rescaling:
+    r"""Scale the second model's units, at an unchanged function, until its scopes fit the first's.
+
+    With x = log c and, for layer l between groups, :math:`s_l = x_{out(l)} - x_{in(l)}`:
+
+    .. math:: \text{divergence:}\quad \sum_l \mathrm{KL}(\mathcal{N}(e^{s_l} \mu_l, e^{2 s_l}
+              \sigma_l^2) \,\|\, \mathcal{N}(\tilde\mu_l, \tilde\sigma_l^2)) \qquad
+              \text{log_std:}\quad \sum_l (\log \sigma_l + s_l - \log \tilde\sigma_l)^2
+
+    .. math:: \text{distance:}\quad \sum_l \| \tilde W_l - e^{s_l} W_l \|^2
+
+    Args:
+      spec: which axes move together; groups that admit permutations only, or lie inside another,
+        stay.
+      first: the model whose scopes are the target.
+      second: the model to scale, of the same structure.
+      granularity: one scale a ``"group"``, or one a ``"unit"``. With ``"unit"`` the scope
+        objectives match, instead of a layer's std, the root mean square of each unit's weights,
+        incoming and outgoing, in each layer.
+      objective: ``"divergence"`` is what WSA trains with (Eq. 3). ``"log_std"`` treats too large
+        and too small alike; per group it is a linear least squares in closed form (but for layers
+        that read a concatenation, and there it is the start). ``"distance"`` needs units that correspond
+        already: between unrelated models its best scales are those of the smallest weights.
+      groups: names of those to scale; all that can be by default.
+      select: layers that have a scope. Biases move with their layer; they enter ``"distance"`` and
+        no scope objective.
+      weight_by: each ``"layer"`` counts the same, as in WSA, or by its ``"size"``.
+      max_steps: limit of L-BFGS steps.
+
+    Returns:
+      The scales of ``second``, and the WSA divergence of its layers from the first's, before and
+      after.
+
+    Guarantees: deterministic; float64 on the host; the objective is never above that of scales of
+      1; equal models give scales of exactly 1; starts from the better of 1 and the ``log_std`` fit.
+
+    Edge cases: a unit (or group) whose incoming or outgoing weights are all 0 in either model keeps
+    scale 1; rows and layers with a std below `wsa_jax.scope.STD_FLOOR` are left out of the fit.
+
+    Raises:
+      ValueError: no group admits scaling, or a named one does not; models differ in structure, hold
+        NaN, or do not fit the spec; a setting is unknown.
+
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> first = {"0": {"w": jnp.array([[1.0, 2.0]])}, "1": {"w": jnp.array([[1.0], [4.0]])}}
+    >>> second = {"0": {"w": jnp.array([[8.0, 4.0]])}, "1": {"w": jnp.array([[1.0], [0.25]])}}
+    >>> ties = [Tie(leaf="0/w", axis=1), Tie(leaf="1/w", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, first, admits="scaling")
+    >>> rescale(spec, first, second).scales["hidden"].tolist()
+    [0.25, 0.25]
+
+    Source: new here; the scale symmetry is that of Path-SGD (Neyshabur et al., 2015), the scopes
+    and the divergence are WSA's, Eq. 1-3.
+    """
+    _check_choice("granularity", granularity, ("group", "unit"))
+    _check_choice("objective", objective, ("divergence", "log_std", "distance"))
+    _check_choice("weight_by", weight_by, ("layer", "size"))
+    check_same_structure(first, second)
+    check_spec(spec, second)
+    check_finite(first, "first")
+    check_finite(second, "second")
+    problem = scale_fit.problem_of(spec, granularity, groups)
+    layers = scale_fit.layer_tables(spec, problem, first, second, granularity, select, weight_by)
+    tables = (
+        layers if objective != "distance" else scale_fit.leaf_tables(spec, problem, first, second)
+    )
+    free = scale_fit.movable(tables, problem.size)
+
+    starts = [np.zeros(problem.size)]
+    log_std = scale_fit.scope_fun(layers, free, scale_fit.log_std)
+    if granularity == "group":
+        starts.append(scale_fit.closed_form(layers, free))
+    elif objective != "log_std":
+        starts.append(scale_fit.minimise(log_std, starts, max_steps)[0])
+    fun = {
+        "log_std": log_std,
+        "divergence": scale_fit.scope_fun(layers, free, scale_fit.divergence),
+        "distance": scale_fit.distance_fun(tables, free),
+    }[objective]
+    x, info = scale_fit.minimise(fun, starts, max_steps)
+
+    scales = scale_fit.scales_of(problem, x)
+    target = weight_scope(first, select=select)
+    before = weight_scope(second, select=select)
+    after = weight_scope(scale_units(spec, second, scales), select=select)
+    info |= {
+        "frozen": scale_fit.frozen(problem, free),
+        "layers": target.names,
+        "divergence_before": np.asarray(scope_divergence(before, target)),
+        "divergence_after": np.asarray(scope_divergence(after, target)),
+    }
+    return Rescaling(scales, info)
+
+
+def normalize_scales(
+    spec: AxisSpec, params: PyTree, *, granularity: Granularity = "unit", max_steps: int = 500
+) -> Rescaling:
+    r"""Find the smallest of all models that scaling makes of one: the balanced gauge.
+
+    .. math:: \min_c \sum_l \|W_l(c)\|^2, \quad\text{where each unit has }
+              \|\text{incoming}\| = \|\text{outgoing}\|
+
+    Two models that differ by scales alone become equal, so that matching units in this gauge does
+    not depend on them. Biases count as incoming.
+
+    Guarantees: the objective is convex in log c, so there is one minimum; never above scales of 1.
+
+    Edge cases: a unit with a side that is all 0 has no balance and keeps scale 1.
+
+    Raises:
+      ValueError: as `rescale`.
+
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> params = {"a": jnp.array([[8.0]]), "b": jnp.array([[0.5]])}
+    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, params, admits="scaling")
+    >>> normalize_scales(spec, params).scales["hidden"].tolist()  # to a = b = 2
+    [0.25]
+
+    Source: the balanced weights of Neyshabur et al., 2015; fixed point as in Stock et al., 2019.
+    """
+    _check_choice("granularity", granularity, ("group", "unit"))
+    check_spec(spec, params)
+    check_finite(params)
+    problem = scale_fit.problem_of(spec, granularity, None)
+    # The distance to a model of zeros is the squared norm.
+    tables = [
+        table._replace(first_square=np.zeros_like(table.count), cross=np.zeros_like(table.count))
+        for table in scale_fit.leaf_tables(spec, problem, params, params)
+    ]
+    free = scale_fit.movable(tables, problem.size, of_first=False)
+    x, info = scale_fit.minimise(
+        scale_fit.distance_fun(tables, free), [np.zeros(problem.size)], max_steps
+    )
+    return Rescaling(
+        scale_fit.scales_of(problem, x), info | {"frozen": scale_fit.frozen(problem, free)}
+    )
+
+
+def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{setting} {value!r} is unknown; give one of {', '.join(choices)}")

@@ -1,0 +1,339 @@
+"""The functions of log scales that rescaling minimises, and how.
+
+Every objective is smooth in x = log c through sums over the cells of each leaf (an output unit
+times an input unit), so no step looks at a single weight twice. float64 on the host.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jaxtyping import PyTree
+
+from wsa_jax.merging.spec import AxisSpec, Group, Tie
+from wsa_jax.merging.units import unit_rows
+from wsa_jax.scope import STD_FLOOR
+from wsa_jax.select import Rule, is_weight, key_path, select_layers
+
+Granularity = Literal["group", "unit"]
+Fun = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+class _Axis(NamedTuple):
+    """Which log scale each position of an axis carries, and its sign: 0 where it carries none."""
+
+    variable: np.ndarray
+    sign: np.ndarray
+
+
+class _Rows(NamedTuple):
+    """Scopes to match in one leaf: which dimensions each sums over, and the first model's."""
+
+    over: tuple[int, ...]
+    count: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    weight: np.ndarray
+
+
+class Table(NamedTuple):
+    """Sums over the cells of one leaf, ``[positions of each moving axis]``, in float64."""
+
+    axes: tuple[_Axis, ...]
+    count: np.ndarray
+    first_sum: np.ndarray
+    first_square: np.ndarray
+    second_sum: np.ndarray
+    second_square: np.ndarray
+    cross: np.ndarray
+    rows: tuple[_Rows, ...] = ()
+
+
+class Problem(NamedTuple):
+    """The fitted groups and where the log scales of each lie in the vector x."""
+
+    groups: tuple[Group, ...]
+    slices: dict[str, slice]
+    size: int
+
+
+def problem_of(spec: AxisSpec, granularity: Granularity, names: Sequence[str] | None) -> Problem:
+    """Lay out one log scale a unit, or a group, for the groups to be scaled."""
+    able = [g for g in spec.groups if g.admits != "permutation" and g.parent is None]
+    for name in names or ():
+        if spec[name] not in able:
+            raise ValueError(
+                f"group {name} admits no scaling: a norm or another non-linearity follows, or it "
+                "lies inside another group; leave it out"
+            )
+    chosen = tuple(g for g in able if names is None or g.name in names)
+    if not chosen:
+        raise ValueError(
+            f"none of the {len(spec.groups)} groups to rescale admits scaling; match units by "
+            "permutation alone, or use a model with a layer that no norm follows"
+        )
+    slices, start = {}, 0
+    for group in chosen:
+        stop = start + (group.size if granularity == "unit" else 1)
+        slices[group.name] = slice(start, stop)
+        start = stop
+    return Problem(chosen, slices, start)
+
+
+def layer_tables(
+    spec: AxisSpec,
+    problem: Problem,
+    first: PyTree,
+    second: PyTree,
+    granularity: Granularity,
+    select: Rule,
+    weight_by: str,
+) -> list[Table]:
+    """Tables of the layers that move, with the rows whose scopes are to be matched."""
+    named = jax.tree_util.tree_leaves_with_path(first)
+    others = jax.tree.leaves(second)
+    tables = []
+    for layer in select_layers(first, select):
+        pair = [np.asarray(named[layer.leaf][1]), np.asarray(others[layer.leaf])]
+        if layer.axis is not None:
+            pair = [np.take(leaf, np.asarray([layer.position]), layer.axis) for leaf in pair]
+        table = _table(spec, problem, key_path(named[layer.leaf][0]), *pair)
+        if table is None:
+            continue
+        if granularity == "unit":  # a unit's few weights have no mean of their own
+            table = table._replace(first_sum=0 * table.first_sum, second_sum=0 * table.second_sum)
+            every = range(table.count.ndim)
+            sides = [tuple(axis for axis in every if axis != kept) for kept in every]
+        else:
+            sides = [tuple(range(table.count.ndim))]
+        share = layer.size if weight_by == "size" else 1.0
+        tables.append(table._replace(rows=tuple(_rows(table, over, share) for over in sides)))
+    total = sum(rows.weight.sum() for table in tables for rows in table.rows)
+    if not total > 0:
+        raise ValueError(
+            "no selected layer has a scope and a group to scale; select other layers or groups"
+        )
+    return [
+        table._replace(rows=tuple(rows._replace(weight=rows.weight / total) for rows in table.rows))
+        for table in tables
+    ]
+
+
+def leaf_tables(spec: AxisSpec, problem: Problem, first: PyTree, second: PyTree) -> list[Table]:
+    """Tables of all leaves that move, biases included."""
+    named = jax.tree_util.tree_leaves_with_path(first)
+    pairs = [(key_path(p), a, b) for (p, a), b in zip(named, jax.tree.leaves(second), strict=True)]
+    tables = [_table(spec, problem, name, a, b) for name, a, b in pairs if is_weight(a)]
+    return [table for table in tables if table is not None]
+
+
+def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any) -> Table | None:
+    a, b = (np.asarray(leaf).astype(np.float64) for leaf in (first, second))
+    ties: dict[int, list[tuple[Group, Tie]]] = {}
+    for group in problem.groups:
+        for tie in group.ties:
+            if tie.leaf == name and tie.role != "statistic":
+                ties.setdefault(tie.axis, []).append((group, tie))
+    if not ties:
+        return None
+    order = [*sorted(ties), *(axis for axis in range(a.ndim) if axis not in ties)]
+    shape = [a.shape[axis] for axis in sorted(ties)]
+    a, b = (leaf.transpose(order).reshape(*shape, -1) for leaf in (a, b))
+    sums = [np.full(shape, a.shape[-1], np.float64), a.sum(-1), (a * a).sum(-1)]
+    sums += [b.sum(-1), (b * b).sum(-1), (a * b).sum(-1)]
+    axes = []
+    for dim, axis in enumerate(sorted(ties)):
+        variable, sign = _positions(spec, problem, shape[dim], ties[axis])
+        code = np.where(sign == 0, -1, 2 * variable + (sign > 0))
+        kept, index, inverse = np.unique(code, return_index=True, return_inverse=True)
+        if kept.size == code.size:
+            index = np.arange(code.size)
+        else:
+            sums = [
+                np.stack(
+                    [t.take(np.flatnonzero(inverse == k), dim).sum(dim) for k in range(kept.size)],
+                    axis=dim,
+                )
+                for t in sums
+            ]
+        axes.append(_Axis(variable[index], sign[index]))
+    count, *moments = sums
+    return Table(tuple(axes), count, *moments)
+
+
+def _positions(
+    spec: AxisSpec, problem: Problem, size: int, ties: list[tuple[Group, Tie]]
+) -> tuple[np.ndarray, np.ndarray]:
+    variable, sign = np.zeros(size, int), np.zeros(size)
+    for group, tie in ties:
+        at = unit_rows(
+            spec, jnp.arange(size, dtype=jnp.float32), group, dataclasses.replace(tie, axis=0)
+        )
+        at = np.asarray(at).astype(int)
+        where = problem.slices[group.name]
+        owner = np.arange(where.start, where.stop)
+        variable[at] = np.broadcast_to(owner[:, None], (group.size, 1))
+        sign[at] = -1.0 if tie.role == "consumed" else 1.0
+    return variable, sign
+
+
+def _rows(table: Table, over: tuple[int, ...], share: float) -> _Rows:
+    count = table.count.sum(over, keepdims=True)
+    mean, var = _moments(table.first_sum, table.first_square, over, count)
+    _, other = _moments(table.second_sum, table.second_square, over, count)
+    live = (var > STD_FLOOR**2) & (other > STD_FLOOR**2)
+    weight = live * count / table.count.sum() * share
+    return _Rows(over, count, mean, np.where(live, var, 1.0), weight)
+
+
+def _moments(
+    total: np.ndarray, square: np.ndarray, over: tuple[int, ...], count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    mean = total.sum(over, keepdims=True) / count
+    return mean, np.maximum(square.sum(over, keepdims=True) / count - mean**2, 0.0)
+
+
+def _factor(table: Table, x: np.ndarray) -> np.ndarray:
+    factor = np.ones((1,) * len(table.axes))
+    for dim, axis in enumerate(table.axes):
+        shape = [-1 if d == dim else 1 for d in range(len(table.axes))]
+        factor = factor * np.exp(axis.sign * x[axis.variable]).reshape(shape)
+    return factor
+
+
+def _pull(table: Table, cells: np.ndarray, size: int) -> np.ndarray:
+    """Carry derivatives with respect to the cells' log factors back to the log scales."""
+    gradient = np.zeros(size)
+    for dim, axis in enumerate(table.axes):
+        others = tuple(d for d in range(cells.ndim) if d != dim)
+        np.add.at(gradient, axis.variable, axis.sign * cells.sum(others))
+    return gradient
+
+
+def log_std(
+    mean: np.ndarray, var: np.ndarray, rows: _Rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Squared log ratio of stds, and its derivatives with respect to mean and variance."""
+    ratio = 0.5 * np.log(var / rows.var)
+    return ratio**2, np.zeros_like(mean), ratio / var
+
+
+def divergence(
+    mean: np.ndarray, var: np.ndarray, rows: _Rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """WSA's Eq. 3, and its derivatives with respect to mean and variance."""
+    ratio, shift = var / rows.var, mean - rows.mean
+    value = 0.5 * (ratio + shift**2 / rows.var - 1.0 - np.log(ratio))
+    return value, shift / rows.var, 0.5 * (1.0 / rows.var - 1.0 / var)
+
+
+def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -> Fun:
+    """Weighted mean of a loss of each row's scope; gives also the derivatives of the loss."""
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = 0.0, np.zeros_like(x)
+        for table in tables:
+            factor = _factor(table, x)
+            total, square = table.second_sum * factor, table.second_square * factor**2
+            cells = np.zeros_like(square)
+            for rows in table.rows:
+                mean, var = _moments(total, square, rows.over, rows.count)
+                live = rows.weight > 0
+                each, by_mean, by_var = loss(mean, np.where(live, var, 1.0), rows)
+                value += np.sum(rows.weight * each)
+                scale = rows.weight / rows.count
+                cells += scale * (by_mean * total + by_var * 2 * (square - mean * total))
+            gradient += _pull(table, cells, x.size)
+        return float(value), gradient * free
+
+    return fun
+
+
+def distance_fun(tables: list[Table], free: np.ndarray) -> Fun:
+    """Squared distance in units of the two models' squared norms."""
+    norm = sum(table.first_square.sum() + table.second_square.sum() for table in tables)
+    norm = norm or 1.0
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = 0.0, np.zeros_like(x)
+        for table in tables:
+            factor = _factor(table, x)
+            cross, square = table.cross * factor, table.second_square * factor**2
+            value += np.sum(table.first_square - 2 * cross + square) / norm
+            gradient += _pull(table, 2 * (square - cross) / norm, x.size)
+        return float(value), gradient * free
+
+    return fun
+
+
+def closed_form(tables: list[Table], free: np.ndarray) -> np.ndarray:
+    """Weighted linear least squares of the layers' log stds, linear in x without concatenations."""
+    matrix, residual = [], []
+    for table in tables:
+        for rows in table.rows:
+            mean, var = _moments(table.second_sum, table.second_square, rows.over, rows.count)
+            if not rows.weight.sum() > 0:
+                continue
+            share = (table.second_square - mean * table.second_sum) / rows.count / var
+            root = np.sqrt(rows.weight.sum())
+            matrix.append(root * _pull(table, share, free.size) * free)
+            residual.append(root * 0.5 * np.log(var / rows.var).item())
+    solution, *_ = np.linalg.lstsq(np.stack(matrix), -np.asarray(residual), rcond=None)
+    return solution * free
+
+
+def minimise(
+    fun: Fun, starts: list[np.ndarray], max_steps: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Descend from the best of the starts; never ends above it."""
+    values = [fun(x)[0] for x in starts]
+    best = int(np.argmin(values))
+    start, trace = starts[best], [values[0], values[best]]
+    result = scipy.optimize.minimize(
+        fun,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        callback=lambda intermediate_result: trace.append(float(intermediate_result.fun)),
+        options={"maxiter": max_steps, "ftol": 1e-15, "gtol": 1e-12, "maxcor": 20},
+    )
+    # A line search that ends at rounding may end a hair above its start.
+    x = result.x if result.fun <= values[best] else start
+    return x, {"objective": np.asarray(trace), "converged": result.status != 1}
+
+
+def movable(tables: list[Table], size: int, *, of_first: bool = True) -> np.ndarray:
+    """1 for log scales that move; 0 where the fit sees a side of all zeros in either model."""
+    free = np.ones(size)
+    for sign in (1.0, -1.0):
+        there, first, second = np.zeros(size), np.zeros(size), np.zeros(size)
+        for table in tables:
+            for dim, axis in enumerate(table.axes):
+                others = tuple(d for d in range(len(table.axes)) if d != dim)
+                chosen = axis.sign == sign
+                np.add.at(there, axis.variable[chosen], 1.0)
+                for total, cells in ((first, table.first_square), (second, table.second_square)):
+                    np.add.at(total, axis.variable[chosen], cells.sum(others)[chosen])
+        free[(there > 0) & (second == 0)] = 0.0
+        if of_first:
+            free[(there > 0) & (first == 0)] = 0.0
+    return free
+
+
+def frozen(problem: Problem, free: np.ndarray) -> dict[str, int]:
+    """Count, by group, the units that keep scale 1."""
+    return {name: int(np.sum(free[where] == 0)) for name, where in problem.slices.items()}
+
+
+def scales_of(problem: Problem, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Scales by group, one a unit."""
+    return {
+        group.name: np.broadcast_to(
+            np.exp(x[problem.slices[group.name]]).astype(np.float32), (group.size,)
+        ).copy()
+        for group in problem.groups
+    }
