@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
+# Most of the tests' time is compilation; results differ by rounding at most.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

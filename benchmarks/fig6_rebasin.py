@@ -1,0 +1,214 @@
+"""WSA's Figure 6: loss barriers with and without WSA, vanilla and after Git Re-Basin.
+
+    python -m benchmarks.fig6_rebasin [--preset smoke|cpu|paper]
+
+Two models of one setting are trained from different seeds on the same data; the barrier (Eq. 7, on
+the test set) is that of the line between them, before and after weight matching. Three baselines
+and three WSA settings compete on the validation part (seed 0, barrier after matching); the winners
+meet on the other seeds, paired. Then epochs, widths and depths, each with the default baseline and
+the chosen WSA setting.
+
+paper: ResNet-22 of width 2, LayerNorm, all of CIFAR-10, 25 to 100 epochs, widths 2, 4, 6, depths
+16, 22, 28. cpu cuts to ResNet-10 of width 1 on 10,000 examples, 4 to 16 epochs, widths 0.5 to 2,
+depths 10 and 16. smoke: MLPs on digits.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.comparison import markdown_table, signed, spread
+from benchmarks.model_cells import ModelCell
+from benchmarks.pairs import Bench, MergingArgs, Preset, path_row, seeds_of
+
+Row = dict[str, Any]
+
+BASES: dict[Preset, ModelCell] = {
+    "smoke": ModelCell(
+        dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none", norm="none"
+    ),
+    "cpu": ModelCell(
+        model="wide_resnet", depth=10, width=1.0, norm="layer", epochs=8, examples=10_000
+    ),
+    "paper": ModelCell(model="wide_resnet", depth=22, width=2.0, norm="layer", epochs=100),
+}
+BASELINES: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 2e-3},
+    {"learning_rate": 0.03},
+]
+WSA: list[dict[str, Any]] = [
+    {"strength": 10.0, "target": "initial"},
+    {"strength": 1.0, "target": "initial"},
+    {"strength": 10.0, "target": "fixed", "target_std": 0.05},
+]
+PANELS: dict[Preset, dict[str, list[Any]]] = {
+    "smoke": {"epochs": [2, 4], "width": [], "depth": []},
+    "cpu": {"epochs": [4, 8, 16], "width": [0.5, 1.0, 2.0], "depth": [10, 16]},
+    "paper": {"epochs": [25, 50, 100], "width": [2.0, 4.0, 6.0], "depth": [16, 22, 28]},
+}
+SEEDS: dict[str, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3)}
+EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
+CLAIM = (
+    "the barrier grows with the epochs without WSA, matching or not, and stays lower with WSA at "
+    "every number of epochs, width and depth (curves; no numbers are given)."
+)
+
+
+def setting(base: ModelCell, extra: dict[str, Any]) -> ModelCell:
+    """The base with a competitor's settings."""
+    return dataclasses.replace(base, **extra)
+
+
+def name_of(extra: dict[str, Any]) -> str:
+    """How tables call a competitor."""
+    if "strength" in extra:
+        goal = "initial scope" if extra["target"] == "initial" else f"N(0, {extra['target_std']}²)"
+        return f"WSA {extra['strength']:g}, {goal}"
+    parts = {"weight_decay": "weight decay", "learning_rate": "learning rate"}
+    return ", ".join(f"{parts[key]} {value:g}" for key, value in extra.items()) or "baseline"
+
+
+def barriers(rows: Sequence[Row | None], part: str = "test") -> list[float]:
+    """Eq. 7 of every row there is."""
+    return [row[part]["barrier"] for row in rows if row is not None]
+
+
+def compete(
+    bench: Bench, preset: Preset, base: ModelCell, seeds: Sequence[int]
+) -> dict[str, dict[str, list[Row | None]]]:
+    """Rows of every competitor: by name, then by align, one a seed."""
+    return {
+        name_of(extra): {
+            align: [
+                path_row(
+                    bench, setting(base, extra), seed, align, points=11, examples=EXAMPLES[preset]
+                )
+                for seed in seeds
+            ]
+            for align in ("none", "weight")
+        }
+        for extra in [*BASELINES, *WSA]
+    }
+
+
+def choose(rows: dict[str, dict[str, list[Row | None]]], extras: list[dict[str, Any]]) -> Any:
+    """The competitor of least validation barrier after matching on the first seed."""
+    ran = [extra for extra in extras if rows[name_of(extra)]["weight"][0] is not None]
+
+    def score(extra: dict[str, Any]) -> float:
+        row = rows[name_of(extra)]["weight"][0]
+        return float("inf") if row is None else row["validation"]["barrier"]
+
+    return min(ran, key=score, default=None)
+
+
+def competition_table(rows: dict[str, dict[str, list[Row | None]]], winners: Sequence[str]) -> str:
+    """Every competitor: ends, barriers on validation (seed 0) and test (the other seeds)."""
+    head = ["setting", "test accuracy of ends, %", "validation barrier, matched, seed 0",
+            "test barrier, vanilla", "test barrier, matched", "seeds"]  # fmt: skip
+    lines = []
+    for name, aligns in rows.items():
+        there = [row for row in aligns["weight"] if row is not None]
+        if not there:
+            continue
+        ends = [100 * there[i]["test"]["accuracy"][end] for i in range(len(there)) for end in (0, -1)]
+        lines.append(
+            [
+                f"**{name}**" if name in winners else name,
+                spread(ends),
+                f"{there[0]['validation']['barrier']:.3f}",
+                spread(barriers(aligns["none"][1:])),
+                spread(barriers(aligns["weight"][1:])),
+                str(len(there) - 1),
+            ]
+        )
+    return markdown_table(head, lines)
+
+
+def panel_rows(
+    bench: Bench, preset: Preset, base: ModelCell, wsa: dict[str, Any]
+) -> dict[str, dict[str, list[tuple[float, Row]]]]:
+    """For each panel and line (setting, align): the points there are."""
+    found: dict[str, dict[str, list[tuple[float, Row]]]] = {}
+    for field, values in PANELS[preset].items():
+        for extra, name in (({}, "without WSA"), (wsa, "with WSA")):
+            for align, kind in (("none", "vanilla"), ("weight", "matched")):
+                line = found.setdefault(field, {}).setdefault(f"{name}, {kind}", [])
+                for value in values:
+                    cell = dataclasses.replace(setting(base, extra), **{field: value})
+                    row = path_row(bench, cell, 0, align, points=11, examples=EXAMPLES[preset])
+                    if row is not None:
+                        line.append((value, row))
+    return found
+
+
+def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
+    """The paper's layout: barriers against epochs, width and depth; dashed after matching."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import PALETTE
+
+    shown = {field: lines for field, lines in panels.items() if any(lines.values())}
+    figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.8), layout="constrained")
+    for axes, (field, lines) in zip(
+        np.ravel(figure.subplots(1, len(shown), squeeze=False)), shown.items(), strict=True
+    ):
+        for name, points in lines.items():
+            if points:
+                axes.plot(
+                    [x for x, _ in points],
+                    [row["test"]["barrier"] for _, row in points],
+                    "o--" if "matched" in name else "o-",
+                    color=PALETTE[1 if "with WSA" in name else 0],
+                    label=name,
+                )
+        axes.set_xlabel(field)
+        axes.set_xticks([x for x, _ in next(iter(lines.values()))])
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("loss barrier, test (Eq. 7)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, match, choose, compare, draw."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench, base = Bench.open(args), BASES[args.preset]
+    rows = compete(bench, args.preset, base, seeds_of(args, SEEDS))
+    best, best_wsa = choose(rows, BASELINES), choose(rows, WSA)
+    if best is None or best_wsa is None:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    print("\n## Figure 6: barriers of Git Re-Basin with and without WSA\n")
+    print(competition_table(rows, (name_of(best), name_of(best_wsa))))
+    ours, theirs = (rows[name_of(extra)] for extra in (best_wsa, best))
+    last: dict[str, Any] = {"benchmark": "fig6_rebasin", "preset": args.preset}
+    last |= {"baseline": name_of(best), "wsa": name_of(best_wsa)}
+    for align, kind in (("none", "vanilla"), ("weight", "matched")):
+        differences = [
+            mine["test"]["barrier"] - other["test"]["barrier"]
+            for mine, other in zip(ours[align][1:], theirs[align][1:], strict=True)
+            if mine is not None and other is not None
+        ]
+        print(f"\n{kind}: barrier with WSA less without, paired on test: {signed(differences)}")
+        last[f"difference_{kind}"] = differences
+    panels = panel_rows(bench, args.preset, base, best_wsa)
+    figure = bench.output / "fig6_rebasin.png"
+    draw(panels).savefig(figure, dpi=150)
+    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
+    last["panels"] = {
+        field: {name: [[x, row["test"]["barrier"]] for x, row in line] for name, line in lines.items()}
+        for field, lines in panels.items()
+    }
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,96 @@
+"""WSA's Figure 7: the loss in the plane of w1, w2 and the matched w2, without and with WSA.
+
+    python -m benchmarks.fig7_landscape [--preset smoke|cpu|paper]
+
+The models are those of `fig6_rebasin` (its default baseline and its WSA setting of strength 10).
+cpu evaluates 21 x 21 points on 1,000 test images, paper 41 x 41 on all. smoke: MLPs on digits.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from benchmarks.fig6_rebasin import BASES, WSA, setting
+from benchmarks.ledger import cell_id
+from benchmarks.model_cells import ModelCell, cell_data, cell_task
+from benchmarks.pairs import (
+    Bench,
+    MergingArgs,
+    aligned,
+    pair_cells,
+    plain,
+    seeds_of,
+    variables,
+)
+
+RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
+EXAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 10_000}
+CLAIM = (
+    "without WSA an obvious peak between w1 and w2; with WSA it is lower, and w1 and the matched "
+    "w2 lie in one basin (a picture; no numbers)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneCell:
+    """The plane of two models and the second one matched to the first."""
+
+    model: str
+    first: str
+    second: str
+    resolution: int
+    examples: int
+    seed: int = 0
+
+
+def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, examples: int) -> Any:
+    """Evaluate the plane; one ledger row."""
+    parts = pair_cells(cell, seed)
+    config = PlaneCell(
+        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]),
+        resolution=resolution, examples=examples, seed=seed,
+    )  # fmt: skip
+
+    def make() -> dict[str, Any]:
+        from wsa_jax.merging import loss_plane
+
+        first, second = (variables(bench.train(part)) for part in parts)
+        matched, _ = aligned(cell, first, second, "weight", seed)
+        images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
+        corners = [tree["params"] for tree in (first, second, matched)]
+        plane = loss_plane(cell_task(cell), *corners, images, labels, resolution=resolution)
+        return {name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "corners")}
+
+    return bench.row(config, make)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate both planes and draw them side by side."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench, base = Bench.open(args), BASES[args.preset]
+    seed = seeds_of(args, {"smoke": (0,), "cpu": (0,), "paper": (0,)})[0]
+    cells = {"without WSA": base, "with WSA": setting(base, WSA[0])}
+    rows = {
+        name: plane_row(bench, cell, seed, RESOLUTION[args.preset], EXAMPLES[args.preset])
+        for name, cell in cells.items()
+    }
+    rows = {name: row for name, row in rows.items() if row is not None}
+    if not rows:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    figure = bench.output / "fig7_landscape.png"
+    draw(rows).savefig(figure, dpi=150)
+    last: dict[str, Any] = {"benchmark": "fig7_landscape", "preset": args.preset}
+    print("\n## Figure 7: the plane of w1, w2 and the matched w2\n")
+    for name, row in rows.items():
+        values = [value for line in row["loss"] for value in line]
+        last[name] = {"least": min(values), "greatest": max(values)}
+        print(f"{name}: loss from {min(values):.3f} to {max(values):.3f}")
+    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
