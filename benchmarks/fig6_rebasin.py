@@ -33,9 +33,9 @@ BASES: dict[Preset, ModelCell] = {
         dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none", norm="none"
     ),
     "cpu": ModelCell(
-        model="wide_resnet", depth=10, width=1.0, norm="layer", epochs=8, examples=10_000
+        model="resnet", depth=10, width=1.0, norm="layer", epochs=8, examples=10_000
     ),
-    "paper": ModelCell(model="wide_resnet", depth=22, width=2.0, norm="layer", epochs=100),
+    "paper": ModelCell(model="resnet", depth=22, width=2.0, norm="layer", epochs=100),
 }
 BASELINES: list[dict[str, Any]] = [
     {},

@@ -62,7 +62,7 @@ def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, example
         images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
         corners = [tree["params"] for tree in (first, second, matched)]
         plane = loss_plane(cell_task(cell), *corners, images, labels, resolution=resolution)
-        return {name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "corners")}
+        return {name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "models")}
 
     return bench.row(config, make)
 

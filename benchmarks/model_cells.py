@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from benchmarks.ledger import Ledger, cell_id, provenance
 from benchmarks.run_cells import load_split
 
-ModelName = Literal["mlp", "vgg8", "vgg11", "vgg16", "resnet", "wide_resnet"]
+ModelName = Literal["mlp", "vgg8", "vgg11", "vgg16", "resnet"]
 Split = Literal["all", "80-20", "dirichlet", "classes"]
 
 
@@ -51,7 +51,7 @@ class ModelCell:
     @property
     def label(self) -> str:
         """How tables call the setting, without seed and part."""
-        names = {"resnet": f"ResNet{self.depth}", "wide_resnet": f"ResNet-{self.depth}"}
+        names = {"resnet": f"ResNet{self.depth}"}
         norm = {"none": "", "batch": " BN", "layer": " LN"}[self.norm]
         text = f"{names.get(self.model, self.model.upper())}{norm} x{self.width:g}"
         text += f", {self.epochs} epochs"
@@ -132,9 +132,7 @@ def cell_module(cell: ModelCell, num_classes: int) -> Any:
     if cell.model == "mlp":
         return models.MLP(features=(64, 64, num_classes), initialization="he")
     if cell.model == "resnet":
-        return models.resnet(cell.depth, num_classes, width=cell.width, norm=cell.norm)
-    if cell.model == "wide_resnet":
-        return models.wide_resnet(cell.depth, num_classes, width=cell.width, norm=cell.norm)
+        return models.cifar_resnet(cell.depth, num_classes, width=cell.width, norm=cell.norm)
     if cell.model == "vgg16":
         return models.vgg16(num_classes, width=cell.width, norm=cell.norm, initialization="he")
     make = getattr(models, cell.model)
