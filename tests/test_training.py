@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from wsa_jax import constant_target, scope_divergence, weight_scope
-from wsa_jax.training import Batch, FitSettings, classification, evaluate, fit
+from wsa_jax.training import Batch, FitSettings, _rates, classification, evaluate, fit
 
 SETTINGS = FitSettings(steps=60, batch_size=20)
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -113,6 +113,58 @@ class TestFit:
         target = weight_scope(tiny_task.init(KEYS[1])[0])
         found = fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=0.0)
         assert_close(found, alone, rtol=1e-3)
+
+    def test_a_stack_trained_at_once_equals_one_after_another(
+        self, tiny_task, tiny_data, stacked_fit
+    ):
+        # The default is one after another on the CPU, where these tests run.
+        found = fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, map_models=False)
+        assert_close(found, stacked_fit, rtol=1e-3)
+
+    def test_starts_from_given_models(self, tiny_task, tiny_data, stacked_fit):
+        drawn = jax.vmap(lambda key: tiny_task.init(jax.random.split(key, 3)[0])[0])(KEYS)
+        drawn = jax.tree.map(np.asarray, drawn)
+        found = fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, params=drawn)
+        assert_close(found, stacked_fit, rtol=1e-3)
+        kept = jax.tree.map(np.negative, drawn)
+        found = fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, params=kept, learning_rate=0.0)
+        jax.tree.map(np.testing.assert_array_equal, found.params, kept)
+
+    def test_starts_from_given_statistics(self, normed_task, tiny_data):
+        settings = FitSettings(steps=1, batch_size=60)
+        _, state = normed_task.init(KEYS[0])
+        found, moved = (
+            fit(KEYS[0], normed_task, *tiny_data, settings=settings, model_state=given).model_state
+            for given in (None, jax.tree.map(lambda leaf: leaf + 2, state))
+        )
+        # Half of the old moments stay, whatever they were: the momentum is 0.5.
+        assert_close(moved, jax.tree.map(lambda leaf: leaf + 1, found))
+
+    def test_models_that_do_not_fit_are_refused(self, tiny_task, tiny_data):
+        params, _ = tiny_task.init(KEYS[0])
+        bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
+        for key, given, message in (
+            (KEYS, params, r"leaf Dense_0/bias has shape \(72,\) .* and \(2, 72\)"),
+            (KEYS[0], {"Dense_0": params["Dense_0"]}, "leaf Dense_1/bias is only in"),
+            (KEYS[0], bad, "leaf Dense_0/bias of params holds 1 NaN"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                fit(key, tiny_task, *tiny_data, settings=SETTINGS, params=given)
+
+    def test_schedules_are_those_of_optax_or_plain_python(self):
+        steps = np.arange(30)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 0.4, 10, 30)
+        cosine = 0.2 * (1 + np.cos(np.pi * (steps - 10) / 20))
+        expected = np.where(steps < 10, 0.04 * steps, cosine)
+        np.testing.assert_allclose(_rates(schedule, 30), expected, rtol=1e-5, atol=1e-7)
+        plain = _rates(lambda i: 0.04 * i if i < 10 else np.interp(i, [10, 30], [0.4, 0.0]), 30)
+        linear = np.where(steps < 10, 0.04 * steps, 0.4 * (30 - steps) / 20)
+        np.testing.assert_allclose(plain, linear, rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("rate", [-0.1, float("nan"), lambda i: 0.5 - i])
+    def test_learning_rates_below_0_or_nan(self, tiny_task, tiny_data, rate):
+        with pytest.raises(ValueError, match="learning_rate"):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, learning_rate=rate)
 
     @pytest.mark.parametrize("batch_size", [0, 61])
     def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data, batch_size):

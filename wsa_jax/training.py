@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.fit_directory import FitDirectory, fit_identity
 from wsa_jax.regularization import check_strength, regularize_scope
 from wsa_jax.scope import WeightScope
 from wsa_jax.select import Rule, kernels
+from wsa_jax.tree import check_finite, check_same_structure
 
 
 class Batch(NamedTuple):
@@ -183,6 +186,11 @@ def fit(
     learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
     target: WeightScope | None = None,
     strength: Real[ArrayLike, ""] = 0.0,
+    params: PyTree | None = None,
+    model_state: PyTree | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    map_models: bool | None = None,
 ) -> FitResult:
     """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
 
@@ -195,84 +203,198 @@ def fit(
       images: ``[examples, ...]``, shared by all models.
       labels: ``[examples]``.
       settings: static settings; another value compiles again.
-      learning_rate: a number or an optax schedule of the step.
+      learning_rate: a number or an optax schedule of the step, warm-up and decay included.
       target: weight scope that all models are held to, ``[layers]``.
       strength: of the regularization; ignored without a target.
+      params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
+      model_state: start from this instead of the initial one; likewise stacked.
+      directory: where checkpoints go; a run found there is resumed, a finished one returned.
+      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step has
+        one. Ignored without a directory.
+      map_models: a performance setting, which changes no result beyond rounding: train a stack one
+        model after another (True) or all at once (False); by default one after another on the CPU.
+
+    Guarantees: equal keys give bitwise equal results, with or without checkpoints; a run killed at
+    any moment and started again ends in bitwise the same. One compilation, however it is
+    interrupted.
 
     Raises:
-      ValueError: no examples, fewer examples than a batch, or a negative strength.
+      ValueError: no examples, fewer examples than a batch, a negative strength or learning rate,
+        parameters of another architecture or with NaN, or a directory that holds another run.
+      CheckpointError: the newest checkpoint is torn.
     """
     check_strength(strength)
-    if not 0 < settings.batch_size <= labels.shape[0]:
+    count, steps = labels.shape[0], settings.steps
+    if not 0 < settings.batch_size <= count:
         raise ValueError(
-            f"batch_size {settings.batch_size} does not fit {labels.shape[0]} examples; "
+            f"batch_size {settings.batch_size} does not fit {count} examples; "
             "give 1 <= batch_size <= the number of examples"
         )
-    steps = np.arange(settings.steps)
-    rates = np.asarray(
-        [np.asarray(learning_rate(s)) for s in steps.tolist()]
-        if callable(learning_rate)
-        else [learning_rate] * len(steps),
-        np.float32,
-    )
-    run = _jitted_fit(task, settings, key.ndim > 0)
-    return run(key, jnp.asarray(images), jnp.asarray(labels), rates, target, jnp.float32(strength))
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
+    rates = _rates(learning_rate, steps)
+    check_strength(rates, "learning_rate")
+    _check_initial(key, task, params, model_state)
+    if map_models is None:
+        map_models = jax.default_backend() == "cpu"
+    start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
+
+    state, done, every, run = start(key, params, model_state, target, count), 0, steps, None
+    if directory is not None:
+        identity = fit_identity(
+            key, task.settings, settings, rates, target, strength,
+            (state.params, state.model_state), (images, labels),
+        )  # fmt: skip
+        run = FitDirectory(directory, identity)
+        done, state = run.resume(state)
+        every = checkpoint_every or -(-steps // 10)
+    data = (jnp.asarray(images), jnp.asarray(labels))
+    while done < steps:
+        stop = min((done // every + 1) * every, steps)
+        state = advance(key, state, *data, rates, done, stop, target, jnp.float32(strength))
+        if run is not None:
+            run.save(stop, state)
+        done = stop
+    return FitResult(state.params, state.model_state, state.loss)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _FitState:
+    """All that the next step needs; keys follow from the run's key and the step."""
+
+    params: PyTree
+    model_state: PyTree
+    optimizer: PyTree
+    order: Integer[Array, "*models examples"]
+    loss: Float[Array, "*models steps"]
+
+
+class _Compiled(NamedTuple):
+    start: Callable[..., _FitState]
+    advance: Callable[..., _FitState]
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted_fit(task: Task, settings: FitSettings, many: bool) -> Callable[..., FitResult]:
-    one = functools.partial(_fit_one, task, settings)
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, None)) if many else one)
+def _jitted_fit(task: Task, settings: FitSettings, many: bool, map_models: bool) -> _Compiled:
+    start = functools.partial(_start, task, settings)
+    advance = functools.partial(_advance, task, settings)
+    if not many:
+        return _Compiled(jax.jit(start, static_argnums=4), jax.jit(advance))
+
+    def start_all(
+        key: Array, params: PyTree, model_state: PyTree, target: WeightScope | None, count: int
+    ) -> _FitState:
+        return jax.vmap(lambda *model: start(*model, target, count))(key, params, model_state)
+
+    def advance_all(key: Array, state: _FitState, *shared: Any) -> _FitState:
+        def one(model: tuple[Array, _FitState]) -> _FitState:
+            return advance(*model, *shared)
+
+        return jax.lax.map(one, (key, state)) if map_models else jax.vmap(one)((key, state))
+
+    return _Compiled(jax.jit(start_all, static_argnums=4), jax.jit(advance_all))
 
 
-def _fit_one(
+def _start(
     task: Task,
     settings: FitSettings,
     key: Array,
+    params: PyTree | None,
+    model_state: PyTree | None,
+    target: WeightScope | None,
+    count: int,
+) -> _FitState:
+    drawn = task.init(jax.random.split(key, 3)[0])
+    params = drawn[0] if params is None else jax.tree.map(jnp.asarray, params)
+    return _FitState(
+        params=params,
+        model_state=drawn[1] if model_state is None else jax.tree.map(jnp.asarray, model_state),
+        optimizer=_optimizer(settings, 0.0, 0.0, target).init(params),
+        order=jnp.arange(count),
+        loss=jnp.zeros(settings.steps),
+    )
+
+
+def _advance(
+    task: Task,
+    settings: FitSettings,
+    key: Array,
+    state: _FitState,
     images: Array,
     labels: Array,
     rates: Array,
+    start: Array,
+    stop: Array,
     target: WeightScope | None,
     strength: Array,
-) -> FitResult:
-    init_key, order_key, loss_key = jax.random.split(key, 3)
-    params, model_state = task.init(init_key)
+) -> _FitState:
+    """Do the steps from start to before stop: traced, so that one executable does any of them."""
+    _, order_key, loss_key = jax.random.split(key, 3)
     count, batch_size = labels.shape[0], settings.batch_size
     per_epoch = count // batch_size
     mask = jnp.ones(batch_size)
 
-    def optimizer(rate: Array | float) -> optax.GradientTransformationExtraArgs:
-        parts: list[Any] = (
-            [] if target is None else [regularize_scope(strength, select=settings.select)]
-        )
-        if settings.clip_norm is not None:
-            parts.append(optax.clip_by_global_norm(settings.clip_norm))
-        parts += [
-            optax.add_decayed_weights(settings.weight_decay),
-            optax.sgd(rate, momentum=settings.momentum),
-        ]
-        return optax.with_extra_args_support(optax.chain(*parts))
-
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
-        params, model_state, opt_state, order = carry
-        index, rate = xs
+    def step(index: Array, state: _FitState) -> _FitState:
         position = index % per_epoch
         order = jax.lax.cond(
             position == 0,
             lambda: jax.random.permutation(jax.random.fold_in(order_key, index), count),
-            lambda: order,
+            lambda: state.order,
         )
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         batch = Batch(images[rows], labels[rows], mask)
         grad_fn = jax.value_and_grad(task.loss, argnums=1, has_aux=True)
         (loss, model_state), grads = grad_fn(
-            jax.random.fold_in(loss_key, index), params, model_state, batch
+            jax.random.fold_in(loss_key, index), state.params, state.model_state, batch
         )
-        updates, opt_state = optimizer(rate).update(grads, opt_state, params, target=target)
-        return (optax.apply_updates(params, updates), model_state, opt_state, order), loss
+        updates, optimizer = _optimizer(settings, rates[index], strength, target).update(
+            grads, state.optimizer, state.params, target=target
+        )
+        return _FitState(
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            optimizer=optimizer,
+            order=order,
+            loss=state.loss.at[index].set(loss),
+        )
 
-    carry = (params, model_state, optimizer(0.0).init(params), jnp.arange(count))
-    (params, model_state, _, _), losses = jax.lax.scan(
-        step, carry, (jnp.arange(settings.steps), rates)
+    return jax.lax.fori_loop(start, stop, step, state)
+
+
+def _optimizer(
+    settings: FitSettings, rate: Array | float, strength: Array | float, target: Any
+) -> optax.GradientTransformationExtraArgs:
+    parts: list[Any] = (
+        [] if target is None else [regularize_scope(strength, select=settings.select)]
     )
-    return FitResult(params, model_state, losses)
+    if settings.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(settings.clip_norm))
+    parts += [
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.sgd(rate, momentum=settings.momentum),
+    ]
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def _rates(learning_rate: Any, steps: int) -> np.ndarray:
+    if not callable(learning_rate):
+        return np.full(steps, learning_rate, np.float32)
+    try:
+        values = jax.jit(jax.vmap(learning_rate))(jnp.arange(steps))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        # A schedule with an `if`, or in NumPy, takes one plain number at a time.
+        values = [learning_rate(index) for index in range(steps)]
+    return np.asarray(values, np.float32)
+
+
+def _check_initial(key: Array, task: Task, params: PyTree, model_state: PyTree) -> None:
+    if params is None and model_state is None:
+        return
+    shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
+    for given, like, name in zip(
+        (params, model_state), shapes, ("params", "model_state"), strict=True
+    ):
+        if given is not None:
+            check_same_structure(given, like)
+            check_finite(given, name)

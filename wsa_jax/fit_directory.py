@@ -1,0 +1,107 @@
+"""What `wsa_jax.training.fit` keeps on disk: what the run is, and checkpoints of its state."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from wsa_jax.checkpoint import Checkpoints, write_atomically
+from wsa_jax.scope import WeightScope
+
+
+class FitDirectory:
+    """Identity (``run.json``) and checkpoints of one run of `wsa_jax.training.fit`.
+
+    Guarantees: a process killed at any moment leaves the newest whole checkpoint, or none.
+
+    Raises:
+      ValueError: the directory holds another run; names the setting in which it differs.
+
+    >>> import tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> run = FitDirectory(directory, {"steps": 10})
+    >>> run.resume({"w": np.zeros(2)})[0]
+    0
+    >>> FitDirectory(directory, {"steps": 20})
+    Traceback (most recent call last):
+    ValueError: ... holds a run with steps = 10, this one has 20; give another directory or ...
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        settings = path / "run.json"
+        if settings.exists():
+            found = json.loads(settings.read_text())
+            for name, value in identity.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"{path} holds a run with {name} = {found.get(name)}, this one has "
+                        f"{value}; give another directory or delete that one"
+                    )
+        else:
+            write_atomically(settings, json.dumps(identity, indent=1))
+        self._checkpoints = Checkpoints(path / "checkpoints")
+
+    def resume(self, state: PyTree) -> tuple[int, PyTree]:
+        """Return the newest checkpoint's step and state, or 0 and the given state.
+
+        Raises:
+          CheckpointError: the newest checkpoint is torn.
+        """
+        done = self._checkpoints.latest()
+        return (0, state) if done is None else (done, self._checkpoints.restore(done, state))
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Write the state after so many steps."""
+        self._checkpoints.save(step, state)
+
+
+def fit_identity(
+    key: Array,
+    task_settings: tuple[tuple[str, str], ...],
+    settings: Any,
+    rates: np.ndarray,
+    target: WeightScope | None,
+    strength: Any,
+    initial: PyTree,
+    data: tuple[Any, Any],
+) -> dict[str, Any]:
+    """What must be the same for a run to be resumed, as JSON has it.
+
+    How its models are run (`map_models`) and how often it is saved are no part of it.
+    """
+    wsa = None
+    if target is not None:
+        wsa = {
+            "strength": float(strength),
+            "layers": list(target.names),
+            "mean": np.asarray(target.mean).tolist(),
+            "std": np.asarray(target.std).tolist(),
+        }
+    identity = {
+        "kind": "fit",
+        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "task": [list(pair) for pair in task_settings],
+        # The rule of selection is a function; the target's layers say what it selects.
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "select"},
+        "learning rates": _digest(rates),
+        "weight scope regularization": wsa,
+        "initial model": _digest(*jax.tree.leaves(initial)),
+        "data": _digest(*data),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
