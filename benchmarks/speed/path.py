@@ -6,7 +6,8 @@ Both sides evaluate one network on the same images, in the same batches and with
 `interpolate_path` and `loss_barrier` on one side, on the other 25 calls of
 `wsa_jax.training.evaluate`, compiled once, on models that lie ready. What is above 1 is the
 interpolation, the host's check of the weights and the loop. Times are seconds for all points,
-medians over rounds in which the sides take turns. The last line is one JSON object.
+medians over rounds in which the sides take turns; the ratio of processor times beside that of the
+clock tells a busy machine from a slow path. The last line is one JSON object.
 """
 
 import json
@@ -80,17 +81,26 @@ def measure(args: Args) -> dict[str, Any]:
 
     both, difference = sides(args)
     times: dict[str, list[float]] = {name: [] for name in both}
+    processor: dict[str, list[float]] = {name: [] for name in both}
     for index in range(args.rounds + 1):
         # The side that goes first changes, so that a drifting clock favours neither.
         for name in sorted(both, reverse=bool(index % 2)):
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             both[name]()
             if index:
                 times[name].append(time.perf_counter() - begin)
-    pairs = zip(times["barrier"], times["plain"], strict=True)
+                processor[name].append(time.process_time() - used)
+
+    def paired(values: dict[str, list[float]]) -> float:
+        pairs = zip(values["barrier"], values["plain"], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
     return {
         "benchmark": "path",
-        "ratios": {"barrier_over_plain": round(statistics.median(a / b for a, b in pairs), 3)},
+        "ratios": {
+            "barrier_over_plain": paired(times),
+            "barrier_over_plain_cpu": paired(processor),
+        },
         "seconds": {name: round(statistics.median(values), 4) for name, values in times.items()},
         "spread": {name: [round(min(v), 4), round(max(v), 4)] for name, v in times.items()},
         "largest_difference": difference(),

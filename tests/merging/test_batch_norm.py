@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm, running_statistics
 from wsa_jax.tree import stack
@@ -95,10 +96,52 @@ def test_any_step_and_momentum(momentum):
     np.testing.assert_array_equal(reset["spectral"], STATE["spectral"])
 
 
+def test_nnx_which_stops_gradients():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, momentum=0.99, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.dense(x))
+
+    graph, params, state = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+
+    def step(params, state, images):
+        net = nnx.merge(graph, params, state)
+        net.train()
+        net(images)
+        return nnx.split(net, nnx.Param, ...)[2]
+
+    images = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    reset = nnx.merge(graph, params, reset_batch_norm(step, params, state, images, batch_size=4))
+    kernel = np.asarray(reset.dense.kernel[...], np.float64)
+    np.testing.assert_allclose(reset.norm.mean[...], (images @ kernel).mean(0), atol=2e-6)
+    np.testing.assert_allclose(reset.norm.var[...], (images @ kernel).var(0), rtol=2e-5)
+
+
 def test_frozen_statistics_stay():
     images = np.ones((6, 2), np.float32)
     reset = reset_batch_norm(mean_step(1.0), {}, STATE, images, batch_size=4)
     np.testing.assert_array_equal(reset["var"], STATE["var"])
+
+
+def test_layers_behind_a_frozen_one_see_what_it_gives():
+    def step(params, state, images):
+        hidden = (images - state["a"]["mean"]) / jnp.sqrt(state["a"]["var"])
+        norm = {
+            "mean": 0.9 * state["b"]["mean"] + 0.1 * jax.lax.stop_gradient(hidden.mean(0)),
+            "var": state["b"]["var"] + 0.1 * (hidden.var(0) - state["b"]["var"]),
+        }
+        return {"a": state["a"], "b": norm}
+
+    moments = {"mean": jnp.float32(2.0), "var": jnp.float32(4.0)}
+    images = np.random.default_rng(0).normal(size=9).astype(np.float32)
+    reset = reset_batch_norm(step, {}, {"a": moments, "b": moments}, images, batch_size=3)
+    hidden = (images - 2) / 2
+    assert reset["a"] == moments
+    np.testing.assert_allclose(reset["b"]["mean"], hidden.mean(), rtol=1e-6)
+    np.testing.assert_allclose(reset["b"]["var"], hidden.var(), rtol=1e-6)
 
 
 def test_model_without_statistics(tiny_task, tiny_data):

@@ -107,9 +107,11 @@ def draw_plane(
         cmap="viridis_r" if value == "loss" else "viridis", extend="neither" if limits is None
         else "both", norm="log" if geometric else "linear",
     )  # fmt: skip
+    # Inside the axes' own frame: as high as the plane, whatever its aspect.
     bar = axes.figure.colorbar(
-        filled, ax=axes, label=_LABELS[value], ticks=steps[::3], format="{x:.3g}"
-    )
+        filled, cax=axes.inset_axes((1.03, 0, 0.05, 1)), label=_LABELS[value], format="{x:.3g}",
+        ticks=steps[np.linspace(0, levels - 1, min(levels, 5)).round().astype(int)],
+    )  # fmt: skip
     bar.minorticks_off()
     points = np.asarray(plane.models)
     triangle = np.concatenate([points, points[:1]])

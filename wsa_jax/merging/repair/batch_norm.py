@@ -15,6 +15,9 @@ from wsa_jax.training import Batch, Task
 Update = Callable[[PyTree, PyTree, Array], PyTree]
 """``(params, model_state, images) -> model_state``, a step in training mode."""
 
+# Old statistics of a probe: float32 rounds the batch's part away, and their squares are finite.
+_LARGE = 2.0**60
+
 _NAMES = frozenset({"mean", "var", "running_mean", "running_var"})
 
 
@@ -91,9 +94,10 @@ def reset_batch_norm(
     compilations of the model at most, one where the batches are equal.
 
     How: running statistics are an affine function of their old values, ``new = m old + (1 - m)
-    batch``. From old = 0 follows (1 - m) batch, and the derivative by the old value is m, so no
-    layer has to be known. m comes rounded to float32, which for m = 0.999 costs 3e-5 of 1 - m;
-    rounding that to seven decimals undoes it.
+    batch``, so no layer has to be known. Two probes of the first batch, with old values so large
+    that the batch does not count, tell m (derivatives do not: nnx stops gradients there); from
+    old = 0 then follows each batch. m comes rounded to float32, which for m = 0.999 costs 3e-5 of
+    1 - m; rounding that to seven decimals undoes it.
 
     Edge cases: a model without statistics is returned as it is; so are statistics that a step does
     not move (a frozen layer, m = 1). Variances are biased, as Flax's are: by n, not n - 1.
@@ -136,48 +140,66 @@ def _reset_fn(task: Task | Update, num_batches: int, select: Rule) -> Callable[.
             by_leaf = dict(zip(statistics.leaves, values, strict=True))
             return [by_leaf.get(index, leaf) for index, leaf in enumerate(leaves)]
 
-        def of_batch(index: Array, batch: Array) -> list[Array]:
-            def step(old: list[Array]) -> list[Array]:
-                state = structure.unflatten(filled(old))
-                new = _step(task, jax.random.fold_in(key, index), params, state, batch)
-                if jax.tree.structure(new) != structure:
-                    raise ValueError(
-                        f"the step returns {jax.tree.structure(new)} for model_state {structure}; "
-                        "both must be of one structure"
-                    )
-                new = jax.tree.leaves(new)
-                return [jnp.asarray(new[i], jnp.float32) for i in statistics.leaves]
+        given = [jnp.asarray(leaves[i], jnp.float32) for i in statistics.leaves]
 
-            # float32 also where statistics are kept in less: m = 0.99 is 0.988 in bfloat16.
-            zeros = [jnp.zeros(leaves[i].shape, jnp.float32) for i in statistics.leaves]
-            new, slope = jax.jvp(step, (zeros,), ([jnp.ones_like(zero) for zero in zeros],))
-            share = [jnp.round((1 - m) * 1e7) / 1e7 for m in slope]
-            return [
-                jnp.where(s > 0, n / jnp.where(s > 0, s, 1.0), leaves[i])
-                for i, n, s in zip(statistics.leaves, new, share, strict=True)
-            ]
+        def step(index: Array, old: list[Array], batch: Array) -> list[Array]:
+            state = structure.unflatten(filled(old))
+            new = _step(task, jax.random.fold_in(key, index), params, state, batch)
+            if jax.tree.structure(new) != structure:
+                raise ValueError(
+                    f"the step returns {jax.tree.structure(new)} for model_state {structure}; "
+                    "both must be of one structure"
+                )
+            new = jax.tree.leaves(new)
+            return [jnp.asarray(new[i], jnp.float32) for i in statistics.leaves]
 
         size, longer = divmod(len(images), num_batches)
 
-        def add(size: int, offset: int, carry: list[Array], index: Array) -> tuple[list, None]:
+        def add(
+            size: int, offset: int, carry: tuple[list, list], xs: tuple[Array, Array]
+        ) -> tuple[tuple[list, list], None]:
+            (shares, pooled), (index, probe) = carry, xs
             start = index * size + offset
             batch = jax.lax.dynamic_slice_in_dim(images, start, size)
-            return _pool(statistics, carry, of_batch(index, batch), size / (start + size)), None
+            # float32 also where statistics are kept in less: m = 0.99 is 0.988 in bfloat16.
+            # Frozen layers, of share 0, normalise by what they were given.
+            values = [jnp.where(s > 0, probe, v) for s, v in zip(shares, given, strict=True)]
+            new = step(index, values, batch)
+            learnt = [_share(old, after) for old, after in zip(values, new, strict=True)]
+            moments = [
+                jnp.where(s > 0, n / jnp.where(s > 0, s, 1.0), v)
+                for s, n, v in zip(shares, new, given, strict=True)
+            ]
+            total = _pool(statistics, pooled, moments, size / (start + size))
+            probing = probe > 0
+            shares, pooled = jax.tree.map(
+                lambda a, b: jnp.where(probing, a, b), (learnt, pooled), (shares, total)
+            )
+            return (shares, pooled), None
 
-        carry = [jnp.zeros(leaves[i].shape, jnp.float32) for i in statistics.leaves]
-        # The longer batches come first; a batch starts where the ones before it end.
-        for part, offset, indices in (
-            (size + 1, 0, jnp.arange(longer)),
-            (size, longer, jnp.arange(longer, num_batches)),
-        ):
-            if len(indices):
-                carry, _ = jax.lax.scan(functools.partial(add, part, offset), carry, indices)
+        carry = [jnp.ones_like(v) for v in given], [jnp.zeros_like(v) for v in given]
+        # The first batch comes thrice: one probe finds what is frozen, another, with that at rest,
+        # the shares. The longer batches come first; each starts where those before it end.
+        order = np.concatenate([[0, 0], np.arange(num_batches)])
+        probes = np.where(np.arange(len(order)) < 2, _LARGE, 0.0).astype(np.float32)
+        long = order < longer
+        for part, offset, chosen in ((size + 1, 0, long), (size, longer, ~long)):
+            if chosen.any():
+                xs = jnp.asarray(order[chosen]), jnp.asarray(probes[chosen])
+                carry, _ = jax.lax.scan(functools.partial(add, part, offset), carry, xs)
         result = [
-            value.astype(leaves[i].dtype) for i, value in zip(statistics.leaves, carry, strict=True)
+            value.astype(leaves[i].dtype)
+            for i, value in zip(statistics.leaves, carry[1], strict=True)
         ]
         return structure.unflatten(filled(result))
 
     return run
+
+
+def _share(old: Array, new: Array) -> Array:
+    """Find the batch's share 1 - m of a statistic from a large old value; 0 for a frozen one."""
+    share = jnp.round((1 - new / _LARGE) * 1e7) / 1e7
+    return jnp.where(new == old, 0.0, jnp.where(share > 0, share, 1e-7))
 
 
 def _step(
