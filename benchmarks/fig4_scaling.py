@@ -130,9 +130,7 @@ def draw(found: dict[Align, dict[float, list[dict[str, Any]]]]) -> Any:
     from wsa_jax.plots import draw_curves
 
     figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
-    for axes, align in zip(
-        figure.subplots(1, len(CURES), sharey=True), CURES, strict=True
-    ):
+    for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):
         series = {
             f"scale {scale:g}": [
                 (row["test"]["t"], [100 * value for value in row["test"]["accuracy"]])

@@ -32,9 +32,7 @@ BASES: dict[Preset, ModelCell] = {
     "smoke": ModelCell(
         dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none", norm="none"
     ),
-    "cpu": ModelCell(
-        model="resnet", depth=10, width=1.0, norm="layer", epochs=8, examples=10_000
-    ),
+    "cpu": ModelCell(model="resnet", depth=10, width=1.0, norm="layer", epochs=8, examples=10_000),
     "paper": ModelCell(model="resnet", depth=22, width=2.0, norm="layer", epochs=100),
 }
 BASELINES: list[dict[str, Any]] = [
@@ -117,7 +115,9 @@ def competition_table(rows: dict[str, dict[str, list[Row | None]]], winners: Seq
         there = [row for row in aligns["weight"] if row is not None]
         if not there:
             continue
-        ends = [100 * there[i]["test"]["accuracy"][end] for i in range(len(there)) for end in (0, -1)]
+        ends = [
+            100 * there[i]["test"]["accuracy"][end] for i in range(len(there)) for end in (0, -1)
+        ]
         lines.append(
             [
                 f"**{name}**" if name in winners else name,
@@ -204,7 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     draw(panels).savefig(figure, dpi=150)
     print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
     last["panels"] = {
-        field: {name: [[x, row["test"]["barrier"]] for x, row in line] for name, line in lines.items()}
+        field: {
+            name: [[x, row["test"]["barrier"]] for x, row in line] for name, line in lines.items()
+        }
         for field, lines in panels.items()
     }
     print(json.dumps(last | {"figure": str(figure)}))

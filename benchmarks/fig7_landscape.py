@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from benchmarks.fig6_rebasin import BASES, WSA, setting
@@ -28,6 +30,7 @@ from benchmarks.pairs import (
 
 RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
 EXAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 10_000}
+FIELDS = ("x", "y", "loss", "accuracy", "models")
 CLAIM = (
     "without WSA an obvious peak between w1 and w2; with WSA it is lower, and w1 and the matched "
     "w2 lie in one basin (a picture; no numbers)."
@@ -62,9 +65,29 @@ def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, example
         images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
         corners = [tree["params"] for tree in (first, second, matched)]
         plane = loss_plane(cell_task(cell), *corners, images, labels, resolution=resolution)
-        return {name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "models")}
+        return {
+            name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "models")
+        }
 
     return bench.row(config, make)
+
+
+def draw(rows: dict[str, dict[str, Any]]) -> Any:
+    """Both planes beside each other, on one scale of colours."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.merging.plane import LossPlane
+    from wsa_jax.merging.plots import draw_plane
+
+    values = np.concatenate([np.ravel(row["loss"]) for row in rows.values()])
+    figure = Figure(figsize=(5.6 * len(rows), 4.6), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(rows), squeeze=False))
+    for axes, (name, row) in zip(panels, rows.items(), strict=True):
+        plane = LossPlane(**{field: jnp.asarray(row[field]) for field in FIELDS})
+        limits = (float(values.min()), float(values.max()))
+        draw_plane(axes, plane, names=("w1", "w2", "matched w2"), limits=limits)
+        axes.set_title(name, fontsize=10)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -135,8 +135,9 @@ def cell_module(cell: ModelCell, num_classes: int) -> Any:
         return models.cifar_resnet(cell.depth, num_classes, width=cell.width, norm=cell.norm)
     if cell.model == "vgg16":
         return models.vgg16(num_classes, width=cell.width, norm=cell.norm, initialization="he")
-    make = getattr(models, cell.model)
-    return make(num_classes, width=cell.width, dense=(), initialization="he")
+    if cell.model == "vgg11":
+        return models.vgg11(num_classes, width=cell.width, dense=(), initialization="he")
+    return models.vgg8(num_classes, width=cell.width, initialization="he")
 
 
 def cell_task(cell: ModelCell) -> Any:
@@ -228,7 +229,5 @@ def _row(cell: ModelCell, task: Any, result: Any, data: Data, seconds: float) ->
         },
     }  # fmt: skip
     for name in ("validation", "test"):
-        row[name] = accuracy_and_loss(
-            task, result.params, result.model_state, getattr(data, name)
-        )
+        row[name] = accuracy_and_loss(task, result.params, result.model_state, getattr(data, name))
     return row | provenance()

@@ -12,7 +12,14 @@ import tyro
 from jaxtyping import PyTree
 
 from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id, provenance
-from benchmarks.model_cells import ModelCell, Trained, cell_data, cell_module, cell_task, train_model
+from benchmarks.model_cells import (
+    ModelCell,
+    Trained,
+    cell_data,
+    cell_module,
+    cell_task,
+    train_model,
+)
 
 Preset = Literal["smoke", "cpu", "paper"]
 Align = Literal["none", "weight", "weight+rescale", "rescale", "activation"]
