@@ -13,7 +13,6 @@ from wsa_jax.merging.units import Permutations, permute_units, scale_units
 from wsa_jax.select import key_path
 from wsa_jax.tree import check_same_structure
 
-
 Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
 Rescale = Callable[[AxisSpec, PyTree, PyTree], Rescaling]
 

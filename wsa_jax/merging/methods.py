@@ -1,0 +1,251 @@
+"""Merging methods by name: each aligns, combines and repairs models on one budget of data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Integer, Key, PyTree
+
+from wsa_jax.merging.align import activation_matching, align, rescale, weight_matching
+from wsa_jax.merging.combine.average import average
+from wsa_jax.merging.combine.fine_tuning import fine_tune
+from wsa_jax.merging.combine.fisher import diagonal_fisher, fisher_merge, task_log_likelihood
+from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+from wsa_jax.merging.combine.np_merge import np_merge
+from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
+from wsa_jax.merging.repair.batch_norm import reset_batch_norm
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.units import scale_units
+from wsa_jax.training import Task
+from wsa_jax.tree import stack
+
+AlignName = Literal["none", "weight", "activation", "rescaling", "weight, rescaling"]
+
+
+class Model(NamedTuple):
+    """Parameters and the non-parameter collections that belong to them."""
+
+    params: PyTree
+    model_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Both as one tree, as Linen calls it: what specs name and aligns move."""
+        return {"params": self.params, **self.model_state}
+
+    @classmethod
+    def of(cls, variables: PyTree) -> "Model":
+        """The inverse of `variables`."""
+        state = {name: part for name, part in variables.items() if name != "params"}
+        return cls(variables["params"], state)
+
+
+class Evidence(NamedTuple):
+    """What methods may look at besides weights: the same for all of them.
+
+    Attributes:
+      task: what the models were trained for.
+      images: examples, ``[examples, ...]``.
+      labels: ``[examples]``.
+    """
+
+    task: Task
+    images: Array | np.ndarray
+    labels: Integer[Array | np.ndarray, " examples"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What learned methods may spend: steps, batches, and the share that chooses among steps.
+
+    Learning rates are Adam's: coefficients pass a sigmoid and need a far larger one than weights.
+    """
+
+    steps: int = 200
+    batch_size: int = 50
+    np_learning_rate: float | int = 0.1
+    fine_tuning_rate: float | int = 1e-3
+    held_out: float | int = 0.2
+
+    @property
+    def settings(self) -> LearningSettings:
+        """As the learned methods take them."""
+        return LearningSettings(steps=self.steps, batch_size=self.batch_size)
+
+
+Combine = Callable[[Array, Sequence[Model], Evidence, Budget], MergeResult]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A method: bring all models into the first one's order, combine, repair.
+
+    Attributes:
+      align: name of an align of `align_models`.
+      combine: ``(key, models, evidence, budget) -> MergeResult``, BatchNorm repaired.
+    """
+
+    align: AlignName
+    combine: Combine
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        spec: AxisSpec,
+        models: Sequence[Model],
+        evidence: Evidence,
+        *,
+        budget: Budget,
+    ) -> MergeResult:
+        """Merge."""
+        align_key, combine_key = jax.random.split(key)
+        models = align_models(align_key, spec, models, evidence, self.align)
+        return self.combine(combine_key, models, evidence, budget)
+
+
+def align_models(
+    key: Key[Array, ""],
+    spec: AxisSpec,
+    models: Sequence[Model],
+    evidence: Evidence,
+    name: AlignName,
+) -> list[Model]:
+    """Bring every model's units into correspondence with the first one's.
+
+    Args:
+      key: of orders and restarts.
+      spec: of ``Model.variables``, as `trace_spec` makes it.
+      models: all of one architecture.
+      evidence: examples for activation matching.
+      name: of the align; ``"weight, rescaling"`` is one after the other.
+
+    Raises:
+      ValueError: rescaling where no group admits it, an unknown name, and what aligns raise.
+    """
+    moved = [models[0]]
+    for index, model in enumerate(models[1:]):
+        variables, first = model.variables, models[0].variables
+        if "weight" in name:
+            matching = weight_matching(jax.random.fold_in(key, index), spec, first, variables)
+            variables = align(spec, variables, matching)
+        if "activation" in name:
+            matching = activation_matching(
+                spec, _activations(spec, evidence, first), _activations(spec, evidence, variables)
+            )
+            variables = align(spec, variables, matching)
+        if "rescaling" in name:
+            scales = rescale(spec, first, variables).scales
+            variables = scale_units(spec, variables, scales)
+        moved.append(Model.of(variables))
+    return moved
+
+
+def applicable(spec: AxisSpec, method: Any) -> bool:
+    """Whether a method can be used on a model: rescaling needs groups that admit it."""
+    if "rescaling" not in getattr(method, "align", ""):
+        return True
+    return any(group.admits != "permutation" for group in spec.groups)
+
+
+def repaired(evidence: Evidence) -> Callable[[PyTree, PyTree], PyTree]:
+    """``(params, model_state) -> model_state`` with BatchNorm statistics of the evidence."""
+
+    def repair(params: PyTree, model_state: PyTree) -> PyTree:
+        return reset_batch_norm(evidence.task, params, model_state, evidence.images)
+
+    return repair
+
+
+def uniform(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
+    """Average parameters, and estimate statistics anew."""
+    del key, budget
+    params = average(stack([model.params for model in models]))
+    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
+
+
+def fisher(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
+    """Average parameters weighted by each model's diagonal Fisher information."""
+    del key, budget
+    examples = labelled_examples(evidence.images, evidence.labels)
+    likelihood = task_log_likelihood(evidence.task)
+    fishers = [
+        diagonal_fisher(likelihood, model.params, examples, model_state=model.model_state)
+        for model in models
+    ]
+    params = fisher_merge([model.params for model in models], fishers).params
+    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
+
+
+def fine_tuning(
+    key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
+) -> MergeResult:
+    """Train the average further on the evidence, with NP Merge's steps and batches."""
+    start = uniform(key, models, evidence, budget)
+    return fine_tune(
+        key,
+        evidence.task.loss,
+        start.params,
+        learning_rate=budget.fine_tuning_rate,
+        model_state=start.model_state,
+        **_learning(key, evidence, budget),
+    )
+
+
+def learned(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
+    """NP Merge: of two models, or of more by pairs in the order given."""
+    params = [model.params for model in models]
+    state = uniform(key, models, evidence, budget).model_state
+    rest = _learning(key, evidence, budget)
+    rate = budget.np_learning_rate
+    merge: Any = np_merge if len(models) == 2 else np_merge_many
+    return merge(key, evidence.task.loss, params, learning_rate=rate, model_state=state, **rest)
+
+
+def learned_jointly(
+    key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
+) -> MergeResult:
+    """NP Merge of all models at once, by a softmax over models at each parameter."""
+    return np_merge_joint(
+        key,
+        evidence.task.loss,
+        [model.params for model in models],
+        learning_rate=budget.np_learning_rate,
+        model_state=uniform(key, models, evidence, budget).model_state,
+        **_learning(key, evidence, budget),
+    )
+
+
+METHODS: dict[str, Pipeline] = {
+    "average": Pipeline("none", uniform),
+    "activation matching": Pipeline("activation", uniform),
+    "weight matching": Pipeline("weight", uniform),
+    "rescaling": Pipeline("rescaling", uniform),
+    "weight matching, rescaling": Pipeline("weight, rescaling", uniform),
+    "Fisher": Pipeline("weight", fisher),
+    "fine-tuning": Pipeline("weight", fine_tuning),
+    "NP Merge": Pipeline("weight", learned),
+    "NP Merge, joint": Pipeline("weight", learned_jointly),
+}
+"""Methods of `merge_table` by name; another one is another line."""
+
+
+def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
+    """Examples to learn from and to choose by, drawn once a key, and the repair at the end."""
+    count = len(evidence.labels)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
+    chosen = round(budget.held_out * count)
+    images, labels = np.asarray(evidence.images), np.asarray(evidence.labels)
+    learn, held_out = order[chosen:], order[:chosen]
+    return {
+        "examples": labelled_examples(images[learn], labels[learn]),
+        "held_out": labelled_examples(images[held_out], labels[held_out]) if chosen else None,
+        "settings": budget.settings,
+        "repair": repaired(evidence),
+    }
+
+
+def _activations(spec: AxisSpec, evidence: Evidence, variables: PyTree) -> Any:
+    raise NotImplementedError

@@ -1,0 +1,130 @@
+"""One table of merging methods: the same models, the same data, the same budget."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Integer, Key
+
+from wsa_jax.merging.ensemble import ensemble
+from wsa_jax.merging.methods import (
+    METHODS,
+    Budget,
+    Evidence,
+    Model,
+    Pipeline,
+    align_models,
+    applicable,
+)
+from wsa_jax.merging.spec import AxisSpec, check_spec
+from wsa_jax.training import Metrics, evaluate
+from wsa_jax.tree import check_finite, check_same_structure
+
+Row = dict[str, Any]
+
+
+def merge_table(
+    key: Key[Array, ""],
+    models: Sequence[Model],
+    spec: AxisSpec,
+    evidence: Evidence,
+    *,
+    test: tuple[Array | np.ndarray, Integer[Array | np.ndarray, " examples"]],
+    methods: Iterable[str] | Mapping[str, Any] = tuple(METHODS),
+    budget: Budget = Budget(),
+) -> list[Row]:
+    """Merge models by every method and evaluate what comes out: a tidy table.
+
+    Args:
+      key: each method gets the same one.
+      models: at least two, of one architecture.
+      spec: of ``models[0].variables``.
+      evidence: the examples that methods may look at.
+      test: images and labels to evaluate on; no method sees them.
+      methods: names of `METHODS`, or functions by name,
+        ``method(key, spec, models, evidence, budget=budget) -> MergeResult``.
+      budget: of learned methods.
+
+    Returns:
+      One row a line: ``method``, ``accuracy`` in [0, 1], ``loss`` (mean, nats), ``seconds``
+      (align and combine), ``info``. First the models themselves (``model 1`` and so on), last their
+      ``ensemble``, which is no merge but an upper line, where the task has logits. A method that a
+      model does not admit (rescaling across norms) has accuracy and loss None.
+
+    Guarantees: models stay as they are; equal keys give equal tables but for ``seconds``. Aligns
+    are shared: methods that align alike combine the same models.
+
+    Raises:
+      ValueError: fewer than two models, models that differ in a leaf or hold NaN, a spec for
+        another model, no examples, or an unknown method.
+    """
+    _check(models, spec, evidence, test)
+    if not isinstance(methods, Mapping):
+        methods = {name: _named(name) for name in methods}
+    rows = [
+        _row(f"model {index + 1}", _evaluate(evidence, model, test))
+        for index, model in enumerate(models)
+    ]
+    align_key, combine_key = jax.random.split(key)
+    aligned: dict[str, tuple[list[Model], float]] = {}
+    for name, method in methods.items():
+        if not applicable(spec, method):
+            rows.append(_row(name, None))
+            continue
+        begin, spent = time.perf_counter(), 0.0
+        if isinstance(method, Pipeline):
+            if method.align not in aligned:
+                moved = align_models(align_key, spec, models, evidence, method.align)
+                aligned[method.align] = (moved, time.perf_counter() - begin)
+                begin = time.perf_counter()
+            moved, spent = aligned[method.align]
+            result = method.combine(combine_key, moved, evidence, budget)
+        else:
+            result = method(key, spec, models, evidence, budget=budget)
+        jax.block_until_ready(result.params)
+        seconds = spent + time.perf_counter() - begin
+        merged = Model(result.params, result.model_state)
+        rows.append(_row(name, _evaluate(evidence, merged, test), seconds, result.info))
+    if evidence.task.logits is not None:
+        sums = ensemble(
+            evidence.task.logits,
+            [model.params for model in models],
+            *test,
+            model_states=[model.model_state for model in models],
+        )
+        rows.append(_row("ensemble", sums))
+    return rows
+
+
+def _named(name: str) -> Pipeline:
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is unknown; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: Any) -> None:
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} model to merge; give at least two")
+    check_spec(spec, models[0].variables)
+    for index, model in enumerate(models):
+        check_same_structure(models[0].variables, model.variables)
+        check_finite(model.variables, f"model {index + 1}")
+    for what, count in (("evidence", len(evidence.labels)), ("test", len(test[1]))):
+        if not count:
+            raise ValueError(f"{what} has no examples; give at least one")
+
+
+def _evaluate(evidence: Evidence, model: Model, test: Any) -> Metrics:
+    return evaluate(evidence.task, model.params, model.model_state, *map(np.asarray, test))
+
+
+def _row(name: str, sums: Metrics | None, seconds: float = 0.0, info: Any = None) -> Row:
+    return {
+        "method": name,
+        "accuracy": None if sums is None else float(sums.correct / sums.count),
+        "loss": None if sums is None else float(sums.loss / sums.count),
+        "seconds": seconds,
+        "info": info or {},
+    }
