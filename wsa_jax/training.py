@@ -211,12 +211,11 @@ def fit(
       directory: where checkpoints go; a run found there is resumed, a finished one returned.
       checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step has
         one. Ignored without a directory.
-      map_models: a performance setting, which changes no result beyond rounding: train a stack one
-        model after another (True) or all at once (False); by default one after another on the CPU.
+      map_models: train a stack one model after another (True) or at once (False); by default as the
+        backend likes. A performance setting: it changes no result beyond rounding.
 
-    Guarantees: equal keys give bitwise equal results, with or without checkpoints; a run killed at
-    any moment and started again ends in bitwise the same. One compilation, however it is
-    interrupted.
+    Guarantees: equal keys give bitwise equal results; so does a run that is saved, or killed at any
+    moment and started again. One compilation serves all its parts.
 
     Raises:
       ValueError: no examples, fewer examples than a batch, a negative strength or learning rate,
@@ -235,8 +234,7 @@ def fit(
     rates = _rates(learning_rate, steps)
     check_strength(rates, "learning_rate")
     _check_initial(key, task, params, model_state)
-    if map_models is None:
-        map_models = jax.default_backend() == "cpu"
+    map_models = jax.default_backend() == "cpu" if map_models is None else map_models
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
     state, done, every, run = start(key, params, model_state, target, count), 0, steps, None
@@ -248,7 +246,7 @@ def fit(
         run = FitDirectory(directory, identity)
         done, state = run.resume(state)
         every = checkpoint_every or -(-steps // 10)
-    data = (jnp.asarray(images), jnp.asarray(labels))
+    data = jnp.asarray(images), jnp.asarray(labels)
     while done < steps:
         stop = min((done // every + 1) * every, steps)
         state = advance(key, state, *data, rates, done, stop, target, jnp.float32(strength))
@@ -285,7 +283,8 @@ def _jitted_fit(task: Task, settings: FitSettings, many: bool, map_models: bool)
     def start_all(
         key: Array, params: PyTree, model_state: PyTree, target: WeightScope | None, count: int
     ) -> _FitState:
-        return jax.vmap(lambda *model: start(*model, target, count))(key, params, model_state)
+        one = functools.partial(start, target=target, count=count)
+        return jax.vmap(one)(key, params, model_state)
 
     def advance_all(key: Array, state: _FitState, *shared: Any) -> _FitState:
         def one(model: tuple[Array, _FitState]) -> _FitState:
@@ -329,7 +328,7 @@ def _advance(
     target: WeightScope | None,
     strength: Array,
 ) -> _FitState:
-    """Do the steps from start to before stop: traced, so that one executable does any of them."""
+    """Do the steps from start to stop - 1: traced, so that one executable does any of them."""
     _, order_key, loss_key = jax.random.split(key, 3)
     count, batch_size = labels.shape[0], settings.batch_size
     per_epoch = count // batch_size
