@@ -1,0 +1,479 @@
+"""NP Merge of two models: exact ends, planted answers, resume, transformations, errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from wsa_jax import fuse_scopes, scope_divergence, weight_scope
+from wsa_jax.merging.combine.coefficients import (
+    coefficient_shapes,
+    distance_penalty,
+    entropy_penalty,
+    interpolate,
+    log_shares,
+    mixture,
+)
+from wsa_jax.merging.combine.fine_tuning import fine_tune
+from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+from wsa_jax.merging.combine.np_merge import Strengths, np_merge
+from wsa_jax.training import classification
+
+KEY = jax.random.key(7)
+UNITS, INPUTS, OUTPUTS = 8, 3, 8
+
+
+def network(params, x):
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    return hidden @ params["out"]["kernel"]
+
+
+def mse(key, params, model_state, batch):
+    del key
+    x, y = batch
+    return jnp.mean((network(params, x) - y) ** 2), model_state
+
+
+def make_model(key):
+    shapes = (INPUTS, UNITS), (UNITS,), (UNITS, OUTPUTS)
+    # Half of a weight is common: models in correspondence, as alignment leaves them.
+    hidden, bias, out = (
+        jax.random.normal(common, shape) + jax.random.normal(own, shape)
+        for common, own, shape in zip(
+            jax.random.split(jax.random.key(0), 3), jax.random.split(key, 3), shapes, strict=True
+        )
+    )
+    return {"hidden": {"kernel": hidden, "bias": bias}, "out": {"kernel": out}}
+
+
+A, B = make_model(jax.random.key(1)), make_model(jax.random.key(2))
+FROM_A = np.arange(UNITS) % 2 == 0
+# Half of the hidden units, incoming and outgoing weights, are A's and half are B's.
+OWNERS = {
+    "hidden": {"kernel": np.tile(FROM_A, (INPUTS, 1)), "bias": FROM_A},
+    "out": {"kernel": np.tile(FROM_A[:, None], (1, OUTPUTS))},
+}
+PLANTED = jax.tree.map(jnp.where, OWNERS, A, B)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    x = 1.5 * jax.random.normal(jax.random.key(3), (256, INPUTS))
+    return x, network(PLANTED, x)
+
+
+SHORT = LearningSettings(steps=6, batch_size=64)
+# Five batches an epoch: the break comes within one.
+HALF = LearningSettings(steps=4, batch_size=48, eval_every=2)
+
+
+def assert_equal(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(tree, other, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), tree, other)
+
+
+class TestCoefficients:
+    ENDS = {"w": jnp.array([0.1, -3e7, 5e-9, 7.0])}, {"w": jnp.array([1e8, 2.3, -1e3, 7.0])}
+
+    def test_infinite_logits_give_the_ends_bitwise(self):
+        first, second = self.ENDS
+        assert_equal(interpolate({"w": jnp.full(4, jnp.inf)}, self.ENDS), first)
+        assert_equal(interpolate({"w": jnp.full(4, -jnp.inf)}, self.ENDS), second)
+
+    def test_equals_the_formula_in_float64(self):
+        logits = np.linspace(-4, 4, 4)
+        a, b = (np.asarray(model["w"], np.float64) for model in self.ENDS)
+        expected = b + (a - b) / (1 + np.exp(-logits))
+        mixed = interpolate({"w": jnp.asarray(logits, jnp.float32)}, self.ENDS)["w"]
+        np.testing.assert_allclose(mixed, expected, rtol=1e-5)
+
+    def test_gradient_equals_the_closed_form_and_is_zero_where_models_agree(self):
+        a, b = (np.asarray(model["w"], np.float64) for model in self.ENDS)
+        for logit in (0.0, -1.5, 2.0):
+            gradient = jax.grad(lambda x: jnp.sum(interpolate({"w": x}, self.ENDS)["w"]))
+            share = 1 / (1 + np.exp(-logit))
+            found = np.asarray(gradient(jnp.full(4, logit)))
+            np.testing.assert_allclose(found, (a - b) * share * (1 - share), rtol=1e-5)
+            assert found[3] == 0
+
+    def test_mixture_is_exact_at_each_model_and_agrees_with_the_pair(self):
+        models = (*self.ENDS, {"w": jnp.array([3.3, 4.4, 5.5, 7.0])})
+        for m in range(3):
+            logits = jnp.full((3, 4), -jnp.inf).at[m].set(0.0)
+            assert_equal(mixture({"w": logits}, models), models[m])
+        logits = jnp.linspace(-3, 3, 4)
+        pair = mixture({"w": jnp.stack([logits, jnp.zeros(4)])}, self.ENDS)
+        assert_close(pair, interpolate({"w": logits}, self.ENDS))
+        random = jax.random.normal(KEY, (3, 4))
+        total, gradient = jax.value_and_grad(lambda x: jnp.sum(mixture({"w": x}, models)["w"]))(
+            random
+        )
+        shares = np.exp(np.asarray(random, np.float64))
+        shares /= shares.sum(0)
+        expected = sum(
+            p * np.asarray(m["w"], np.float64) for p, m in zip(shares, models, strict=True)
+        )
+        np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
+        assert np.all(np.asarray(gradient)[:, 3] == 0)
+
+    def test_keeps_dtypes_and_other_leaves_of_the_first(self):
+        first = {"w": jnp.array([1.5], jnp.bfloat16), "count": jnp.array(3)}
+        second = {"w": jnp.array([2.5], jnp.bfloat16), "count": jnp.array(5)}
+        mixed = interpolate({"all": jnp.array(0.0)}, (first, second))
+        assert mixed["w"].dtype == jnp.bfloat16
+        assert (float(mixed["w"][0]), int(mixed["count"])) == (2.0, 3)
+
+    def test_shapes_of_each_granularity(self):
+        params = {"kernel": jnp.ones((3, 3, 2, 5)), "scale": jnp.ones(())}
+        assert coefficient_shapes(params, "parameter") == {"kernel": (3, 3, 2, 5), "scale": ()}
+        assert coefficient_shapes(params, "channel") == {"kernel": (1, 1, 1, 5), "scale": ()}
+
+    def test_penalties_equal_closed_forms_and_are_finite_at_the_ends(self):
+        share = np.array([0.2, 0.5, 0.9])
+        logits = {"w": jnp.asarray(np.log(share / (1 - share)), jnp.float32)}
+        logs = log_shares(logits, joint=False)
+        center = {"w": jnp.array([0.5, 0.5]).reshape(2, 1)}
+        expected = np.mean((2 * share - 1) ** 2)
+        np.testing.assert_allclose(distance_penalty(logs, center), expected, rtol=1e-5)
+        entropy = -np.mean(share * np.log(share) + (1 - share) * np.log(1 - share))
+        np.testing.assert_allclose(entropy_penalty(logs), entropy, rtol=1e-5)
+
+        def penalty(x):
+            logs = log_shares({"w": x}, joint=x.ndim == 2)
+            return entropy_penalty(logs) + distance_penalty(logs, center)
+
+        ends = jnp.array([jnp.inf, -jnp.inf])
+        for x in (ends, jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]])):
+            assert np.all(np.isfinite(jax.grad(penalty)(x)))
+
+
+class TestPlanted:
+    def test_recovers_which_units_are_whose(self, examples):
+        settings = LearningSettings(steps=3000, batch_size=256)
+        result = np_merge(KEY, mse, (A, B), examples, settings=settings, learning_rate=0.2)
+        found = result.info["coefficients"]
+        owners = {"/".join(k.key for k in p): x for p, x in jax.tree.leaves_with_path(OWNERS)}
+        correct = [((np.asarray(found[name]) > 0.5) == owners[name]).ravel() for name in owners]
+        assert np.concatenate(correct).mean() > 0.99
+        assert result.info["loss"][-1] < 1e-3 * result.info["loss"][0]
+        logits = {name: jax.scipy.special.logit(share) for name, share in found.items()}
+        assert_close(result.params, interpolate(logits, (A, B)), atol=1e-3)
+
+    def test_one_scalar_finds_the_point_of_the_line_that_least_squares_does(self):
+        def line(key, params, model_state, batch):
+            return jnp.mean((batch[:, :2] @ params["w"] - batch[:, 2]) ** 2), model_state
+
+        rng = np.random.default_rng(0)
+        data = rng.normal(size=(32, 3))
+        a, b = np.array([1.0, -1.0]), np.array([-1.0, 2.0])
+        along, rest = data[:, :2] @ (a - b), data[:, 2] - data[:, :2] @ b
+        best = along @ rest / (along @ along)
+        assert 0.05 < best < 0.95
+        result = np_merge(
+            KEY, line, [{"w": jnp.asarray(x, jnp.float32)} for x in (a, b)],
+            jnp.asarray(data, jnp.float32), granularity="scalar",
+            settings=LearningSettings(steps=200, batch_size=32), learning_rate=0.1,
+        )  # fmt: skip
+        np.testing.assert_allclose(result.info["coefficients"]["all"], best, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def held_out(examples):
+    return tuple(part[:192] for part in examples)
+
+
+@pytest.fixture(scope="module")
+def whole(examples, held_out):
+    settings = dataclasses.replace(HALF, steps=8)
+    return np_merge(KEY, mse, (A, B), examples, settings=settings, held_out=held_out)
+
+
+class TestLoop:
+    def test_two_halves_equal_one_run_bitwise(self, examples, held_out, whole):
+        first = np_merge(KEY, mse, (A, B), examples, settings=HALF, held_out=held_out)
+        second = np_merge(
+            KEY, mse, (A, B), examples, settings=HALF, held_out=held_out, state=first.info["state"]
+        )
+        assert_equal(second.params, whole.params)
+        assert_equal(second.info["state"], whole.info["state"])
+        losses = jnp.concatenate([first.info["loss"], second.info["loss"]])
+        assert_equal(losses, whole.info["loss"])
+
+    def test_returns_the_coefficients_of_the_lowest_held_out_loss(self, held_out, whole):
+        curve = np.asarray(whole.info["held_out_loss"])
+        assert np.flatnonzero(np.isfinite(curve)).tolist() == [0, 2, 4, 6, 8]
+        assert whole.info["best_step"] == np.nanargmin(curve)
+        loss, _ = mse(None, whole.params, {}, held_out)
+        np.testing.assert_allclose(loss, np.nanmin(curve), rtol=1e-5)
+
+    def test_a_harmful_rate_keeps_the_start(self, examples):
+        # The held-out examples are those of the average itself: no step can improve on it.
+        average = interpolate({"all": jnp.array(0.0)}, (A, B))
+        held_out = (examples[0][:192], network(average, examples[0][:192]))
+        result = np_merge(
+            KEY, mse, (A, B), examples, settings=HALF, held_out=held_out, learning_rate=5.0
+        )
+        assert result.info["best_step"] == 0
+        assert_equal(result.params, average)
+
+    def test_every_held_out_example_counts_once(self):
+        def loss_fn(key, params, model_state, batch):
+            return 0 * params["w"] + batch.mean(), model_state
+
+        data, model = jnp.arange(8.0) ** 2, {"w": jnp.array(1.0)}
+        settings = LearningSettings(steps=1, batch_size=3)
+        result = np_merge(KEY, loss_fn, (model, model), data, settings=settings, held_out=data)
+        np.testing.assert_allclose(result.info["held_out_loss"], data.mean(), rtol=1e-6)
+
+    def test_coefficients_stay_where_models_agree_and_at_the_ends(self, examples):
+        same = {**B, "out": A["out"]}
+        result = np_merge(KEY, mse, (A, same), examples, settings=SHORT)
+        assert np.all(np.asarray(result.info["coefficients"]["out/kernel"]) == 0.5)
+        assert np.all(np.asarray(result.info["coefficients"]["hidden/kernel"]) != 0.5)
+        assert_equal(result.params["out"], A["out"])
+        for share, end in ((1.0, A), (0.0, B)):
+            assert_equal(
+                np_merge(KEY, mse, (A, B), examples, settings=SHORT, init=share).params, end
+            )
+
+    def test_vmap_over_keys_and_jit_equal_single_merges(self, examples):
+        def merge(key):
+            return np_merge(key, mse, (A, B), examples, settings=SHORT, learning_rate=0.1)
+
+        keys = jax.random.split(KEY, 2)
+        many = jax.jit(jax.vmap(merge))(keys)
+        for i, key in enumerate(keys):
+            alone = merge(key)
+            assert_close(jax.tree.map(lambda x, i=i: x[i], many.params), alone.params)
+            assert_close(many.info["loss"][i], alone.info["loss"])
+        assert not np.allclose(many.info["loss"][0], many.info["loss"][1])
+
+    def test_sharded_batches_agree(self, examples):
+        mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        settings = dataclasses.replace(SHORT, batch_sharding=rows)
+        alone = np_merge(KEY, mse, (A, B), examples, settings=SHORT)
+        sharded = np_merge(KEY, mse, (A, B), jax.device_put(examples, rows), settings=settings)
+        assert_close(sharded.params, alone.params)
+        assert_close(sharded.info["loss"], alone.info["loss"])
+
+    def test_half_precision_reaches_the_loss_alone(self, examples):
+        seen = []
+
+        def loss_fn(key, params, model_state, batch):
+            seen.append(params["out"]["kernel"].dtype)
+            return mse(key, params, model_state, batch)
+
+        settings = LearningSettings(steps=2, batch_size=64, compute_dtype=jnp.bfloat16)
+
+        def merge():
+            result = np_merge(KEY, loss_fn, (A, B), examples, settings=settings)
+            return result.params, result.info["state"].variables
+
+        params, variables = jax.eval_shape(merge)
+        assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+        assert params["out"]["kernel"].dtype == jnp.float32
+        assert variables["out/kernel"].dtype == jnp.float32
+
+    def test_rates_and_starts_share_one_compilation(self, examples):
+        traces = []
+
+        def loss_fn(key, params, model_state, batch):
+            traces.append(1)
+            return mse(key, params, model_state, batch)
+
+        for rate in (0.1, 0.2):
+            np_merge(KEY, loss_fn, (A, B), examples, settings=SHORT, learning_rate=rate, init=rate)
+        count = len(traces)
+        np_merge(KEY, loss_fn, (A, B), examples, settings=SHORT, learning_rate=0.3)
+        assert len(traces) == count
+
+    def test_optax_transformations_and_schedules_are_followed(self):
+        # d loss / d share of the planted line is 1, so each step is the rate times s (1 - s).
+        def loss_fn(key, params, model_state, batch):
+            return params["w"] + 0 * batch[0], model_state
+
+        def logits(**options):
+            models = {"w": jnp.array(1.0)}, {"w": jnp.array(0.0)}
+            result = np_merge(KEY, loss_fn, models, jnp.ones(2), **options)
+            return result.info["state"].variables["w"]
+
+        def expected(*rates):
+            logit = 0.0
+            for rate in rates:
+                share = 1 / (1 + np.exp(-logit))
+                logit -= rate * share * (1 - share)
+            return logit
+
+        settings = LearningSettings(steps=2, batch_size=1, optimizer=optax.sgd)
+        halving = logits(settings=settings, learning_rate=lambda step: 0.5**step)
+        np.testing.assert_allclose(halving, expected(1.0, 0.5), rtol=1e-5)
+        as_it_is = dataclasses.replace(settings, optimizer=optax.sgd(2.0))
+        np.testing.assert_allclose(logits(settings=as_it_is), expected(2.0, 2.0), rtol=1e-5)
+
+
+class TestDivergence:
+    def test_stops_and_returns_the_best_so_far(self):
+        def loss_fn(key, params, model_state, batch):
+            # Falls at first and is not a number once the weight is below 0.3.
+            w = params["w"]
+            return jnp.where(w < 0.3, jnp.nan, w) + 0 * batch[0], model_state
+
+        models = {"w": jnp.array(1.0)}, {"w": jnp.array(0.0)}
+        settings = LearningSettings(steps=12, batch_size=1)
+        result = np_merge(KEY, loss_fn, models, jnp.ones(2), settings=settings, learning_rate=0.2)
+        loss = np.asarray(result.info["loss"])
+        assert bool(result.info["diverged"])
+        step = int(result.info["diverged_step"])
+        assert 2 < step < 8
+        assert np.all(np.isfinite(loss[:step])) and np.all(np.isnan(loss[step:]))
+        assert float(result.params["w"]) == np.nanmin(loss) >= 0.3
+        assert result.info["best_step"] == step - 1
+
+    def test_an_overflow_in_the_last_step_is_seen(self):
+        def loss_fn(key, params, model_state, batch):
+            return jnp.sum(params["w"]) + 0 * batch[0], model_state
+
+        settings = LearningSettings(steps=1, batch_size=1, optimizer=optax.sgd)
+        result = fine_tune(
+            KEY, loss_fn, {"w": jnp.ones(2)}, jnp.ones(1), settings=settings, learning_rate=1e39
+        )
+        assert bool(result.info["diverged"])
+        assert result.params["w"].tolist() == [1.0, 1.0]
+
+
+class TestPenalties:
+    def test_each_reduces_what_it_penalises_and_zero_is_off(self, examples):
+        off = 1e-30  # so small that it changes nothing, and yet no 0 that would compile again
+
+        def merge(distance=off, entropy=off, scope=off):
+            return np_merge(
+                KEY, mse, (A, B), examples, settings=dataclasses.replace(SHORT, steps=40),
+                learning_rate=0.05, strengths=Strengths(distance, entropy, scope),
+            )  # fmt: skip
+
+        plain = merge()
+        without = merge(0.0, 0, np.float32(0))
+        assert_close(plain.params, without.params)
+
+        def shares(result):
+            parts = [np.ravel(share) for share in result.info["coefficients"].values()]
+            return np.abs(np.concatenate(parts) - 0.5)
+
+        assert shares(merge(distance=1e4)).max() < 0.2 * shares(plain).max()
+        assert shares(merge(entropy=1e4)).mean() > 1.5 * shares(plain).mean()
+        target = fuse_scopes([weight_scope(A), weight_scope(B)])
+
+        def divergence(result):
+            return float(scope_divergence(weight_scope(result.params), target).sum())
+
+        assert divergence(merge(scope=10.0)) < 0.5 * divergence(plain)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        x = x.reshape(len(x), -1)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(4)(x))
+        return nn.Dense(3)(nn.relu(x))
+
+
+class TestTask:
+    def test_batch_norm_moves_and_repair_has_the_last_word(self, tiny_info, tiny_data):
+        task = classification(Normed(), tiny_info)
+        (first, state), (second, _) = (task.init(key) for key in jax.random.split(KEY))
+        seen = {}
+
+        def repair(params, model_state):
+            seen.update(params=params, state=model_state)
+            return {"batch_stats": "estimated"}
+
+        result = np_merge(
+            KEY, task.loss, (first, second), labelled_examples(*tiny_data, num_classes=3),
+            settings=LearningSettings(steps=5, batch_size=20), model_state=state, repair=repair,
+        )  # fmt: skip
+        moved = seen["state"]["batch_stats"]["BatchNorm_0"]["mean"]
+        assert np.all(np.asarray(moved) != 0)
+        assert result.model_state == {"batch_stats": "estimated"}
+        assert_equal(seen["params"], result.params)
+        assert {"BatchNorm_0/scale", "BatchNorm_0/bias"} < set(result.info["coefficients"])
+
+
+class TestFineTuning:
+    def test_draws_the_batches_of_np_merge(self):
+        def loss_fn(key, params, model_state, batch):
+            return 0 * params["w"] + batch.sum() + jax.random.uniform(key), model_state
+
+        data, model = jnp.arange(10.0) ** 2, {"w": jnp.array(1.0)}
+        settings = LearningSettings(steps=7, batch_size=3)
+        tuned = fine_tune(KEY, loss_fn, model, data, settings=settings)
+        merged = np_merge(KEY, loss_fn, (model, model), data, settings=settings)
+        assert_equal(tuned.info["loss"], merged.info["loss"])
+        assert len(np.unique(tuned.info["loss"])) == 7
+
+    def test_equals_gradient_descent_written_out(self, examples):
+        settings = LearningSettings(steps=3, batch_size=256, optimizer=optax.sgd)
+        tuned = fine_tune(KEY, mse, A, examples, settings=settings, learning_rate=0.1)
+        expected = A
+        for _ in range(3):
+            grads = jax.grad(lambda params: mse(None, params, {}, examples)[0])(expected)
+            expected = jax.tree.map(lambda w, g: w - 0.1 * g, expected, grads)
+        assert_close(tuned.params, expected)
+
+
+class TestErrors:
+    def merge(
+        self, models=(A, B), examples=((np.ones((4, INPUTS)), np.ones((4, OUTPUTS)))), **options
+    ):
+        return np_merge(
+            KEY, mse, models, examples,
+            **{"settings": LearningSettings(steps=1, batch_size=2)} | options,
+        )  # fmt: skip
+
+    def test_models(self):
+        with pytest.raises(ValueError, match="takes two models, got 3; use np_merge_many"):
+            self.merge((A, A, B))
+        wider = {**B, "out": {"kernel": jnp.ones((UNITS, 4))}}
+        with pytest.raises(ValueError, match=r"leaf out/kernel has shape \(8, 8\) in the first"):
+            self.merge((A, wider))
+
+    def test_examples(self):
+        with pytest.raises(ValueError, match="examples hold no samples"):
+            self.merge(examples=(np.ones((0, 4)), np.ones((0, 3))))
+        with pytest.raises(ValueError, match=r"have \[3, 4\] rows"):
+            self.merge(examples=(np.ones((4, 4)), np.ones((3, 3))))
+        with pytest.raises(ValueError, match="batch_size 2 does not fit 1 examples"):
+            self.merge(examples=(np.ones((1, 4)), np.ones((1, 3))))
+        with pytest.raises(ValueError, match="held_out hold no samples"):
+            self.merge(held_out=())
+
+    def test_labels(self):
+        images = np.ones((3, 2))
+        with pytest.raises(ValueError, match=r"label 3 is out of range; .* are 0 \.\. 2"):
+            labelled_examples(images, np.array([0, 1, 3]), num_classes=3)
+        with pytest.raises(ValueError, match="label -1 is out of range; .* are 0 or more"):
+            labelled_examples(images, np.array([0, -1, 3]))
+
+    def test_options(self):
+        with pytest.raises(ValueError, match="granularity 'row' is unknown; give one of 'param"):
+            coefficient_shapes(A, "row")
+        with pytest.raises(ValueError, match="init of hidden/bias 2.0 is not a share"):
+            self.merge(init=2.0)
+        with pytest.raises(ValueError, match="do not both name hidden/bias"):
+            self.merge(init={"hidden/kernel": jnp.ones(()), "out/kernel": jnp.ones(())})
+        with pytest.raises(ValueError, match="strengths.entropy -1.0 is not a non-negative"):
+            self.merge(strengths=Strengths(entropy=-1.0))
+        with pytest.raises(ValueError, match="steps 0 is below 1"):
+            self.merge(settings=LearningSettings(steps=0))
+        with pytest.raises(ValueError, match="no floating-point leaf"):
+            coefficient_shapes({"n": jnp.array(1)}, "layer")

@@ -1,0 +1,219 @@
+"""Coefficients that mix models leaf by leaf: their shapes, the mixtures, and penalties on them.
+
+Coefficients are dictionaries by the key path of the leaf, ``{"Conv_0/kernel": Array, ...}``, so
+that leaves that are not learnt have none. Their arrays broadcast against the leaf.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+
+from wsa_jax.select import is_weight, key_path
+
+Granularity = Literal["parameter", "channel", "layer", "scalar"]
+"""One coefficient for each weight (the paper's), for each index of a leaf's last axis, for each
+leaf, or one for the whole model."""
+
+Coefficients = dict[str, Array]
+
+_EVERY_LEAF = "all"
+# exp(-30) is far below the resolution of a float32 probability.
+_LOG_FLOOR = -30.0
+
+
+def weights_by_name(params: PyTree) -> dict[str, Array]:
+    """Return the floating-point leaves of a model by key path.
+
+    Raises:
+      ValueError: there is none, or two leaves have one key path.
+
+    >>> list(weights_by_name({"dense": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}}))
+    ['dense/kernel']
+    """
+    named: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = key_path(path)
+        if name in named:
+            raise ValueError(f"the model has two leaves named {name}; rename one of them")
+        if is_weight(leaf):
+            named[name] = leaf
+    if not named:
+        raise ValueError("the model has no floating-point leaf; give its parameters as arrays")
+    return named
+
+
+def replace_weights(params: PyTree, weights: dict[str, Array]) -> PyTree:
+    """Return the model with its floating-point leaves taken from a dictionary by key path.
+
+    >>> replace_weights({"w": jnp.zeros(()), "steps": 3}, {"w": jnp.ones(())})
+    {'steps': 3, 'w': Array(1., dtype=float32)}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: weights[key_path(path)] if is_weight(leaf) else leaf, params
+    )
+
+
+def coefficient_shapes(params: PyTree, granularity: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each leaf's coefficients; ``"scalar"`` has one entry, for every leaf.
+
+    Raises:
+      ValueError: the granularity is unknown, or the model has no floating-point leaf.
+
+    >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    >>> coefficient_shapes(params, "channel")
+    {'bias': (2,), 'kernel': (1, 2)}
+    >>> coefficient_shapes(params, "layer"), coefficient_shapes(params, "scalar")
+    ({'bias': (), 'kernel': ()}, {'all': ()})
+    """
+    if granularity not in get_args(Granularity):
+        known = ", ".join(repr(name) for name in get_args(Granularity))
+        raise ValueError(f"granularity {granularity!r} is unknown; give one of {known}")
+    weights = weights_by_name(params)
+    if granularity == "scalar":
+        return {_EVERY_LEAF: ()}
+    if granularity == "layer":
+        return dict.fromkeys(weights, ())
+    if granularity == "parameter":
+        return {name: leaf.shape for name, leaf in weights.items()}
+    return {
+        name: (1,) * (leaf.ndim - 1) + leaf.shape[-1:] if leaf.ndim else ()
+        for name, leaf in weights.items()
+    }
+
+
+def interpolate(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
+    r"""Mix two models by ``s = sigmoid(a)``, elementwise, ``B + s (A - B)``.
+
+    .. math:: W = \begin{cases} A - (1 - s) (A - B) & s > \tfrac12 \\
+                                B + s (A - B) & \text{otherwise} \end{cases}
+
+    Guarantees: bitwise A at a = +inf and B at -inf (finite weights), and A where A = B; there the
+    gradient is 0 exactly. Computed in float32 at least and returned in the dtypes of A, whose
+    leaves that are no floating-point arrays are kept.
+
+    >>> models = {"w": jnp.array([1.0, 1.0])}, {"w": jnp.array([3.0, 3.0])}
+    >>> interpolate({"w": jnp.array([jnp.inf, 0.0])}, models)["w"].tolist()
+    [1.0, 2.0]
+    """
+    first, second = models
+
+    def mix(path: Any, a: Any, b: Any) -> Any:
+        if not is_weight(a):
+            return a
+        logit = _of_leaf(coefficients, key_path(path))
+        wide_a, wide_b = _wide(a), _wide(b)
+        toward_first = logit > 0
+        # The share of the farther model. Not sigmoid(-|a|): that has no gradient at a = 0.
+        share = jax.nn.sigmoid(jnp.where(toward_first, -logit, logit))
+        near = jnp.where(toward_first, wide_a, wide_b)
+        difference = jnp.where(toward_first, wide_b - wide_a, wide_a - wide_b)
+        return (near + share * difference).astype(a.dtype)
+
+    return jax.tree_util.tree_map_with_path(mix, first, second)
+
+
+def mixture(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
+    r"""Mix any number of models by ``p = softmax(a)`` over the leading axis, elementwise.
+
+    .. math:: W = R + \sum_m p_m (W_m - R), \qquad R = W_{\arg\max_m p_m}
+
+    Guarantees: bitwise a model where its share is 1, and the common value where all agree; there
+    the gradient is 0 exactly. No stack of the models is made. Dtypes and other leaves as in
+    `interpolate`.
+
+    >>> models = {"w": jnp.array(0.0)}, {"w": jnp.array(3.0)}, {"w": jnp.array(6.0)}
+    >>> mixture({"w": jnp.zeros(3)}, models)["w"].item()
+    3.0
+    """
+
+    def mix(path: Any, *leaves: Any) -> Any:
+        if not is_weight(leaves[0]):
+            return leaves[0]
+        shares = jax.nn.softmax(_of_leaf(coefficients, key_path(path)), axis=0)
+        wide = [_wide(leaf) for leaf in leaves]
+        reference, largest = wide[0], shares[0]
+        for share, leaf in zip(shares[1:], wide[1:], strict=True):
+            reference = jnp.where(share > largest, leaf, reference)
+            largest = jnp.maximum(share, largest)
+        terms = (share * (leaf - reference) for share, leaf in zip(shares, wide, strict=True))
+        return (reference + sum(terms)).astype(leaves[0].dtype)
+
+    return jax.tree_util.tree_map_with_path(mix, *models)
+
+
+def log_shares(coefficients: Coefficients, *, joint: bool) -> Coefficients:
+    """Return log-shares of the models, ``[models, ...]``, no less than -30 so that all is finite.
+
+    >>> log_shares({"w": jnp.array(-jnp.inf)}, joint=False)["w"].round().tolist()
+    [-30.0, -0.0]
+    """
+
+    def of(logit: Array) -> Array:
+        # Clipped before and not after: the gradient of log(0) would be 0 times infinity.
+        if joint:
+            logit = logit - jax.lax.stop_gradient(jnp.max(logit, axis=0, keepdims=True))
+            return jax.nn.log_softmax(jnp.maximum(logit, _LOG_FLOOR), axis=0)
+        logit = jnp.clip(logit, _LOG_FLOOR, -_LOG_FLOOR)
+        return jnp.stack([jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)])
+
+    return {name: of(logit) for name, logit in coefficients.items()}
+
+
+def distance_penalty(logs: Coefficients, center: Coefficients) -> Float[Array, ""]:
+    r"""Mean squared distance of the shares from where they began, in [0, 1] for two models.
+
+    .. math:: \frac{n}{n - 1} \operatorname{mean}_i \sum_m (p_{mi} - c_{mi})^2
+
+    Args:
+      logs: of `log_shares`.
+      center: shares ``[models, ...]`` that broadcast.
+
+    >>> logs = {"w": jnp.log(jnp.array([0.75, 0.25]))}
+    >>> round(float(distance_penalty(logs, {"w": jnp.array([0.5, 0.5])})), 4)
+    0.25
+    """
+    models = next(iter(logs.values())).shape[0]
+    squares = {name: jnp.square(jnp.exp(log) - center[name]) for name, log in logs.items()}
+    return _sum_over_mean(squares) * (models / (models - 1))
+
+
+def entropy_penalty(logs: Coefficients) -> Float[Array, ""]:
+    """Mean entropy of the shares, in nats: small where coefficients are decided.
+
+    >>> round(float(entropy_penalty({"w": jnp.log(jnp.array([0.5, 0.5]))})), 4)
+    0.6931
+    """
+    return _sum_over_mean({name: -jnp.exp(log) * log for name, log in logs.items()})
+
+
+def check_share(init: Real[ArrayLike, "..."], what: str = "init") -> None:
+    """Raise a ValueError where a concrete share is outside [0, 1].
+
+    >>> check_share(1.5)
+    Traceback (most recent call last):
+    ValueError: init 1.5 is not a share in [0, 1]; ...
+    """
+    if isinstance(init, jax.core.Tracer):
+        return
+    values = np.asarray(init, np.float64).ravel()
+    bad = values[~((values >= 0) & (values <= 1))]
+    if bad.size:
+        raise ValueError(f"{what} {bad[0]} is not a share in [0, 1]; 0.5 is the average")
+
+
+def _sum_over_mean(values: Coefficients) -> Array:
+    """Sum over the leading axis, mean over all coefficients of all leaves."""
+    count = sum(value[0].size for value in values.values())
+    return sum((jnp.sum(value) for value in values.values()), jnp.float32(0.0)) / count
+
+
+def _of_leaf(coefficients: Coefficients, name: str) -> Array:
+    return coefficients[name] if name in coefficients else coefficients[_EVERY_LEAF]
+
+
+def _wide(leaf: Any) -> Array:
+    return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))

@@ -1,0 +1,79 @@
+"""Fine-tuning of a merged model: NP Merge's rival on the same examples and steps."""
+
+from typing import Any
+
+from jaxtyping import Array, Key, PyTree
+
+from wsa_jax.merging.combine.coefficients import replace_weights, weights_by_name
+from wsa_jax.merging.combine.learning import (
+    Form,
+    LearningRate,
+    LearningSettings,
+    LearningState,
+    LossFn,
+    Repair,
+    learn,
+)
+from wsa_jax.merging.result import MergeResult
+
+
+def _combine(weights: dict[str, Array], models: tuple[PyTree, ...]) -> PyTree:
+    (params,) = models
+    return replace_weights(params, weights)
+
+
+# Module-level, so that every call finds the function compiled before.
+_FORM: Any = Form(_combine)
+
+
+def fine_tune(
+    key: Key[Array, ""],
+    loss_fn: LossFn,
+    params: PyTree,
+    examples: PyTree,
+    *,
+    settings: LearningSettings,
+    learning_rate: LearningRate = 1e-3,
+    model_state: PyTree = None,
+    held_out: PyTree | None = None,
+    repair: Repair | None = None,
+    state: LearningState | None = None,
+) -> MergeResult:
+    """Train a model further on few examples, with the budget and the batches of `np_merge`.
+
+    Args:
+      key: the key of `np_merge` gives the same batches in the same order.
+      loss_fn: as there.
+      params: where to begin, such as the average of the models; all floating-point leaves move.
+      examples: as there.
+      settings: as there.
+      learning_rate: a number or an optax schedule, of weights.
+      model_state: as there.
+      held_out: as there; the start is among what is chosen from.
+      repair: as there.
+      state: as there.
+
+    Returns:
+      The trained model; ``info`` as `np_merge`'s but for the coefficients.
+
+    Guarantees, edge cases and errors: those of `np_merge`. Leaves that are no floating-point
+    arrays are kept.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def loss_fn(key, params, model_state, batch):
+    ...     return jnp.mean((params["w"] - batch) ** 2), model_state
+    >>> settings = LearningSettings(steps=200, batch_size=2)
+    >>> start = {"w": jnp.zeros(())}
+    >>> result = fine_tune(
+    ...     jax.random.key(0), loss_fn, start, jnp.ones(4), settings=settings, learning_rate=0.05
+    ... )
+    >>> round(float(result.params["w"]), 1)
+    1.0
+    """
+    result = learn(
+        key, loss_fn, _FORM, weights_by_name(params), (params,), examples,
+        settings=settings, learning_rate=learning_rate, model_state=model_state,
+        held_out=held_out, reference=None, strengths=None, repair=repair, state=state,
+    )  # fmt: skip
+    del result.info["variables"]
+    return result

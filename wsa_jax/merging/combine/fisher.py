@@ -1,0 +1,205 @@
+"""Fisher-weighted averaging: a model counts by how sharply its likelihood depends on a weight."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree, Real
+
+from wsa_jax.merging.combine.coefficients import replace_weights, weights_by_name
+from wsa_jax.merging.combine.learning import check_examples
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.training import Task
+from wsa_jax.tree import check_same_structure
+
+LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
+"""``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
+
+
+def diagonal_fisher(
+    log_likelihood: LogLikelihood,
+    params: PyTree,
+    examples: PyTree,
+    *,
+    model_state: PyTree = None,
+    batch_size: int = 1,
+) -> PyTree:
+    r"""Estimate the diagonal of the empirical Fisher information from squared gradients.
+
+    .. math:: F_i = \frac1n \sum_{k=1}^n
+              \Bigl(\frac{\partial \log p(y_k \mid x_k, w)}{\partial w_i}\Bigr)^2
+
+    Args:
+      log_likelihood: of one example, in nats; its sign does not matter. `task_log_likelihood` is
+        that of a `training.Task`.
+      params: any pytree of arrays.
+      examples: pytree of arrays ``[examples, ...]``.
+      model_state: non-parameter collections, passed on.
+      batch_size: examples whose gradients are in memory at once; the result is the same to
+        rounding.
+
+    Returns:
+      The structure of params, float32 and never negative; leaves that are no floating-point arrays
+      are kept.
+
+    Guarantees: every example counts once. The observed labels are used, so this is the empirical
+    Fisher: at a poor fit it differs from the expectation over the model's own labels.
+
+    Raises:
+      ValueError: no examples, or fewer than batch_size.
+
+    >>> def log_likelihood(params, model_state, example):  # Gaussian of unit variance
+    ...     return -0.5 * jnp.sum((example - params["mean"]) ** 2)
+    >>> examples = jnp.array([1.0, -1.0, 3.0])
+    >>> round(float(diagonal_fisher(log_likelihood, {"mean": jnp.zeros(())}, examples)["mean"]), 3)
+    3.667
+
+    Source: Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", 2022, with the
+    observed labels in place of the model's.
+    """
+    check_examples(examples, batch_size)
+    examples = jax.tree.map(jnp.asarray, examples)
+    state = {} if model_state is None else model_state
+    squares = _jitted_fisher(log_likelihood, batch_size)(params, state, examples)
+    return replace_weights(params, squares)
+
+
+def task_log_likelihood(task: Task) -> LogLikelihood:
+    """Return the log-likelihood of a task's example, from its metrics, in evaluation mode.
+
+    Guarantees: equal tasks give the same function, so jitted callers do not compile twice.
+    Examples are those of `labelled_examples`.
+    """
+    return _task_log_likelihood(task)
+
+
+def fisher_merge(
+    models: Sequence[PyTree],
+    fishers: Sequence[PyTree],
+    *,
+    weights: Sequence[float] | Real[ArrayLike, " models"] | None = None,
+    floor: Real[ArrayLike, ""] = 1e-6,
+    model_state: PyTree = None,
+) -> MergeResult:
+    r"""Average aligned models weighted, parameter by parameter, by their Fisher information.
+
+    .. math:: W = \frac{\sum_m \lambda_m \max(F_m, f) \odot W_m}{\sum_m \lambda_m \max(F_m, f)}
+
+    Args:
+      models: aligned models of one structure.
+      fishers: of `diagonal_fisher`, one a model.
+      weights: non-negative weights of models, any sum; equal if None.
+      floor: least Fisher information. Where no model's reaches it the result is the weighted
+        average; a large floor gives that everywhere.
+      model_state: non-parameter collections of the result, passed on.
+
+    Returns:
+      The merged model, dtypes of the models; ``info["shares"]`` holds each model's share of each
+      leaf, ``[models, ...]`` by key path.
+
+    Guarantees: exact where all models agree. A model of weight 0 is left out.
+
+    Raises:
+      ValueError: no models, another number of fishers or weights, models or fishers that differ in
+        a leaf (named), a negative weight, all weights 0, or a floor that is not positive.
+
+    >>> models = {"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}
+    >>> fishers = {"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1.0, 0.0])}
+    >>> fisher_merge(models, fishers).params["w"].tolist()
+    [1.0, 2.0]
+
+    Source: Matena and Raffel, 2022; the floor keeps weights without information defined.
+    """
+    if not models or len(models) != len(fishers):
+        raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
+    for other in [*models[1:], *fishers]:
+        check_same_structure(models[0], other)
+    scale = np.ones(len(models), np.float32) if weights is None else weights
+    if np.shape(scale) != (len(models),):
+        raise ValueError(
+            f"weights of shape {np.shape(scale)} for {len(models)} models; give one for each"
+        )
+    if not isinstance(scale, jax.core.Tracer):
+        values = np.asarray(scale, np.float64)
+        if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+            raise ValueError(
+                f"weights {values.tolist()} are no shares; give non-negative numbers, not all 0"
+            )
+    if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
+        raise ValueError(f"floor {floor} is not positive; the default is 1e-6")
+    params, shares = _jitted_merge(
+        tuple(models), tuple(fishers), jnp.asarray(scale, jnp.float32), jnp.float32(floor)
+    )
+    state = {} if model_state is None else model_state
+    return MergeResult(params, state, {"shares": shares})
+
+
+@functools.lru_cache(maxsize=64)
+def _task_log_likelihood(task: Task) -> LogLikelihood:
+    def log_likelihood(params: PyTree, model_state: PyTree, example: PyTree) -> Array:
+        return -task.metrics(params, model_state, example).loss
+
+    return log_likelihood
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted_fisher(log_likelihood: LogLikelihood, batch_size: int) -> Callable[..., Any]:
+    @jax.jit
+    def run(params: PyTree, model_state: PyTree, examples: PyTree) -> dict[str, Array]:
+        weights = weights_by_name(params)
+        count = jax.tree.leaves(examples)[0].shape[0]
+
+        def gradient(row: Array) -> dict[str, Array]:
+            example = jax.tree.map(lambda leaf: leaf[row][None], examples)
+
+            def value(weights: dict[str, Array]) -> Array:
+                return log_likelihood(replace_weights(params, weights), model_state, example)
+
+            return jax.grad(value)(weights)
+
+        def add(total: dict[str, Array], start: Array) -> tuple[dict[str, Array], None]:
+            rows = start + jnp.arange(batch_size)
+            inside = rows < count
+            grads = jax.vmap(gradient)(jnp.minimum(rows, count - 1))
+
+            def sum_squares(sum_so_far: Array, grad: Array) -> Array:
+                kept = inside.reshape(-1, *(1,) * (grad.ndim - 1))
+                squares = jnp.square(grad.astype(jnp.float32))
+                return sum_so_far + jnp.sum(jnp.where(kept, squares, 0.0), axis=0)
+
+            return jax.tree.map(sum_squares, total, grads), None
+
+        zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in weights.items()}
+        sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, count, batch_size))
+        return jax.tree.map(lambda total: total / count, sums)
+
+    return run
+
+
+@jax.jit
+def _jitted_merge(
+    models: tuple[PyTree, ...], fishers: tuple[PyTree, ...], scale: Array, floor: Array
+) -> tuple[PyTree, dict[str, Array]]:
+    named = [weights_by_name(model) for model in models]
+    information = [weights_by_name(fisher) for fisher in fishers]
+    merged, shares = {}, {}
+    for name, first in named[0].items():
+        precision = jnp.stack(
+            [
+                weight * jnp.maximum(fisher[name].astype(jnp.float32), floor)
+                for weight, fisher in zip(scale, information, strict=True)
+            ]
+        )
+        share = precision / jnp.sum(precision, axis=0, keepdims=True)
+        # Relative to the first model, so that equal models give exactly themselves.
+        origin = first.astype(jnp.float32)
+        terms = (
+            part * (model[name].astype(jnp.float32) - origin)
+            for part, model in zip(share, named, strict=True)
+        )
+        merged[name] = (origin + sum(terms)).astype(first.dtype)
+        shares[name] = share
+    return replace_weights(models[0], merged), shares

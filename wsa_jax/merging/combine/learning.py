@@ -1,0 +1,373 @@
+"""The loop that NP Merge, joint NP Merge and fine-tuning share: gradient steps on few examples."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Key, PyTree, Real
+
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.regularization import value_at
+from wsa_jax.select import is_weight
+from wsa_jax.training import Batch
+
+LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
+"""``(key, params, model_state, batch) -> (mean loss, model_state)``, as `training.Task.loss`."""
+
+Repair = Callable[[PyTree, PyTree], PyTree]
+"""``(params, model_state) -> model_state``: re-estimates statistics of the merged model."""
+
+Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+
+LearningRate = Real[ArrayLike, ""] | Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningSettings:
+    """Static settings of learning on few examples; another value compiles again.
+
+    Attributes:
+      steps: gradient steps.
+      batch_size: examples a step, drawn without replacement in each epoch.
+      optimizer: a function of the learning rate such as ``optax.adam``, so that a sweep over rates
+        shares one compilation; or an optax transformation as it is, and the rate goes unused.
+      eval_every: steps between two looks at the held-out examples.
+      compute_dtype: dtype the loss gets parameters in; what is learnt stays in its own.
+      batch_sharding: of each batch's leading axis over devices, or None.
+    """
+
+    steps: int
+    batch_size: int = 50
+    optimizer: Optimizer = optax.adam
+    eval_every: int = 10
+    compute_dtype: Any = None
+    batch_sharding: jax.sharding.Sharding | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LearningState:
+    """What the next step needs: give it back to go on, bitwise as if there had been no break.
+
+    Attributes:
+      step: steps taken so far.
+      variables: what is learnt, by key path of the leaf: logits of coefficients, or weights.
+      opt_state: the optimiser's.
+      model_state: non-parameter collections, moved in training mode.
+      best_variables: those of the lowest held-out loss, or batch loss where nothing is held out.
+      best_model_state: the collections with them.
+      best_loss: that loss.
+      best_step: the step it was found at.
+      diverged_step: the first step whose loss was not finite, -1 if there is none.
+    """
+
+    step: Integer[Array, "*merges"]
+    variables: dict[str, Array]
+    opt_state: PyTree
+    model_state: PyTree
+    best_variables: dict[str, Array]
+    best_model_state: PyTree
+    best_loss: Float[Array, "*merges"]
+    best_step: Integer[Array, "*merges"]
+    diverged_step: Integer[Array, "*merges"]
+
+
+class Form(NamedTuple):
+    """What is learnt: how variables and frozen models make parameters, and a penalty on them.
+
+    Attributes:
+      combine: ``(variables, models) -> params``.
+      penalty: ``(variables, params, reference, strengths) -> scalar``, None for none.
+    """
+
+    combine: Callable[[dict[str, Array], tuple[PyTree, ...]], PyTree]
+    penalty: Callable[[dict[str, Array], PyTree, PyTree, Any], Array] | None = None
+
+
+def labelled_examples(
+    images: Array | np.ndarray,
+    labels: Integer[Array | np.ndarray, " examples"],
+    *,
+    num_classes: int | None = None,
+) -> Batch:
+    """Make the examples that `training.Task.loss` understands of images and labels.
+
+    Raises:
+      ValueError: no images, another number of labels, or labels outside of ``0 .. num_classes - 1``
+        (below 0 alone, if num_classes is None).
+
+    >>> labelled_examples(jnp.ones((2, 3)), jnp.array([0, 1]), num_classes=2).mask.tolist()
+    [1.0, 1.0]
+    """
+    examples = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
+    check_examples(examples, 1, "images")
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        bad = values[(values < 0) | (values >= (num_classes or np.inf))]
+        if bad.size:
+            allowed = f"0 .. {num_classes - 1}" if num_classes else "0 or more"
+            raise ValueError(
+                f"label {bad[0]} is out of range; labels of these models are {allowed}"
+            )
+    return examples
+
+
+def learn(
+    key: Key[Array, ""],
+    loss_fn: LossFn,
+    form: Form,
+    variables: dict[str, Array],
+    models: tuple[PyTree, ...],
+    examples: PyTree,
+    *,
+    settings: LearningSettings,
+    learning_rate: LearningRate,
+    model_state: PyTree,
+    held_out: PyTree | None,
+    reference: PyTree,
+    strengths: Any,
+    repair: Repair | None,
+    state: LearningState | None,
+) -> MergeResult:
+    """Learn variables by gradient steps in one `lax.scan` and return the model they make.
+
+    The public functions of this folder document the arguments; ``info`` is described in `np_merge`.
+
+    >>> def loss_fn(key, params, model_state, batch):
+    ...     return jnp.mean((params["w"] - batch) ** 2), model_state
+    >>> form = Form(combine=lambda variables, models: variables)
+    >>> result = learn(
+    ...     jax.random.key(0), loss_fn, form, {"w": jnp.zeros(())}, (), jnp.ones(4),
+    ...     settings=LearningSettings(steps=50, batch_size=2), learning_rate=0.1, model_state={},
+    ...     held_out=None, reference=None, strengths=None, repair=None, state=None,
+    ... )
+    >>> round(float(result.params["w"]), 1)
+    1.0
+    """
+    _check_settings(settings)
+    check_examples(examples, settings.batch_size)
+    if held_out is not None:
+        check_examples(held_out, 1, "held_out")
+    schedule = learning_rate if callable(learning_rate) else None
+    rate = jnp.float32(0.0 if callable(learning_rate) else learning_rate)
+    if state is None:
+        state = _first_state(variables, {} if model_state is None else model_state, settings)
+    run = _jitted_run(loss_fn, form, settings, schedule)
+    examples, held_out = jax.tree.map(jnp.asarray, (examples, held_out))
+    state, params, model_state, info = run(
+        key, state, models, examples, held_out, rate, reference, strengths
+    )
+    if repair is not None:
+        model_state = repair(params, model_state)
+    return MergeResult(params, model_state, info | {"state": state})
+
+
+def check_examples(examples: PyTree, batch_size: int, what: str = "examples") -> None:
+    """Raise a ValueError where examples have no rows, too few for a batch, or unequal numbers.
+
+    >>> check_examples({"x": jnp.ones((0, 2))}, 1)
+    Traceback (most recent call last):
+    ValueError: examples hold no samples; give at least one
+    """
+    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)}
+    if not counts or counts <= {(0,), ()}:
+        raise ValueError(f"{what} hold no samples; give at least one")
+    if len(counts) > 1:
+        rows = sorted(count[0] if count else "none" for count in counts)
+        raise ValueError(f"arrays of {what} have {rows} rows; give each the same number")
+    count = counts.pop()[0]
+    if not 0 < batch_size <= count:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit {count} examples; "
+            "give 1 <= batch_size <= the number of examples"
+        )
+
+
+def _check_settings(settings: LearningSettings) -> None:
+    for name in ("steps", "eval_every"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} {getattr(settings, name)} is below 1; give at least 1")
+
+
+def _first_state(
+    variables: dict[str, Array], model_state: PyTree, settings: LearningSettings
+) -> LearningState:
+    # Copies, since the state's buffers are donated: no array of the caller's may be among them,
+    # and none twice.
+    def copy(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+    def integer(value: int) -> Array:
+        return jnp.full((), value, jnp.int32)
+
+    return LearningState(
+        step=integer(0),
+        variables=copy(variables),
+        opt_state=copy(_optimizer(settings, 0.0).init(variables)),
+        model_state=copy(model_state),
+        best_variables=copy(variables),
+        best_model_state=copy(model_state),
+        best_loss=jnp.full((), jnp.inf, jnp.float32),
+        best_step=integer(0),
+        diverged_step=integer(-1),
+    )
+
+
+def _optimizer(settings: LearningSettings, rate: Any) -> optax.GradientTransformation:
+    made: Any = settings.optimizer
+    return made(rate) if callable(made) else made
+
+
+@functools.lru_cache(maxsize=32)
+def _jitted_run(
+    loss_fn: LossFn, form: Form, settings: LearningSettings, schedule: Callable | None
+) -> Callable[..., tuple[LearningState, PyTree, PyTree, dict[str, Any]]]:
+    def compute(params: PyTree) -> PyTree:
+        if settings.compute_dtype is None:
+            return params
+        return jax.tree.map(
+            lambda x: x.astype(settings.compute_dtype) if is_weight(x) else x, params
+        )
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def run(
+        key: Array,
+        state: LearningState,
+        models: tuple[PyTree, ...],
+        examples: PyTree,
+        held_out: PyTree | None,
+        rate: Array,
+        reference: PyTree,
+        strengths: Any,
+    ) -> tuple[LearningState, PyTree, PyTree, dict[str, Any]]:
+        order_key, loss_key, held_out_key = jax.random.split(key, 3)
+        count, batch_size = jax.tree.leaves(examples)[0].shape[0], settings.batch_size
+        per_epoch = count // batch_size
+
+        def shuffled(step: Array) -> Array:
+            return jax.random.permutation(jax.random.fold_in(order_key, step // per_epoch), count)
+
+        def rows(data: PyTree, indices: Array) -> PyTree:
+            batch = jax.tree.map(lambda leaf: leaf[indices], data)
+            if settings.batch_sharding is None:
+                return batch
+            return jax.lax.with_sharding_constraint(batch, settings.batch_sharding)
+
+        def objective(
+            variables: dict[str, Array], key: Array, model_state: PyTree, batch: PyTree
+        ) -> tuple[Array, tuple[Array, PyTree]]:
+            params = form.combine(variables, models)
+            loss, new_state = loss_fn(key, compute(params), model_state, batch)
+            loss = loss.astype(jnp.float32)
+            total = loss
+            if form.penalty is not None:
+                total = loss + form.penalty(variables, params, reference, strengths)
+            return total, (loss, _like(new_state, model_state))
+
+        def held_out_loss(variables: dict[str, Array], model_state: PyTree) -> Array:
+            params = compute(form.combine(variables, models))
+            held = jax.tree.leaves(held_out)[0].shape[0]
+            # Sizes differ by one at most: a last batch of few would have odd batch statistics.
+            batches = -(-held // batch_size)
+            size, larger = divmod(held, batches)
+
+            def add(size: int, total: Array, start: Array) -> tuple[Array, None]:
+                batch = rows(held_out, start + jnp.arange(size))
+                key = jax.random.fold_in(held_out_key, start)
+                loss, _ = loss_fn(key, params, model_state, batch)
+                return total + loss.astype(jnp.float32) * (size / held), None
+
+            boundary, total = (batches - larger) * size, jnp.float32(0.0)
+            for first, stop, step in ((0, boundary, size), (boundary, held, size + 1)):
+                if first < stop:
+                    starts = jnp.arange(first, stop, step)
+                    total, _ = jax.lax.scan(functools.partial(add, step), total, starts)
+            return total
+
+        def step(carry: tuple, since: Array) -> tuple[tuple, tuple[Array, Array]]:
+            state, order = carry
+            index = state.step
+            position = index % per_epoch
+            # A resumed run begins anywhere in an epoch, so its first step draws the order again.
+            fresh = (position == 0) | (since == 0)
+            order = jax.lax.cond(fresh, shuffled, lambda _: order, index)
+            batch = rows(
+                examples, jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+            )
+            (total, (loss, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
+                state.variables, jax.random.fold_in(loss_key, index), state.model_state, batch
+            )
+            score = total
+            if held_out is not None:
+                score = jax.lax.cond(
+                    index % settings.eval_every == 0,
+                    lambda: held_out_loss(state.variables, model_state),
+                    lambda: jnp.float32(jnp.nan),
+                )
+            failed = (state.diverged_step < 0) & ~jnp.isfinite(total)
+            diverged_step = jnp.where(failed, index, state.diverged_step)
+            diverged = diverged_step >= 0
+            better = ~diverged & (score < state.best_loss)
+            now = rate if schedule is None else value_at(schedule, index)
+            updates, opt_state = _optimizer(settings, now).update(
+                grads, state.opt_state, state.variables
+            )
+            variables: Any = optax.apply_updates(state.variables, updates)
+            new = LearningState(
+                step=index + 1,
+                # After a divergence these are never used: holding them would cost every step.
+                variables=variables,
+                opt_state=opt_state,
+                model_state=model_state,
+                best_variables=_select(better, state.variables, state.best_variables),
+                best_model_state=_select(better, model_state, state.best_model_state),
+                best_loss=jnp.where(better, score, state.best_loss),
+                best_step=jnp.where(better, index, state.best_step),
+                diverged_step=diverged_step,
+            )
+            return (new, order), (jnp.where(diverged, jnp.nan, loss), score)
+
+        carry = (state, jnp.arange(count))
+        (state, _), (losses, scores) = jax.lax.scan(step, carry, jnp.arange(settings.steps))
+
+        params = form.combine(state.variables, models)
+        failed = (state.diverged_step < 0) & ~_all_finite((params, state.model_state))
+        diverged_step = jnp.where(failed, state.step, state.diverged_step)
+        diverged: Bool[Array, ""] = diverged_step >= 0
+        last = ~diverged
+        info: dict[str, Any] = {"loss": losses}
+        if held_out is not None:
+            score = held_out_loss(state.variables, state.model_state)
+            last &= score < state.best_loss
+            info["held_out_loss"] = jnp.append(scores, score)
+        chosen = _select(last, state.variables, state.best_variables)
+        params = form.combine(chosen, models)
+        model_state = _select(last, state.model_state, state.best_model_state)
+        info |= {
+            "variables": chosen,
+            "best_step": jnp.where(last, state.step, state.best_step),
+            "diverged": diverged,
+            "diverged_step": diverged_step,
+        }
+        return state, params, model_state, info
+
+    return run
+
+
+def _select(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _like(new: PyTree, old: PyTree) -> PyTree:
+    """The old dtypes: a loss in half precision may return other ones, and a scan refuses them."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.asarray(b).dtype), new, old)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_weight(leaf)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)

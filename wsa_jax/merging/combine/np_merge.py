@@ -1,0 +1,217 @@
+"""NP Merge: learn by gradient descent how much each parameter takes from either of two models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Key, PyTree, Real
+
+from wsa_jax.merging.combine.coefficients import (
+    Coefficients,
+    check_share,
+    coefficient_shapes,
+    distance_penalty,
+    entropy_penalty,
+    interpolate,
+    log_shares,
+)
+from wsa_jax.merging.combine.learning import (
+    Form,
+    LearningRate,
+    LearningSettings,
+    LearningState,
+    LossFn,
+    Repair,
+    learn,
+)
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.regularization import check_strength, scope_penalty
+from wsa_jax.scope import fuse_scopes, weight_scope
+from wsa_jax.select import Rule, kernels
+from wsa_jax.tree import check_same_structure
+
+Strength = Real[ArrayLike, ""]
+
+
+class Strengths(NamedTuple):
+    """Strengths of the three penalties, in loss units; a Python 0 leaves the penalty out.
+
+    Attributes:
+      distance: times the mean squared distance of coefficients from where they began.
+      entropy: times their mean entropy in nats: decides each for one of the models.
+      scope: times the divergence of the merged weights' scopes from the fused scopes of the
+        models, in nats (weight scope alignment).
+    """
+
+    distance: Strength = 0.0
+    entropy: Strength = 0.0
+    scope: Strength = 0.0
+
+
+NO_PENALTY = Strengths()
+
+
+class Penalty(NamedTuple):
+    """The penalties that are on; equal fields make equal functions, so jit finds them again."""
+
+    active: tuple[bool, bool, bool]
+    joint: bool
+    select: Rule
+
+    def __call__(
+        self, variables: Coefficients, params: PyTree, reference: PyTree, strengths: Strengths
+    ) -> Array:
+        """Sum the penalties times their strengths."""
+        center, target = reference
+        distance, entropy, scope = self.active
+        total = jnp.float32(0.0)
+        logs = log_shares(variables, joint=self.joint) if distance or entropy else {}
+        if distance:
+            total += strengths.distance * distance_penalty(logs, center)
+        if entropy:
+            total += strengths.entropy * entropy_penalty(logs)
+        if scope:
+            total += strengths.scope * scope_penalty(params, target, select=self.select)
+        return total
+
+
+def np_merge(
+    key: Key[Array, ""],
+    loss_fn: LossFn,
+    models: Sequence[PyTree],
+    examples: PyTree,
+    *,
+    settings: LearningSettings,
+    learning_rate: LearningRate = 0.1,
+    granularity: str = "parameter",
+    init: Real[ArrayLike, ""] | Mapping[str, Array] = 0.5,
+    strengths: Strengths = NO_PENALTY,
+    select: Rule = kernels,
+    model_state: PyTree = None,
+    held_out: PyTree | None = None,
+    repair: Repair | None = None,
+    state: LearningState | None = None,
+) -> MergeResult:
+    r"""Merge two aligned models with a learned coefficient for each parameter.
+
+    .. math:: W = B + \sigma(a) \odot (A - B), \qquad
+              \min_a \; L(W) + \lambda_1 \text{distance} + \lambda_2 \text{entropy}
+                             + \lambda_3 \text{scope}
+
+    Args:
+      key: draws the order of examples and the loss's own randomness.
+      loss_fn: for example ``task.loss`` of `training.classification`.
+      models: A and B, of one structure, units already in correspondence; they stay as they are.
+      examples: pytree of arrays ``[examples, ...]``; a batch is some of their rows.
+        `labelled_examples` makes it for ``task.loss``.
+      settings: steps, batch size, optimiser, dtype.
+      learning_rate: a number or an optax schedule. Coefficients need a far larger one than weights.
+      granularity: what has a coefficient of its own; the paper's is ``"parameter"``.
+      init: share of A to begin with, a number or shares by leaf as ``info["coefficients"]`` holds;
+        0 and 1 stay there.
+      strengths: of the penalties.
+      select: which leaves have a scope.
+      model_state: non-parameter collections to begin with. BatchNorm works in training mode
+        meanwhile; give ``repair`` to re-estimate its statistics.
+      held_out: examples as above, to choose the best coefficients by; the start is among them.
+      repair: ``(params, model_state) -> model_state``, applied at the end.
+      state: ``info["state"]`` of an earlier call, to take ``settings.steps`` more steps. Its
+        buffers are donated: use the new one afterwards.
+
+    Returns:
+      The merged model, and in ``info``: ``loss [steps]`` of each batch without penalties;
+      ``held_out_loss [steps + 1]``, NaN where not looked at, the last one after the last step;
+      ``coefficients``, the shares of A by leaf; ``best_step``, that of the coefficients returned;
+      ``diverged`` and ``diverged_step`` (-1 for none); ``state``, to go on.
+
+    Guarantees: bitwise A where a = +inf and B where a = -inf. Where A = B the gradient is 0 and the
+    coefficient stays. Two calls of n steps (through ``state``) equal one of 2n bitwise, unless the
+    learning rate is changed. Traceable: ``jax.vmap`` over keys or stacked models does many merges.
+
+    Edge cases: a loss or a weight that is not finite ends learning; the coefficients of the lowest
+      loss until then are returned and ``diverged`` is true. Floating-point leaves alone are mixed,
+      others are A's. Penalties of a strength that is a Python or NumPy 0 are not computed.
+
+    Raises:
+      ValueError: other than two models, or models that differ in a leaf (named); no examples or
+        fewer than a batch; an unknown granularity; a share outside [0, 1]; a negative strength;
+        steps below 1.
+
+    >>> def loss_fn(key, params, model_state, batch):
+    ...     return jnp.mean((batch[:, :2] @ params["w"] - batch[:, 2]) ** 2), model_state
+    >>> x = jax.random.normal(jax.random.key(0), (64, 2))
+    >>> examples = jnp.concatenate([x, x @ jnp.array([[1.0], [4.0]])], axis=1)
+    >>> a, b = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])}
+    >>> settings = LearningSettings(steps=100, batch_size=32)
+    >>> result = np_merge(jax.random.key(1), loss_fn, (a, b), examples, settings=settings)
+    >>> result.info["coefficients"]["w"].round().tolist()
+    [1.0, 0.0]
+
+    Source: Orozco Camacho et al., "Non-Uniform Parameter-Wise Model Merging", 2024. Its optimiser,
+    rates and start are not public: all that is an argument here is ours, and so are granularities
+    other than ``"parameter"`` and the penalties.
+    """
+    if len(models) != 2:
+        raise ValueError(
+            f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
+        )
+    first, second = models
+    check_same_structure(first, second)
+    variables, center = _start(first, granularity, init)
+    active = active_penalties(strengths)
+    reference = (
+        {name: jnp.stack([share, 1 - share]) for name, share in center.items()},
+        fuse_scopes([weight_scope(model, select=select) for model in models])
+        if active[2]
+        else None,
+    )
+    penalty = Penalty(active, False, select) if any(active) else None
+    result = learn(
+        key, loss_fn, Form(interpolate, penalty), variables, (first, second), examples,
+        settings=settings, learning_rate=learning_rate, model_state=model_state,
+        held_out=held_out, reference=reference, strengths=strengths, repair=repair, state=state,
+    )  # fmt: skip
+    logits = result.info.pop("variables")
+    result.info["coefficients"] = jax.tree.map(jax.nn.sigmoid, logits)
+    return result
+
+
+def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
+    """Tell which strengths are other than a concrete 0.
+
+    Raises:
+      ValueError: a strength is negative or not finite.
+
+    >>> active_penalties(Strengths(entropy=0.1))
+    (False, True, False)
+    """
+    for name, value in strengths._asdict().items():
+        check_strength(value, f"strengths.{name}")
+    distance, entropy, scope = (
+        isinstance(value, jax.core.Tracer) or bool(value != 0) for value in strengths
+    )
+    return distance, entropy, scope
+
+
+def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, dict[str, Array]]:
+    """Logits to begin with, and their shares in shapes that broadcast."""
+    shapes = coefficient_shapes(params, granularity)
+    if isinstance(init, Mapping):
+        if set(init) != set(shapes):
+            odd = sorted(set(init) ^ set(shapes))[0]
+            raise ValueError(
+                f"init and the coefficients of granularity {granularity!r} do not both name {odd}; "
+                "give a share for each leaf"
+            )
+    else:
+        init = dict.fromkeys(shapes, init)
+    for name, share in init.items():
+        check_share(share, f"init of {name}")
+    center, logits = {}, {}
+    for name, shape in shapes.items():
+        share = jnp.asarray(init[name], jnp.float32)
+        # As many axes as the coefficients, of size 1: a number takes no memory.
+        center[name] = share.reshape((1,) * (len(shape) - share.ndim) + share.shape)
+        logits[name] = jnp.broadcast_to(jax.scipy.special.logit(center[name]), shape)
+    return logits, center

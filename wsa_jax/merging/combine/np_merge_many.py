@@ -1,0 +1,269 @@
+"""NP Merge of any number of models: pair after pair, or all at once by softmax coefficients."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Key, PyTree, Real
+
+from wsa_jax.merging.combine.coefficients import (
+    Coefficients,
+    check_share,
+    coefficient_shapes,
+    mixture,
+)
+from wsa_jax.merging.combine.learning import (
+    Form,
+    LearningRate,
+    LearningSettings,
+    LearningState,
+    LossFn,
+    Repair,
+    learn,
+)
+from wsa_jax.merging.combine.np_merge import (
+    NO_PENALTY,
+    Penalty,
+    Strengths,
+    active_penalties,
+    np_merge,
+)
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.scope import fuse_scopes, weight_scope
+from wsa_jax.select import Rule, kernels
+from wsa_jax.tree import check_same_structure
+
+Order = Literal["given", "accuracy", "tree"]
+Start = Literal["average", "half"]
+
+
+class _Node(NamedTuple):
+    """A model or a merge of models: how many went into it, and the position of the first."""
+
+    params: PyTree
+    model_state: PyTree
+    count: int
+    position: int
+
+
+def np_merge_many(
+    key: Key[Array, ""],
+    loss_fn: LossFn,
+    models: Sequence[PyTree],
+    examples: PyTree,
+    *,
+    settings: LearningSettings,
+    order: str = "given",
+    scores: Sequence[float] | Real[ArrayLike, " models"] | None = None,
+    start: str = "average",
+    learning_rate: LearningRate = 0.1,
+    granularity: str = "parameter",
+    strengths: Strengths = NO_PENALTY,
+    select: Rule = kernels,
+    model_state: PyTree = None,
+    held_out: PyTree | None = None,
+    repair: Repair | None = None,
+) -> MergeResult:
+    r"""Merge models by `np_merge` of two at a time, n - 1 times.
+
+    .. math:: M_1 = W_1, \qquad M_{i+1} = \mathrm{NP}(M_i, W_{i+1}) \text{ from } a_0 =
+              \operatorname{logit} \tfrac{i}{i + 1}
+
+    Args:
+      key: as `np_merge`; each merge draws from its own.
+      loss_fn: as there.
+      models: aligned models of one structure.
+      examples: as there, used by every merge.
+      settings: of each merge.
+      order: ``"given"``; ``"accuracy"``, the highest score first; or ``"tree"``, neighbours in
+        pairs, then the merges in pairs, and so on.
+      scores: of the models, for ``order="accuracy"``: accuracies on examples not to be tested on.
+      start: ``"average"`` begins each merge at the plain average of all models that went into it;
+        ``"half"`` at 1/2, which gives the first model a share of :math:`2^{-(n-1)}`.
+      learning_rate: as there.
+      granularity: as there.
+      strengths: as there.
+      select: as there.
+      model_state: as there, for each model; a merge passes its own on.
+      held_out: as there.
+      repair: as there, applied to the last merge alone.
+
+    Returns:
+      The merged model; ``info`` holds ``order``, the positions of models in the order used;
+      ``merges``, pairs of positions of the first models of both sides; and a list each, an entry a
+      merge, of `np_merge`'s ``loss``, ``coefficients``, ``best_step``, ``diverged``,
+      ``diverged_step`` and, where examples are held out, ``held_out_loss``.
+
+    Guarantees: time is linear in models, one compilation serves all merges, and at most one merge
+    beside the models is in memory (``"tree"``: half as many merges as models).
+
+    Edge cases: one model is returned as it is. A merge that diverges gives its best so far.
+
+    Raises:
+      ValueError: no models, an unknown order or start, scores missing or of another number, or what
+        `np_merge` raises.
+
+    >>> def loss_fn(key, params, model_state, batch):
+    ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state
+    >>> models = [{"w": jnp.array([value, 0.0])} for value in (0.0, 3.0, 6.0)]
+    >>> settings = LearningSettings(steps=1, batch_size=2)
+    >>> result = np_merge_many(
+    ...     jax.random.key(0), loss_fn, models, jnp.array([[3.0, 0.0]] * 2), settings=settings,
+    ...     order="accuracy", scores=[0.1, 0.3, 0.2], learning_rate=0.0,
+    ... )
+    >>> result.params["w"].tolist(), result.info["merges"]
+    ([3.0, 0.0], [(1, 2), (1, 0)])
+
+    Source: NP Merge (see `np_merge`) merges many models by successive pairwise merges; orders and
+    starts are ours.
+    """
+    _check_models(models)
+    if start not in get_args(Start):
+        raise ValueError(f"start {start!r} is unknown; give 'average' or 'half'")
+    positions = _positions(order, scores, len(models))
+    nodes = [_Node(models[p], model_state, 1, p) for p in positions]
+    histories: list[dict[str, Any]] = []
+    merges: list[tuple[int, int]] = []
+
+    def merge(first: _Node, second: _Node) -> _Node:
+        count = first.count + second.count
+        result = np_merge(
+            jax.random.fold_in(key, len(merges)),
+            loss_fn, (first.params, second.params), examples,
+            settings=settings, learning_rate=learning_rate, granularity=granularity,
+            init=np.float32(first.count / count if start == "average" else 0.5),
+            strengths=strengths, select=select, model_state=first.model_state, held_out=held_out,
+        )  # fmt: skip
+        # The state is dropped, or every merge's optimiser would stay in memory.
+        histories.append({k: v for k, v in result.info.items() if k != "state"})
+        merges.append((first.position, second.position))
+        return _Node(result.params, result.model_state, count, first.position)
+
+    while len(nodes) > 1:
+        if order == "tree":
+            pairs = zip(nodes[::2], nodes[1::2], strict=False)
+            odd = nodes[-1:] if len(nodes) % 2 else []
+            nodes = [merge(*pair) for pair in pairs] + odd
+        else:
+            nodes = [merge(nodes[0], nodes[1]), *nodes[2:]]
+    (node,) = nodes
+    state = {} if node.model_state is None else node.model_state
+    if repair is not None:
+        state = repair(node.params, state)
+    names = histories[0] if histories else ()
+    info: dict[str, Any] = {name: [history[name] for history in histories] for name in names}
+    return MergeResult(node.params, state, info | {"order": positions, "merges": merges})
+
+
+def np_merge_joint(
+    key: Key[Array, ""],
+    loss_fn: LossFn,
+    models: Sequence[PyTree],
+    examples: PyTree,
+    *,
+    settings: LearningSettings,
+    learning_rate: LearningRate = 0.1,
+    granularity: str = "parameter",
+    init: Sequence[float] | Real[ArrayLike, " models"] | None = None,
+    strengths: Strengths = NO_PENALTY,
+    select: Rule = kernels,
+    model_state: PyTree = None,
+    held_out: PyTree | None = None,
+    repair: Repair | None = None,
+    state: LearningState | None = None,
+) -> MergeResult:
+    r"""Merge models at once with learned shares that sum to 1 at each parameter.
+
+    .. math:: W = \sum_m p_m \odot W_m, \qquad p = \operatorname{softmax}_m(a)
+
+    Args:
+      key: as `np_merge`.
+      loss_fn: as there.
+      models: aligned models of one structure; they stay as they are.
+      examples: as there.
+      settings: as there.
+      learning_rate: as there.
+      granularity: as there.
+      init: share of each model to begin with, normalised here; equal shares if None.
+      strengths: as there; the scope's target is fused from all models.
+      select: as there.
+      model_state: as there.
+      held_out: as there.
+      repair: as there.
+      state: as there.
+
+    Returns:
+      The merged model; ``info`` as `np_merge`'s, but ``coefficients`` are the shares
+      ``[models, ...]`` of each leaf.
+
+    Guarantees: bitwise a model whose share is 1; the gradient is 0 where all models agree. Two
+    models learn what `np_merge` does, at another pace: shares depend on a difference of logits.
+    Memory holds the models and as many coefficients, no stack of them.
+
+    Edge cases and errors: as `np_merge`; one model is allowed, and a model whose initial share is 0
+      stays out.
+
+    >>> def loss_fn(key, params, model_state, batch):
+    ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state
+    >>> models = [{"w": jnp.array([value, 0.0])} for value in (0.0, 3.0, 6.0)]
+    >>> result = np_merge_joint(
+    ...     jax.random.key(0), loss_fn, models, jnp.array([[0.0, 0.0]] * 2),
+    ...     settings=LearningSettings(steps=100, batch_size=2), learning_rate=0.3,
+    ... )
+    >>> result.info["coefficients"]["w"][:, 0].round(2).tolist()
+    [1.0, 0.0, 0.0]
+
+    Source: ours, after `np_merge`.
+    """
+    _check_models(models)
+    shares = np.ones(len(models)) if init is None else init
+    if np.shape(shares) != (len(models),):
+        raise ValueError(
+            f"init of shape {np.shape(shares)} for {len(models)} models; give a share for each"
+        )
+    shares = jnp.asarray(shares, jnp.float32)
+    shares = shares / jnp.sum(shares)
+    check_share(shares)
+    variables: Coefficients = {}
+    center: dict[str, Array] = {}
+    for name, shape in coefficient_shapes(models[0], granularity).items():
+        center[name] = shares.reshape(-1, *(1,) * len(shape))
+        variables[name] = jnp.broadcast_to(jnp.log(center[name]), (len(models), *shape))
+    active = active_penalties(strengths)
+    target = None
+    if active[2]:
+        target = fuse_scopes([weight_scope(model, select=select) for model in models])
+    penalty = Penalty(active, True, select) if any(active) else None
+    result = learn(
+        key, loss_fn, Form(mixture, penalty), variables, tuple(models), examples,
+        settings=settings, learning_rate=learning_rate, model_state=model_state,
+        held_out=held_out, reference=(center, target), strengths=strengths, repair=repair,
+        state=state,
+    )  # fmt: skip
+    logits = result.info.pop("variables")
+    result.info["coefficients"] = {
+        name: jax.nn.softmax(logit, axis=0) for name, logit in logits.items()
+    }
+    return result
+
+
+def _check_models(models: Sequence[PyTree]) -> None:
+    if not models:
+        raise ValueError("no models to merge; give at least one")
+    for other in models[1:]:
+        check_same_structure(models[0], other)
+
+
+def _positions(order: str, scores: Any, count: int) -> list[int]:
+    if order not in get_args(Order):
+        known = ", ".join(repr(name) for name in get_args(Order))
+        raise ValueError(f"order {order!r} is unknown; give one of {known}")
+    if order != "accuracy":
+        return list(range(count))
+    if scores is None or np.shape(scores) != (count,):
+        given = "none" if scores is None else f"of shape {np.shape(scores)}"
+        raise ValueError(f"order 'accuracy' needs a score for each of {count} models, got {given}")
+    # Stable, so that equal scores keep the order given.
+    return np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()
