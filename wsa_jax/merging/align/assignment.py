@@ -1,0 +1,81 @@
+"""Assign units to units: SciPy's solver over one matrix or a stack, and what a matching is."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Integer, PyTree
+from scipy.optimize import linear_sum_assignment
+
+from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.units import permute_units
+
+move = functools.partial(jax.jit, static_argnames="spec")(permute_units)
+
+
+class Matching(NamedTuple):
+    """Which unit of the second model answers to each unit of the first.
+
+    Attributes:
+      permutations: by group, ``[units]``; ``[parent's units, units]`` for a nested group. What
+        `permute_units` takes.
+      info: figures by name (objective, sweeps, seconds), plain values and arrays; never needed to
+        go on.
+    """
+
+    permutations: dict[str, Integer[np.ndarray, "*parent units"]]
+    info: dict[str, Any]
+
+
+def align(spec: AxisSpec, second: PyTree, matching: Matching) -> PyTree:
+    """Bring the second model's units into the first's order; its function is unchanged.
+
+    Statistics that the spec names (BatchNorm) move along. `permute_units` under jit.
+
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
+    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, params)
+    >>> align(spec, params, Matching({"hidden": np.array([1, 0])}, {}))["b"].tolist()
+    [[4.0], [1.0]]
+    """
+    return move(spec, second, matching.permutations)
+
+
+def assign(
+    scores: Float[Array | np.ndarray, "*stack units units"],
+) -> tuple[Integer[np.ndarray, "*stack units"], Float[np.ndarray, "*stack"]]:
+    """Find the permutation of greatest total score, of one matrix or of each of a stack.
+
+    On the host in float64: the solver is serial, and accelerators are slower at it.
+
+    Returns:
+      permutations, row u is given column ``permutation[u]``; and the totals.
+
+    Raises:
+      ValueError: a score is NaN or infinite.
+
+    >>> assign(np.array([[1.0, 5.0], [4.0, 7.0]]))
+    (array([1, 0]), array(9.))
+    """
+    scores = np.asarray(scores, np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError("scores between units hold NaN or infinity; give finite models")
+    flat = scores.reshape(-1, *scores.shape[-2:])
+    columns = np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in flat])
+    permutations = columns.reshape(scores.shape[:-1])
+    return permutations, score_of(scores, permutations)
+
+
+def score_of(
+    scores: Float[np.ndarray, "*stack units units"],
+    permutations: Integer[np.ndarray, "*stack units"],
+) -> Float[np.ndarray, "*stack"]:
+    """Sum each matrix over the pairs that a permutation makes.
+
+    >>> score_of(np.array([[1.0, 5.0], [4.0, 7.0]]), np.array([0, 1])).item()
+    8.0
+    """
+    pairs = np.take_along_axis(scores, permutations[..., None], axis=-1)[..., 0]
+    return np.asarray(pairs.sum(axis=-1))

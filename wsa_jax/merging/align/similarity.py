@@ -1,0 +1,304 @@
+"""How alike two models' units are, as sums of products of their weights: static plan and products.
+
+A *block* is what one assignment moves: a group, with the groups nested in it. A *view* is one of
+its ties, in a layout in which the product is a plain matrix product. Views of equal geometry share
+a compilation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from wsa_jax.merging.align.assignment import move
+from wsa_jax.merging.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
+from wsa_jax.merging.units import permute_units, unit_rows
+from wsa_jax.select import key_path
+from wsa_jax.tree import check_finite, check_same_structure
+
+_OWN, _LEAF = "own", "leaf"
+
+
+Products = tuple[
+    Float[Array, "units units"], tuple[Float[Array, "outer outer inner inner"], ...]
+]
+
+
+class View(NamedTuple):
+    """One tie of a block's group.
+
+    Attributes:
+      leaf: where it lies.
+      tie: of the block's group there.
+      local: the leaf's symmetries with names of its own, so that equal geometry is an equal static
+        argument; ``"own"`` is the block's group.
+      others: groups that move the rest of the leaf, ``(name in local, name in spec)``.
+      nested: groups nested in the block's that lie here, likewise.
+      size: units, where the leaf is laid out with the units last; None keeps its own layout.
+    """
+
+    leaf: str
+    tie: Tie
+    local: AxisSpec
+    others: tuple[tuple[str, str], ...]
+    nested: tuple[tuple[str, str], ...]
+    size: int | None
+
+
+class Block(NamedTuple):
+    """What one assignment moves; `coupled` where its own order enters its scores."""
+
+    group: Group
+    nested: tuple[Group, ...]
+    views: tuple[View, ...]
+    coupled: bool
+
+
+class Problem(NamedTuple):
+    """Two models, ready to be compared group by group.
+
+    Attributes:
+      spec: which axes move together.
+      first: leaves of the first model that move, on the host, by name.
+      second: the second model.
+      blocks: in the spec's order.
+      pairs: both models' leaf of each view in the view's layout; None for a view whose products no
+        other group changes: `constants` has them.
+      constants: products of those views.
+      norms: for each block, the product of both models' norms over its leaves, divided by the
+        root of its units: what rounding of a sum over its units is proportional to.
+    """
+
+    spec: AxisSpec
+    first: dict[str, np.ndarray]
+    second: PyTree
+    blocks: tuple[Block, ...]
+    pairs: list[list[tuple[Array, Array] | None]]
+    constants: list[list[Products | None]]
+    norms: list[float]
+
+
+def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
+    """Check two models against each other and the spec, and lay their leaves out.
+
+    Raises:
+      ValueError: architectures differ, the spec is another model's, or a weight is not finite.
+    """
+    check_same_structure(first, second)
+    check_spec(spec, first)
+    check_finite(first, "the first model")
+    check_finite(second, "the second model")
+    return lay_out(spec, first, second)
+
+
+def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
+    """`prepare` without its checks, for models that passed them."""
+    ours, theirs = _named(first), _named(second)
+    blocks = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
+    names = {view.leaf for block in blocks for view in block.views}
+    host = {name: np.asarray(ours[name]) for name in sorted(names)}
+    pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in host})
+    squares = {
+        name: [np.sum(np.square(_double(model[name]))) for model in (ours, theirs)] for name in host
+    }
+    of_blocks = [np.sum([squares[view.leaf] for view in block.views], axis=0) for block in blocks]
+    norms = [
+        float(np.sqrt(np.prod(both) / block.group.size))
+        for block, both in zip(blocks, of_blocks, strict=True)
+    ]
+    return Problem(spec, host, second, blocks, pairs, constants, norms)
+
+
+def objective(problem: Problem, permutations: Mapping[str, np.ndarray]) -> float:
+    """Sum of products of all weights that move, each counted once, in float64."""
+    moved = _named(move(problem.spec, problem.second, permutations))
+    pairs = [(_double(ours), _double(moved[name])) for name, ours in problem.first.items()]
+    return sum(float(np.vdot(ours, theirs)) for ours, theirs in pairs)
+
+
+def distance(problem: Problem, permutations: Mapping[str, np.ndarray]) -> float:
+    """Euclidean distance of all weights that move, in float64."""
+    moved = _named(move(problem.spec, problem.second, permutations))
+    pairs = [(_double(ours), _double(moved[name])) for name, ours in problem.first.items()]
+    return float(np.sqrt(sum(float(np.sum(np.square(x - y))) for x, y in pairs)))
+
+
+@functools.partial(jax.jit, static_argnames=("local", "flat", "ordered"))
+def products(
+    local: AxisSpec,
+    flat: bool,
+    first: Array,
+    second: Array,
+    permutations: Mapping[str, Array],
+    ordered: bool = False,
+) -> Products:
+    """Multiply each unit's weights in the first model with each unit's in the second.
+
+    Args:
+      local: symmetries of the leaf.
+      flat: the units are on the last axis.
+      first: the leaf in the first model.
+      second: the leaf in the second model.
+      permutations: of the groups that move the rest of the leaf.
+      ordered: sort along the rest in place of permuting: the greatest that each product can be
+        whatever the other groups' orders (rearrangement inequality).
+
+    Returns:
+      products of units; and for each nested group, of its units in each pair of units. The former
+      leaves out what the latter count.
+    """
+    highest = jax.lax.Precision.HIGHEST
+    if ordered:
+        first, second = _ordered(local, first), _ordered(local, second)
+    else:
+        second = permute_units(local, {_LEAF: second}, permutations)[_LEAF]
+    own = local[_OWN]
+    if flat:
+        rows = (x.reshape(-1, own.size) for x in (first, second))
+        return jnp.einsum("kn,km->nm", *rows, precision=highest), ()
+    rest, inside = first, []
+    for group in local.groups:
+        if group.parent != _OWN:
+            continue
+        scores = jnp.zeros((own.size, own.size, group.size, group.size), jnp.float32)
+        for tie in group.ties:
+            rows_of = functools.partial(unit_rows, local, group=group, tie=tie)
+            rows = (rows_of(first), rows_of(second))
+            scores += jnp.einsum("unk,vmk->uvnm", *rows, precision=highest)
+            # Rows only gather, so that their transpose puts ones back where they came from.
+            (covered,) = jax.linear_transpose(rows_of, first)(jnp.ones_like(rows[0]))
+            rest = jnp.where(covered > 0, 0.0, rest)
+        inside.append(scores)
+    rows = (unit_rows(local, x, own, own.ties[0]) for x in (rest, second))
+    return jnp.einsum("nk,mk->nm", *rows, precision=highest), tuple(inside)
+
+
+def _ordered(local: AxisSpec, leaf: Array) -> Array:
+    moved = {_OWN} | {group.name for group in local.groups if group.parent == _OWN}
+    axes = sorted({t.axis for g in local.groups if g.name not in moved for t in g.ties})
+    if not axes:
+        return leaf
+    last = tuple(range(leaf.ndim - len(axes), leaf.ndim))
+    leaf = jnp.moveaxis(leaf, axes, last)
+    ordered = jnp.sort(leaf.reshape(*leaf.shape[: -len(axes)], -1), axis=-1)
+    return jnp.moveaxis(ordered.reshape(leaf.shape), last, axes)
+
+
+@functools.partial(jax.jit, static_argnames="blocks")
+def _lay_out(
+    blocks: tuple[Block, ...], first: Mapping[str, Array], second: Mapping[str, Array]
+) -> tuple[list, list]:
+    """Both models' leaf of each view, in its layout and in float32, or its constant products."""
+
+    def lay(block: Block, view: View, leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf, jnp.float32)
+        if view.size is None:
+            return leaf
+        rows = unit_rows(AxisSpec(groups=(block.group,)), leaf, block.group, view.tie)
+        others = [n for axis, n in enumerate(leaf.shape) if axis != view.tie.axis]
+        return jnp.moveaxis(rows.reshape(view.size, -1, *others), 0, -1)
+
+    pairs, constants = [], []
+    for block in blocks:
+        laid = [
+            (lay(block, view, first[view.leaf]), lay(block, view, second[view.leaf]))
+            for view in block.views
+        ]
+        fixed = [not view.others for view in block.views]
+        pairs.append([None if fix else pair for fix, pair in zip(fixed, laid, strict=True)])
+        constants.append(
+            [
+                products(view.local, view.size is not None, *pair, {}) if fix else None
+                for fix, view, pair in zip(fixed, block.views, laid, strict=True)
+            ]
+        )
+    return pairs, constants
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Block, ...]:
+    by_leaf, ndims = ties_by_leaf(spec), {name: len(shape) for name, shape in shapes}
+    blocks = []
+    for group in spec.groups:
+        if group.parent is not None:
+            continue
+        nested = tuple(inner for inner in spec.groups if inner.parent == group.name)
+        views = [
+            _view(spec, group, tie, by_leaf[tie.leaf], ndims[tie.leaf])
+            for tie in group.ties
+            if tie.role != "statistic"
+        ]
+        own = {group.name, *(inner.name for inner in nested)}
+        coupled = any(
+            own & {name for _, name in view.others} or len(view.nested) > 1 for view in views
+        )
+        blocks.append(Block(group, nested, tuple(views), coupled))
+    return tuple(blocks)
+
+
+def _view(
+    spec: AxisSpec, group: Group, tie: Tie, here: Sequence[tuple[Group, Tie]], ndim: int
+) -> View:
+    nested = [
+        (inner, t)
+        for inner, t in here
+        if inner.parent == group.name and spec.parent_tie(inner, t) == tie
+    ]
+    others = [
+        (other, t)
+        for other, t in here
+        if (other, t) not in nested
+        and t.axis != tie.axis
+        and (other.parent is None or spec.parent_tie(other, t).axis != tie.axis)
+    ]
+    size = None if nested else group.size
+
+    def placed(t: Tie) -> Tie:
+        # Without nesting the leaf is laid out anew: repeats first, other axes, units last.
+        axis = t.axis if nested else t.axis + 1 - (t.axis > tie.axis)
+        return dataclasses.replace(t, leaf=_LEAF, axis=axis, role="produced")
+
+    own = placed(tie) if nested else Tie(leaf=_LEAF, axis=ndim)
+    groups = [Group(name=_OWN, size=group.size, ties=(own,))]
+    inside: dict[str, str] = {}
+    for inner, t in nested:
+        name = inside.setdefault(inner.name, f"{_OWN}/{len(inside)}")
+        groups = _with(groups, name, inner.size, placed(t), _OWN)
+    outside: dict[str, str] = {}
+    for other, t in sorted(others, key=lambda pair: pair[0].parent is not None):
+        name = outside.setdefault(other.name, str(len(outside)))
+        parent = None if other.parent is None else outside[other.parent]
+        groups = _with(groups, name, other.size, placed(t), parent)
+    return View(
+        leaf=tie.leaf,
+        tie=tie,
+        local=AxisSpec(groups=tuple(groups)),
+        others=tuple((local, name) for name, local in outside.items()),
+        nested=tuple((local, name) for name, local in inside.items()),
+        size=size,
+    )
+
+
+def _with(
+    groups: list[Group], name: str, size: int, tie: Tie, parent: str | None
+) -> list[Group]:
+    """The groups with one more tie of a group, which is made where it is new."""
+    if all(group.name != name for group in groups):
+        groups = [*groups, Group(name=name, size=size, ties=(), parent=parent)]
+    return [
+        dataclasses.replace(group, ties=(*group.ties, tie)) if group.name == name else group
+        for group in groups
+    ]
+
+
+def _named(params: PyTree) -> dict[str, Array]:
+    return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _double(leaf: Array | np.ndarray) -> np.ndarray:
+    return np.asarray(leaf).astype(np.float64)
