@@ -8,7 +8,7 @@ a compilation.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from wsa_jax.select import key_path
 from wsa_jax.tree import check_finite, check_same_structure
 
 _OWN, _LEAF = "own", "leaf"
+_CHUNK = 32  # Units that `update_products` takes at once.
 
 
 Products = tuple[
@@ -39,7 +40,8 @@ class View(NamedTuple):
         argument; ``"own"`` is the block's group.
       others: groups that move the rest of the leaf, ``(name in local, name in spec)``.
       nested: groups nested in the block's that lie here, likewise.
-      size: units, where the leaf is laid out with the units last; None keeps its own layout.
+      layout: ``"pair"``: one other group moves the rest, ``[its units, rest, units]``; ``"flat"``:
+        ``[..., units]``; ``"leaf"``: as in the model.
     """
 
     leaf: str
@@ -47,7 +49,7 @@ class View(NamedTuple):
     local: AxisSpec
     others: tuple[tuple[str, str], ...]
     nested: tuple[tuple[str, str], ...]
-    size: int | None
+    layout: Literal["pair", "flat", "leaf"]
 
 
 class Block(NamedTuple):
@@ -104,7 +106,8 @@ def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     host = {name: np.asarray(ours[name]) for name in sorted(names)}
     pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in host})
     squares = {
-        name: [np.sum(np.square(_double(model[name]))) for model in (ours, theirs)] for name in host
+        name: [float(np.vdot(model[name], model[name])) for model in (ours, theirs)]
+        for name in host
     }
     of_blocks = [np.sum([squares[view.leaf] for view in block.views], axis=0) for block in blocks]
     norms = [
@@ -114,24 +117,21 @@ def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     return Problem(spec, host, second, blocks, pairs, constants, norms)
 
 
-def objective(problem: Problem, permutations: Mapping[str, np.ndarray]) -> float:
-    """Sum of products of all weights that move, each counted once, in float64."""
-    moved = _named(move(problem.spec, problem.second, permutations))
-    pairs = [(_double(ours), _double(moved[name])) for name, ours in problem.first.items()]
-    return sum(float(np.vdot(ours, theirs)) for ours, theirs in pairs)
+def compare(problem: Problem, permutations: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Sum of products, and Euclidean distance, of all weights that move, each once, in float64."""
+    moved, total, squares = _named(move(problem.spec, problem.second, permutations)), 0.0, 0.0
+    for name, leaf in problem.first.items():
+        ours, theirs = leaf.astype(np.float64).ravel(), np.asarray(moved[name], np.float64).ravel()
+        total += float(np.dot(ours, theirs))
+        theirs -= ours
+        squares += float(np.dot(theirs, theirs))
+    return total, float(np.sqrt(squares))
 
 
-def distance(problem: Problem, permutations: Mapping[str, np.ndarray]) -> float:
-    """Euclidean distance of all weights that move, in float64."""
-    moved = _named(move(problem.spec, problem.second, permutations))
-    pairs = [(_double(ours), _double(moved[name])) for name, ours in problem.first.items()]
-    return float(np.sqrt(sum(float(np.sum(np.square(x - y))) for x, y in pairs)))
-
-
-@functools.partial(jax.jit, static_argnames=("local", "flat", "ordered"))
+@functools.partial(jax.jit, static_argnames=("local", "layout", "ordered"))
 def products(
     local: AxisSpec,
-    flat: bool,
+    layout: str,
     first: Array,
     second: Array,
     permutations: Mapping[str, Array],
@@ -141,7 +141,7 @@ def products(
 
     Args:
       local: symmetries of the leaf.
-      flat: the units are on the last axis.
+      layout: of the leaf, see `View`.
       first: the leaf in the first model.
       second: the leaf in the second model.
       permutations: of the groups that move the rest of the leaf.
@@ -153,12 +153,17 @@ def products(
       leaves out what the latter count.
     """
     highest = jax.lax.Precision.HIGHEST
-    if ordered:
+    if ordered and layout == "pair":
+        first, second = jnp.sort(first, axis=0), jnp.sort(second, axis=0)
+    elif ordered:
         first, second = _ordered(local, first), _ordered(local, second)
+    elif layout == "pair":
+        ((_, permutation),) = permutations.items()
+        second = second[permutation]
     else:
         second = permute_units(local, {_LEAF: second}, permutations)[_LEAF]
     own = local[_OWN]
-    if flat:
+    if layout != "leaf":
         rows = (x.reshape(-1, own.size) for x in (first, second))
         return jnp.einsum("kn,km->nm", *rows, precision=highest), ()
     rest, inside = first, []
@@ -176,6 +181,34 @@ def products(
         inside.append(scores)
     rows = (unit_rows(local, x, own, own.ties[0]) for x in (rest, second))
     return jnp.einsum("nk,mk->nm", *rows, precision=highest), tuple(inside)
+
+
+@jax.jit
+def update_products(
+    scores: Float[Array, "units units"],
+    first: Float[Array, "others rest units"],
+    second: Float[Array, "others rest units"],
+    moved: Array,
+    count: Array,
+    new: Array,
+    old: Array,
+) -> Float[Array, "units units"]:
+    """Bring the products of a ``"pair"`` view up to date after ``count`` other units moved.
+
+    The work is proportional to their number, not to all: ``moved[:count]`` lists them, and ``new``
+    and ``old`` are the other group's orders.
+    """
+    chunk = min(_CHUNK, moved.shape[0])
+
+    def body(index: Array, scores: Array) -> Array:
+        place = index * chunk + jnp.arange(chunk)
+        units = jnp.take(moved, place, mode="clip")
+        change = second[new[units]] - second[old[units]]
+        change = jnp.where((place < count)[:, None, None], change, 0.0)
+        rows = (x.reshape(-1, scores.shape[0]) for x in (first[units], change))
+        return scores + jnp.einsum("kn,km->nm", *rows, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.fori_loop(0, -(-count // chunk), body, scores)
 
 
 def _ordered(local: AxisSpec, leaf: Array) -> Array:
@@ -197,11 +230,16 @@ def _lay_out(
 
     def lay(block: Block, view: View, leaf: Array) -> Array:
         leaf = jnp.asarray(leaf, jnp.float32)
-        if view.size is None:
+        if view.layout == "leaf":
             return leaf
         rows = unit_rows(AxisSpec(groups=(block.group,)), leaf, block.group, view.tie)
         others = [n for axis, n in enumerate(leaf.shape) if axis != view.tie.axis]
-        return jnp.moveaxis(rows.reshape(view.size, -1, *others), 0, -1)
+        flat = jnp.moveaxis(rows.reshape(block.group.size, -1, *others), 0, -1)
+        if view.layout == "flat":
+            return flat
+        other = view.local.groups[1]
+        rows = unit_rows(view.local, flat, other, other.ties[0])
+        return rows.reshape(other.size, -1, block.group.size)
 
     pairs, constants = [], []
     for block in blocks:
@@ -213,7 +251,7 @@ def _lay_out(
         pairs.append([None if fix else pair for fix, pair in zip(fixed, laid, strict=True)])
         constants.append(
             [
-                products(view.local, view.size is not None, *pair, {}) if fix else None
+                products(view.local, view.layout, *pair, {}) if fix else None
                 for fix, view, pair in zip(fixed, block.views, laid, strict=True)
             ]
         )
@@ -222,14 +260,14 @@ def _lay_out(
 
 @functools.lru_cache(maxsize=64)
 def _plan(spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Block, ...]:
-    by_leaf, ndims = ties_by_leaf(spec), {name: len(shape) for name, shape in shapes}
+    by_leaf = ties_by_leaf(spec)
     blocks = []
     for group in spec.groups:
         if group.parent is not None:
             continue
         nested = tuple(inner for inner in spec.groups if inner.parent == group.name)
         views = [
-            _view(spec, group, tie, by_leaf[tie.leaf], ndims[tie.leaf])
+            _view(spec, group, tie, by_leaf[tie.leaf], dict(shapes)[tie.leaf])
             for tie in group.ties
             if tie.role != "statistic"
         ]
@@ -242,7 +280,7 @@ def _plan(spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tu
 
 
 def _view(
-    spec: AxisSpec, group: Group, tie: Tie, here: Sequence[tuple[Group, Tie]], ndim: int
+    spec: AxisSpec, group: Group, tie: Tie, here: Sequence[tuple[Group, Tie]], shape: tuple[int, ...]
 ) -> View:
     nested = [
         (inner, t)
@@ -256,14 +294,13 @@ def _view(
         and t.axis != tie.axis
         and (other.parent is None or spec.parent_tie(other, t).axis != tie.axis)
     ]
-    size = None if nested else group.size
 
     def placed(t: Tie) -> Tie:
         # Without nesting the leaf is laid out anew: repeats first, other axes, units last.
         axis = t.axis if nested else t.axis + 1 - (t.axis > tie.axis)
         return dataclasses.replace(t, leaf=_LEAF, axis=axis, role="produced")
 
-    own = placed(tie) if nested else Tie(leaf=_LEAF, axis=ndim)
+    own = placed(tie) if nested else Tie(leaf=_LEAF, axis=len(shape))
     groups = [Group(name=_OWN, size=group.size, ties=(own,))]
     inside: dict[str, str] = {}
     for inner, t in nested:
@@ -274,13 +311,18 @@ def _view(
         name = outside.setdefault(other.name, str(len(outside)))
         parent = None if other.parent is None else outside[other.parent]
         groups = _with(groups, name, other.size, placed(t), parent)
+    layout = "leaf" if nested else "flat"
+    if not nested and len(others) == 1 and others[0][0].parent is None:
+        other, t = others[0]
+        if t.offset == 0 and t.outer * other.size * t.inner == shape[t.axis]:
+            layout = "pair"
     return View(
         leaf=tie.leaf,
         tie=tie,
         local=AxisSpec(groups=tuple(groups)),
         others=tuple((local, name) for name, local in outside.items()),
         nested=tuple((local, name) for name, local in inside.items()),
-        size=size,
+        layout=layout,
     )
 
 
@@ -299,6 +341,3 @@ def _with(
 def _named(params: PyTree) -> dict[str, Array]:
     return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
-
-def _double(leaf: Array | np.ndarray) -> np.ndarray:
-    return np.asarray(leaf).astype(np.float64)

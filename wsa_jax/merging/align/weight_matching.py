@@ -3,14 +3,23 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
 from wsa_jax.merging.align.assignment import Matching, assign, score_of
-from wsa_jax.merging.align.similarity import Block, Problem, View, distance, objective, prepare, products
+from wsa_jax.merging.align.similarity import (
+    Block,
+    Problem,
+    Products,
+    View,
+    compare,
+    prepare,
+    products,
+    update_products,
+)
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import Permutations, check_maps, identity_permutations
 
@@ -18,6 +27,7 @@ Start = Literal["identity", "sorted", "random"]
 
 # A score of two units is off by about this share of their norms: float32 products.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_REFRESH = 16  # Updates of products after which they are made anew, so that rounding stays put.
 
 
 def weight_matching(
@@ -93,19 +103,28 @@ def weight_matching(
         rng = generator(key, index)
         permutations = _begin(rng, problem, start, clock)
         end = descend(rng, problem, permutations, max_sweeps=max_sweeps, clock=clock)
-        ends.append((objective(problem, end[0]), *end))
-    best, permutations, sweeps, converged = max(ends, key=lambda end: end[0])
+        ends.append((*compare(problem, end[0]), *end))
+    best, distance, permutations, _, converged = max(ends, key=lambda end: end[0])
     info = {
         "objective": best,
-        "distance": distance(problem, permutations),
+        "distance": distance,
         "objectives": tuple(end[0] for end in ends),
-        "sweeps": tuple(end[2] for end in ends),
+        "sweeps": tuple(end[3] for end in ends),
         "converged": converged,
         "assignments": clock.assignments,
         "seconds": time.perf_counter() - begin,
         "solver_seconds": clock.seconds,
     }
     return Matching(permutations, info)
+
+
+class _Known(NamedTuple):
+    """Products of a view, what they were made for, and updates since they were made anew."""
+
+    versions: tuple[int, ...]
+    others: dict[str, np.ndarray]
+    scores: Products
+    age: int
 
 
 @dataclass
@@ -141,7 +160,7 @@ def descend(
     permutations = {name: np.array(value) for name, value in start.items()}
     versions = dict.fromkeys(permutations, 0)
     seen: dict[int, tuple[int, ...]] = {}
-    cache: dict[tuple[int, int], tuple[tuple[int, ...], Any]] = {}
+    cache: dict[tuple[int, int], _Known] = {}
     for sweep in range(max_sweeps):
         progress = False
         for index in rng.permutation(len(problem.blocks)).tolist():
@@ -156,7 +175,7 @@ def descend(
                 continue
             if block.coupled:  # Its scores hold for the present order of its other axes only.
                 proposed = permutations | proposal
-                gain = objective(problem, proposed) - objective(problem, permutations)
+                gain = compare(problem, proposed)[0] - compare(problem, permutations)[0]
             if gain > _ROUNDING * problem.norms[index]:
                 progress = True
                 for name, new in proposal.items():
@@ -172,23 +191,43 @@ def _scores(
     index: int,
     permutations: Mapping[str, np.ndarray],
     versions: Mapping[str, int],
-    cache: dict[tuple[int, int], tuple[tuple[int, ...], Any]],
+    cache: dict[tuple[int, int], _Known],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scores of a block's units in float64, and of each nested group's; unchanged views kept."""
     block, parts = problem.blocks[index], []
     for position, (view, pair) in enumerate(
         zip(block.views, problem.pairs[index], strict=True)
     ):
+        if pair is None:
+            parts.append((view, problem.constants[index][position]))
+            continue
         now = tuple(versions[name] for _, name in view.others)
         known = cache.get((index, position))
-        if pair is None:
-            known = (now, problem.constants[index][position])
-        elif known is None or known[0] != now:
-            others = {local: permutations[name] for local, name in view.others}
-            known = (now, products(view.local, view.size is not None, *pair, others))
+        if known is None or known.versions != now:
+            known = _renewed(view, pair, permutations, now, known)
             cache[index, position] = known
-        parts.append((view, known[1]))
+        parts.append((view, known.scores))
     return _summed(block, parts)
+
+
+def _renewed(
+    view: View,
+    pair: tuple[Array, Array],
+    permutations: Mapping[str, np.ndarray],
+    versions: tuple[int, ...],
+    known: _Known | None,
+) -> _Known:
+    """A view's products for the other groups' present orders, from those known where few moved."""
+    others = {local: permutations[name] for local, name in view.others}
+    if view.layout == "pair" and known is not None and known.age < _REFRESH:
+        ((local, new),) = others.items()
+        old = known.others[local]
+        moved = np.flatnonzero(new != old)
+        if 2 * len(moved) <= len(new):
+            listed = np.resize(moved, len(new))
+            rest = update_products(known.scores[0], *pair, listed, len(moved), new, old)
+            return _Known(versions, others, (rest, ()), known.age + 1)
+    return _Known(versions, others, products(view.local, view.layout, *pair, others), 0)
 
 
 def _summed(
@@ -275,7 +314,7 @@ def _begin(
             pair, scores = problem.pairs[index][position], problem.constants[index][position]
             if pair is not None:
                 others = {local: identity[name] for local, name in view.others}
-                scores = products(view.local, view.size is not None, *pair, others, ordered=True)
+                scores = products(view.local, view.layout, *pair, others, ordered=True)
             parts.append((view, scores))
         proposal, _ = _propose(block, *_summed(block, parts), identity, clock)
         result |= proposal
