@@ -25,9 +25,7 @@ _OWN, _LEAF = "own", "leaf"
 _CHUNK = 32  # Units that `update_products` takes at once.
 
 
-Products = tuple[
-    Float[Array, "units units"], tuple[Float[Array, "outer outer inner inner"], ...]
-]
+Products = tuple[Float[Array, "units units"], tuple[Float[Array, "outer outer inner inner"], ...]]
 
 
 class View(NamedTuple):
@@ -280,7 +278,11 @@ def _plan(spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tu
 
 
 def _view(
-    spec: AxisSpec, group: Group, tie: Tie, here: Sequence[tuple[Group, Tie]], shape: tuple[int, ...]
+    spec: AxisSpec,
+    group: Group,
+    tie: Tie,
+    here: Sequence[tuple[Group, Tie]],
+    shape: tuple[int, ...],
 ) -> View:
     nested = [
         (inner, t)
@@ -326,9 +328,7 @@ def _view(
     )
 
 
-def _with(
-    groups: list[Group], name: str, size: int, tie: Tie, parent: str | None
-) -> list[Group]:
+def _with(groups: list[Group], name: str, size: int, tie: Tie, parent: str | None) -> list[Group]:
     """The groups with one more tie of a group, which is made where it is new."""
     if all(group.name != name for group in groups):
         groups = [*groups, Group(name=name, size=size, ties=(), parent=parent)]
@@ -340,4 +340,3 @@ def _with(
 
 def _named(params: PyTree) -> dict[str, Array]:
     return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-

@@ -195,9 +195,7 @@ def _scores(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scores of a block's units in float64, and of each nested group's; unchanged views kept."""
     block, parts = problem.blocks[index], []
-    for position, (view, pair) in enumerate(
-        zip(block.views, problem.pairs[index], strict=True)
-    ):
+    for position, (view, pair) in enumerate(zip(block.views, problem.pairs[index], strict=True)):
         if pair is None:
             parts.append((view, problem.constants[index][position]))
             continue

@@ -1,0 +1,117 @@
+"""MergeMany: bring many models into one order, each matched to the mean of the others."""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.similarity import compare, lay_out, prepare
+from wsa_jax.merging.align.weight_matching import descend, generator
+from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.units import identity_permutations
+from wsa_jax.select import is_weight
+from wsa_jax.tree import stack
+
+
+def weight_matching_many(
+    key: Key[Array, ""],
+    spec: AxisSpec,
+    models: Sequence[PyTree],
+    *,
+    max_rounds: int = 100,
+    max_sweeps: int = 100,
+) -> tuple[Matching, ...]:
+    r"""Permute the units of many models so that they come closest to one another.
+
+    .. math:: \min_{\pi_1, \dots, \pi_m} \sum_{i < j} \lVert \pi_i(w^i) - \pi_j(w^j) \rVert^2
+
+    In a random order, each model is matched to the mean of the others as they stand, beginning at
+    its present permutation; rounds follow until one brings nothing.
+
+    Args:
+      key: of the orders of models and groups.
+      spec: which axes move together.
+      models: at least two, of one architecture.
+      max_rounds: rounds over all models.
+      max_sweeps: of one matching.
+
+    Returns:
+      one matching a model, in the order given. Each ``info`` holds ``objective`` (the sum of
+      products with the mean of the others), and, equal in all, ``spread`` (root of the summed
+      squared distances to the mean, after every round), ``rounds``, ``converged`` and ``seconds``.
+
+    Guarantees: arguments are unchanged; equal keys give equal results; the spread, in float64 on
+    the host, never grows. Averaging is not done here: average the aligned models.
+
+    Raises:
+      ValueError: fewer than two models, fewer than one round or sweep, or as `weight_matching`.
+
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> models = [{"a": np.array([[x, 3.0 - x]])} for x in (1.0, 2.0, 1.0)]
+    >>> spec = hand_written({"hidden": [Tie(leaf="a", axis=1)]}, models[0])
+    >>> matchings = weight_matching_many(jax.random.key(0), spec, models)
+    >>> matchings[0].info["spread"][-1]
+    0.0
+
+    Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 2 (MergeMany).
+    """
+    begin = time.perf_counter()
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} models were given; give at least two")
+    if min(max_rounds, max_sweeps) < 1:
+        raise ValueError(
+            f"max_rounds {max_rounds} and max_sweeps {max_sweeps} must both be at least 1"
+        )
+    for other in models[1:]:
+        prepare(spec, models[0], other)
+    rng = generator(key)
+    permutations = [identity_permutations(spec) for _ in models]
+    moved = [jax.tree.map(np.asarray, model) for model in models]
+    spread, rounds, converged = [_spread(moved)], 0, False
+    objectives = [0.0] * len(models)
+    while rounds < max_rounds and not converged:
+        converged = True
+        for index in rng.permutation(len(models)).tolist():
+            others = [model for position, model in enumerate(moved) if position != index]
+            problem = lay_out(spec, _mean(others), models[index])
+            before, _ = compare(problem, permutations[index])
+            found, _, _ = descend(rng, problem, permutations[index], max_sweeps=max_sweeps)
+            after, _ = compare(problem, found)
+            objectives[index] = max(before, after)
+            if after > before:
+                converged, permutations[index] = False, found
+                moved[index] = jax.tree.map(np.asarray, move(spec, models[index], found))
+        rounds += 1
+        spread.append(_spread(moved))
+    shared = {
+        "spread": tuple(spread),
+        "rounds": rounds,
+        "converged": converged,
+        "seconds": time.perf_counter() - begin,
+    }
+    return tuple(
+        Matching(found, {"objective": value} | shared)
+        for found, value in zip(permutations, objectives, strict=True)
+    )
+
+
+@jax.jit
+def _mean_of_stack(models: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.mean(0) if is_weight(leaf) else leaf[0], models)
+
+
+def _mean(models: Sequence[PyTree]) -> PyTree:
+    return _mean_of_stack(stack(models))
+
+
+def _spread(models: Sequence[PyTree]) -> float:
+    """Root of the summed squared distances to the mean, leaf by leaf in float64."""
+    total = 0.0
+    for leaves in zip(*map(jax.tree.leaves, models), strict=True):
+        if is_weight(leaves[0]):
+            values = np.stack(leaves).astype(np.float64)
+            total += float(np.sum(np.square(values - values.mean(0))))
+    return float(np.sqrt(total))

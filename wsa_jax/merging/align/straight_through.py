@@ -1,0 +1,142 @@
+"""Straight-through matching: learn weights whose matching makes the midpoint's loss small."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Integer, Key, PyTree, Real
+
+from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.similarity import lay_out, prepare
+from wsa_jax.merging.align.weight_matching import descend, generator
+from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.units import identity_permutations
+from wsa_jax.training import Batch, Task
+from wsa_jax.tree import lerp
+
+
+def straight_through(
+    key: Key[Array, ""],
+    spec: AxisSpec,
+    first: PyTree,
+    second: PyTree,
+    task: Task,
+    images: Array | np.ndarray,
+    labels: Integer[Array | np.ndarray, " examples"],
+    *,
+    model_state: PyTree = None,
+    steps: int = 100,
+    batch_size: int = 500,
+    learning_rate: Real[ArrayLike, ""] = 0.01,
+    momentum: float | int = 0.9,
+    max_sweeps: int = 100,
+) -> Matching:
+    r"""Search permutations by the loss of the midpoint, through a free model that they project.
+
+    .. math:: \pi_t = \text{weight matching of } w^2 \text{ to } v_t, \qquad
+              L_t = L\bigl(\tfrac12 (w^1 + \pi_t(w^2))\bigr), \qquad
+              v_{t+1} = v_t - \eta \, \nabla L_t
+
+    The gradient passes the projection as if it were the identity; :math:`v_0 = w^1`, so that step 0
+    is weight matching, and each matching begins at the one before.
+
+    Args:
+      key: of batches, the loss's own randomness, and visiting orders.
+      spec: which axes move together.
+      first: the model that stays.
+      second: the model to be brought into its order.
+      task: whose training loss is made small.
+      images: ``[examples, ...]``, training data.
+      labels: ``[examples]``.
+      model_state: non-parameter collections of the midpoint; none by default.
+      steps: batches; the matching is judged on each.
+      batch_size: examples a step, at most all of them.
+      learning_rate: of SGD on the free model.
+      momentum: likewise.
+      max_sweeps: of one matching.
+
+    Returns:
+      the permutations of the least loss, and ``info``: ``loss`` ``[steps]`` of the midpoints as
+      measured in training, ``best_step``, ``seconds``, ``matching_seconds``.
+
+    Guarantees: arguments are unchanged; equal keys give equal results. The best permutations are
+    kept, not the last. Losses of different batches are compared: give ``batch_size`` all examples
+    to judge by the whole set.
+
+    Raises:
+      ValueError: no data, fewer than one step or example a batch, or as `weight_matching`.
+
+    Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (one epoch's
+    random batches, momentum); keeping the best is what they state.
+    """
+    begin = time.perf_counter()
+    if len(labels) == 0:
+        raise ValueError("no training data: labels are empty; give at least one example")
+    if min(steps, batch_size, max_sweeps) < 1:
+        raise ValueError(
+            f"steps {steps}, batch_size {batch_size} and max_sweeps {max_sweeps} must be at least 1"
+        )
+    prepare(spec, first, second)
+    rng, size = generator(key), min(batch_size, len(labels))
+    step = _step(task, momentum)
+    free, velocity = first, jax.tree.map(jnp.zeros_like, first)
+    state = {} if model_state is None else model_state
+    permutations = identity_permutations(spec)
+    best, best_step, losses, matching_seconds = permutations, 0, [], 0.0
+    order = np.zeros(0, int)
+    for index in range(steps):
+        start = time.perf_counter()
+        problem = lay_out(spec, free, second)
+        permutations, _, _ = descend(rng, problem, permutations, max_sweeps=max_sweeps)
+        matching_seconds += time.perf_counter() - start
+        if len(order) < size:
+            order = rng.permutation(len(labels))
+        rows, order = order[:size], order[size:]
+        batch = Batch(jnp.asarray(images[rows]), jnp.asarray(labels[rows]), jnp.ones(size))
+        projected = move(spec, second, permutations)
+        free, velocity, loss = step(
+            jax.random.fold_in(key, index), first, projected, free, velocity, state, batch,
+            jnp.float32(learning_rate),
+        )  # fmt: skip
+        losses.append(float(loss))
+        if losses[index] < losses[best_step] or index == 0:
+            best, best_step = permutations, index
+    info: dict[str, Any] = {
+        "loss": np.asarray(losses),
+        "best_step": best_step,
+        "seconds": time.perf_counter() - begin,
+        "matching_seconds": matching_seconds,
+    }
+    return Matching(best, info)
+
+
+@functools.lru_cache(maxsize=16)
+def _step(task: Task, momentum: float | int) -> Callable[..., tuple[PyTree, PyTree, Array]]:
+    @jax.jit
+    def run(
+        key: Array,
+        first: PyTree,
+        projected: PyTree,
+        free: PyTree,
+        velocity: PyTree,
+        model_state: PyTree,
+        batch: Batch,
+        learning_rate: Array,
+    ) -> tuple[PyTree, PyTree, Array]:
+        def loss_of(midpoint: PyTree) -> tuple[Array, PyTree]:
+            return task.loss(key, midpoint, model_state, batch)
+
+        # Through the projection the gradient is the midpoint's, times its weight in the midpoint.
+        midpoint = lerp(first, projected, 0.5)
+        (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(midpoint)
+        grads = jax.tree.map(lambda g: 0.5 * g, grads)
+        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, grads)
+        free = optax.apply_updates(free, jax.tree.map(lambda v: -learning_rate * v, velocity))
+        return free, velocity, loss
+
+    return run
