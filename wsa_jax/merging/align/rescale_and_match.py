@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import Permutations, permute_units, scale_units
-from wsa_jax.select import key_path
+from wsa_jax.select import is_weight, key_path
 from wsa_jax.tree import check_same_structure
 
 Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
@@ -125,12 +125,12 @@ def _compose(
 
 
 def _squared_distance(spec: AxisSpec, first: PyTree, second: PyTree) -> float:
-    moving = {t.leaf for g in spec.groups for t in g.ties if t.role != "statistic"}
+    """Over all weights; statistics move with the units and do not count."""
+    statistics = {t.leaf for g in spec.groups for t in g.ties if t.role == "statistic"}
+    total = 0.0
     named = jax.tree_util.tree_leaves_with_path(first)
-    return float(
-        sum(
-            np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-            for (path, a), b in zip(named, jax.tree.leaves(second), strict=True)
-            if key_path(path) in moving
-        )
-    )
+    for (path, a), b in zip(named, jax.tree.leaves(second), strict=True):
+        if is_weight(a) and key_path(path) not in statistics:
+            difference = np.asarray(a).astype(np.float64) - np.asarray(b).astype(np.float64)
+            total += float(np.sum(difference**2))
+    return total

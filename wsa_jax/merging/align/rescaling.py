@@ -26,7 +26,8 @@ class Rescaling(NamedTuple):
 
     Attributes:
       scales: by group, positive, ``[units]``, float32; only groups that were fitted.
-      info: ``objective`` (its value at scales of 1, at the start, and after each step),
+      info: ``objective`` (its value at scales of 1, at the start, and after each step; a mean over
+        layers, or, for distances, in units of the models' squared norms),
         ``converged``, ``frozen`` (by group, how many units keep scale 1 because a side of theirs is
         all zero), and, from `rescale`, ``layers``, ``divergence_before``, ``divergence_after``.
     """
@@ -67,8 +68,9 @@ def rescale(
         incoming and outgoing, in each layer.
       objective: ``"divergence"`` is what WSA trains with (Eq. 3). ``"log_std"`` treats too large
         and too small alike; per group it is a linear least squares in closed form (but for layers
-        that read a concatenation, and there it is the start). ``"distance"`` needs units that correspond
-        already: between unrelated models its best scales are those of the smallest weights.
+        that read a concatenation, and there it is the start). ``"distance"`` needs units that
+        correspond already: between unrelated models its best scales are those of the smallest
+        weights, whatever the first's scopes.
       groups: names of those to scale; all that can be by default.
       select: layers that have a scope. Biases move with their layer; they enter ``"distance"`` and
         no scope objective.
@@ -80,7 +82,8 @@ def rescale(
       after.
 
     Guarantees: deterministic; float64 on the host; the objective is never above that of scales of
-      1; equal models give scales of exactly 1; starts from the better of 1 and the ``log_std`` fit.
+      1; equal models give scales of exactly 1; starts from the better of
+      1 and the ``log_std`` fit.
 
     Edge cases: a unit (or group) whose incoming or outgoing weights are all 0 in either model keeps
     scale 1; rows and layers with a std below `wsa_jax.scope.STD_FLOOR` are left out of the fit.

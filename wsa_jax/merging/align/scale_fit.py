@@ -110,7 +110,7 @@ def layer_tables(
             sides = [tuple(axis for axis in every if axis != kept) for kept in every]
         else:
             sides = [tuple(range(table.count.ndim))]
-        share = layer.size if weight_by == "size" else 1.0
+        share = float(layer.size) if weight_by == "size" else 1.0
         tables.append(table._replace(rows=tuple(_rows(table, over, share) for over in sides)))
     total = sum(rows.weight.sum() for table in tables for rows in table.rows)
     if not total > 0:
@@ -143,7 +143,7 @@ def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any)
     order = [*sorted(ties), *(axis for axis in range(a.ndim) if axis not in ties)]
     shape = [a.shape[axis] for axis in sorted(ties)]
     a, b = (leaf.transpose(order).reshape(*shape, -1) for leaf in (a, b))
-    sums = [np.full(shape, a.shape[-1], np.float64), a.sum(-1), (a * a).sum(-1)]
+    sums: list[np.ndarray] = [np.full(shape, float(a.shape[-1])), a.sum(-1), (a * a).sum(-1)]
     sums += [b.sum(-1), (b * b).sum(-1), (a * b).sum(-1)]
     axes = []
     for dim, axis in enumerate(sorted(ties)):
@@ -161,8 +161,7 @@ def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any)
                 for t in sums
             ]
         axes.append(_Axis(variable[index], sign[index]))
-    count, *moments = sums
-    return Table(tuple(axes), count, *moments)
+    return Table(tuple(axes), *sums[:6])
 
 
 def _positions(
