@@ -62,6 +62,20 @@ def rescale_and_match(
     Raises:
       ValueError: fewer than one round, or as `rescale` and ``match_fn``.
 
+    >>> import jax.numpy as jnp
+    >>> from types import SimpleNamespace
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> first = {"0": {"w": jnp.array([[1.0, 2.0]])}, "1": {"w": jnp.array([[1.0], [4.0]])}}
+    >>> second = {"0": {"w": jnp.array([[8.0, 4.0]])}, "1": {"w": jnp.array([[1.0], [0.25]])}}
+    >>> ties = [Tie(leaf="0/w", axis=1), Tie(leaf="1/w", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, first, admits="scaling")
+    >>> swap = SimpleNamespace(permutations={"hidden": np.array([1, 0])})
+    >>> found = rescale_and_match(
+    ...     jax.random.key(0), spec, first, second, match_fn=lambda *models: swap, rounds=1
+    ... )
+    >>> found.permutations["hidden"].tolist(), found.scales["hidden"].tolist()
+    ([1, 0], [0.25, 0.25])
+
     Source: new here; the alternation is coordinate descent over the two symmetries of a ReLU net.
     """
     if rounds < 1:

@@ -92,6 +92,7 @@ def rescale(
       ValueError: no group admits scaling, or a named one does not; models differ in structure, hold
         NaN, or do not fit the spec; a setting is unknown.
 
+    >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> first = {"0": {"w": jnp.array([[1.0, 2.0]])}, "1": {"w": jnp.array([[1.0], [4.0]])}}
     >>> second = {"0": {"w": jnp.array([[8.0, 4.0]])}, "1": {"w": jnp.array([[1.0], [0.25]])}}
@@ -161,6 +162,7 @@ def normalize_scales(
     Raises:
       ValueError: as `rescale`.
 
+    >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> params = {"a": jnp.array([[8.0]]), "b": jnp.array([[0.5]])}
     >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]

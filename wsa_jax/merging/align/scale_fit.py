@@ -161,7 +161,8 @@ def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any)
                 for t in sums
             ]
         axes.append(_Axis(variable[index], sign[index]))
-    return Table(tuple(axes), *sums[:6])
+    count, a_sum, a_square, b_sum, b_square, cross = sums
+    return Table(tuple(axes), count, a_sum, a_square, b_sum, b_square, cross)
 
 
 def _positions(
