@@ -39,12 +39,15 @@ class Task(NamedTuple):
       loss: ``(key, params, model_state, batch) -> (mean loss, model_state)``, in training mode.
       metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode.
       settings: what distinguishes it, ``((name, value), ...)``; a run is resumed only by the same.
+      logits: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode, of images
+        as they are stored; None for a task that has none.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     loss: Callable[[Array, PyTree, PyTree, Batch], tuple[Array, PyTree]]
     metrics: Callable[[PyTree, PyTree, Batch], "Metrics"]
     settings: tuple[tuple[str, str], ...] = ()
+    logits: Callable[[PyTree, PyTree, Array], Array] | None = None
 
 
 class Metrics(NamedTuple):
@@ -100,12 +103,12 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
         return mean, dict(updated)
 
+    def predict(params: PyTree, model_state: PyTree, images: Array) -> Any:
+        variables = {"params": params, **model_state}
+        return module.apply(variables, normalize(images, info), **mode(False))
+
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
-        logits: Any = module.apply(
-            {"params": params, **model_state},
-            normalize(batch.images, info),
-            **mode(False),
-        )
+        logits = predict(params, model_state, batch.images)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
         return Metrics(
@@ -121,7 +124,7 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         ("normalization", f"{info.mean} {info.std} {info.scale}"),
         ("augmentation", augmentation),
     )
-    return Task(init, loss, metrics, settings)
+    return Task(init, loss, metrics, settings, predict)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "batch_size"))

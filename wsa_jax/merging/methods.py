@@ -133,7 +133,7 @@ def align_models(
             variables = align(spec, variables, matching)
         if "activation" in name:
             matching = activation_matching(
-                spec, _activations(spec, evidence, first), _activations(spec, evidence, variables)
+                key, spec, first, variables, _activations(spec, evidence.task), evidence.images
             )
             variables = align(spec, variables, matching)
         if "rescaling" in name:
@@ -247,5 +247,13 @@ def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
     }
 
 
-def _activations(spec: AxisSpec, evidence: Evidence, variables: PyTree) -> Any:
-    raise NotImplementedError
+def _activations(spec: AxisSpec, task: Task) -> Callable[[PyTree, Array], dict[str, Array]]:
+    """The activations of every group, of variables and images as they are stored."""
+    if task.logits is None:
+        raise ValueError("the task has no logits, which activation matching looks inside; set them")
+    logits = task.logits
+
+    def apply(variables: PyTree, images: Array) -> Array:
+        return logits(*Model.of(variables), images)
+
+    return taps(apply, spec)

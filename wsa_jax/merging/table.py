@@ -33,7 +33,7 @@ def merge_table(
     *,
     test: tuple[Array | np.ndarray, Integer[Array | np.ndarray, " examples"]],
     methods: Iterable[str] | Mapping[str, Any] = tuple(METHODS),
-    budget: Budget = Budget(),
+    budget: Budget | None = None,
 ) -> list[Row]:
     """Merge models by every method and evaluate what comes out: a tidy table.
 
@@ -45,7 +45,7 @@ def merge_table(
       test: images and labels to evaluate on; no method sees them.
       methods: names of `METHODS`, or functions by name,
         ``method(key, spec, models, evidence, budget=budget) -> MergeResult``.
-      budget: of learned methods.
+      budget: of learned methods; `Budget()` by default.
 
     Returns:
       One row a line: ``method``, ``accuracy`` in [0, 1], ``loss`` (mean, nats), ``seconds``
@@ -61,6 +61,7 @@ def merge_table(
         another model, no examples, or an unknown method.
     """
     _check(models, spec, evidence, test)
+    budget = Budget() if budget is None else budget
     if not isinstance(methods, Mapping):
         methods = {name: _named(name) for name in methods}
     rows = [
