@@ -1,0 +1,278 @@
+"""Axes as sums of products of atoms, and what it takes to say that two axes are one.
+
+An *atom* is an index set that may be reordered as a whole: the units of a layer, the heads of an
+attention. An axis is a tuple of segments, one after the other (a concatenation), and a segment a
+tuple of atoms, major first (a flattening): ``[h·w·c + u]`` is ``((h, w, c), (u,))``. Joining two
+axes merges atoms; where their borders differ, atoms are split, everywhere they occur at once.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+_LIMIT = 1024
+"""More segments than this in one axis are positions, not structure: they are pinned."""
+
+
+class Atom:
+    """An index set: equal by identity, merged and split in place.
+
+    Attributes:
+      size: number of indices.
+      reason: why it may not be reordered; None while it may.
+      free: an array is constant along it (a broadcast), so that it fits any other.
+      parts: the axis it has been split into, if any.
+    """
+
+    __slots__ = ("_link", "free", "parts", "reason", "size")
+
+    def __init__(self, size: int, *, reason: str | None = None, free: bool = False) -> None:
+        self.size = size
+        self.reason = reason
+        self.free = free
+        self.parts: Axis | None = None
+        self._link: Atom | None = None
+
+    def root(self) -> "Atom":
+        """The atom that stands for all that were merged with this one."""
+        atom = self
+        while atom._link is not None:
+            atom = atom._link
+        if atom is not self:
+            self._link = atom
+        return atom
+
+    def merge(self, other: "Atom") -> "Atom":
+        """Make one of two unsplit roots of one size; a free one takes no part."""
+        if self is other or other.free:
+            return self
+        if self.free:
+            return other
+        self.reason = self.reason if self.reason is not None else other.reason
+        other._link = self
+        return self
+
+    def piece(self, size: int) -> "Atom":
+        """A new atom of what this one is split into."""
+        return Atom(size, reason=self.reason, free=self.free)
+
+
+Segment = tuple[Atom, ...]
+Axis = tuple[Segment, ...]
+
+
+def fresh(size: int, *, reason: str | None = None, free: bool = False) -> Axis:
+    """An axis of one new atom."""
+    return ((Atom(size, reason=reason, free=free),),) if size > 1 else ((),) * size
+
+
+def size_of(axis: Axis) -> int:
+    """Length of an axis."""
+    return sum(math.prod(atom.size for atom in segment) for segment in axis)
+
+
+def expand(axis: Axis) -> Axis:
+    """The axis in unsplit roots; single indices vanish and neighbouring free atoms become one."""
+    terms = [term for segment in axis for term in _expand(segment)]
+    if len(terms) > _LIMIT:
+        for term in terms:
+            _pin(term, "an axis cut into too many pieces to follow")
+        return fresh(sum(_size(term) for term in terms), reason="an axis cut into too many pieces")
+    return tuple(_merge_free(term) for term in terms)
+
+
+def atoms_of(axis: Axis) -> list[Atom]:
+    """The unsplit roots of an axis, in order, repeats included."""
+    return [atom for segment in expand(axis) for atom in segment]
+
+
+def is_free(axis: Axis) -> bool:
+    """Whether arrays are constant along the axis, or it has one position."""
+    axis = expand(axis)
+    return len(axis) == 1 and all(atom.free for atom in axis[0])
+
+
+def is_positional(axis: Axis) -> bool:
+    """Whether nothing along the axis may be reordered."""
+    atoms = [atom for atom in atoms_of(axis) if not atom.free]
+    return bool(atoms) and all(atom.reason is not None for atom in atoms)
+
+
+def pin(axis: Axis, reason: str) -> None:
+    """Forbid reordering anything along the axis; a first reason is kept."""
+    _pin(atoms_of(axis), reason)
+
+
+def product(axes: Sequence[Axis]) -> Axis:
+    """The flattening of several axes into one, major first."""
+    terms: list[Segment] = [()]
+    for axis in axes:
+        terms = _times(terms, list(expand(axis)))
+    return expand(tuple(terms))
+
+
+def join(first: Axis, second: Axis) -> Axis:
+    """Say that two axes of one size index the same things, and return what is not free of them."""
+    for _ in range(64):
+        first, second = expand(first), expand(second)
+        if is_free(second):
+            return first
+        if is_free(first):
+            return second
+        if is_positional(first) or is_positional(second):
+            return _join_positional(first, second)
+        borders = _borders(first), _borders(second)
+        if borders[0] == borders[1]:
+            return expand(tuple(_join_segments(a, b) for a, b in zip(first, second, strict=True)))
+        cut(first, borders[1])
+        cut(second, borders[0])
+    reason = "two orders of one axis that have no common pieces"
+    pin(first, reason)
+    pin(second, reason)
+    return fresh(size_of(first), reason=reason)
+
+
+def cut(axis: Axis, points: Iterable[int]) -> Axis:
+    """Split atoms so that segments end at the given positions."""
+    for point in sorted(points):
+        for _ in range(64):
+            start, axis = 0, expand(axis)
+            inside = None
+            for segment in axis:
+                if start < point < start + _size(segment):
+                    inside = segment, point - start
+                start += _size(segment)
+            if inside is None:
+                break
+            (leading, *rest), offset = inside
+            before, within = divmod(offset, _size(rest))
+            sizes = (before, 1 if within else 0, leading.size - before - (within > 0))
+            leading.parts = tuple(
+                (leading.piece(size),) if size > 1 else () for size in sizes if size
+            )
+    return expand(axis)
+
+
+def distribute(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Unflatten an axis into several, major first."""
+    axis = expand(axis)
+    if len(axis) != 1:
+        axes = [fresh(size) for size in sizes]
+        join(product(axes), axis)
+        return axes
+    factors, axes = list(axis[0]), []
+    for size in reversed(sizes):
+        taken: list[Atom] = []
+        while (missing := size // _size(taken)) > 1:
+            atom = factors.pop().root()
+            if atom.parts is not None:  # it stands in this axis twice
+                factors.extend(a for segment in expand(((atom,),)) for a in segment)
+                continue
+            if missing % atom.size and atom.size % missing:
+                # Borders that do not divide one another have no common factors.
+                reason = f"a reshape of {size_of(axis)} to {tuple(sizes)} that cuts across units"
+                pin(axis, reason)
+                return [fresh(size, reason=reason) for size in sizes]
+            if atom.size > missing:
+                major, minor = _factor(atom, missing)
+                factors.append(major)
+                atom = minor
+            taken.insert(0, atom)
+        axes.insert(0, (tuple(taken),))
+    return axes
+
+
+def _size(segment: Sequence[Atom]) -> int:
+    return math.prod(atom.size for atom in segment)
+
+
+def _pin(atoms: Iterable[Atom], reason: str) -> None:
+    for atom in atoms:
+        if not atom.free and atom.reason is None:
+            atom.reason = reason
+
+
+def _expand(segment: Segment) -> list[Segment]:
+    terms: list[Segment] = [()]
+    for atom in segment:
+        atom = atom.root()
+        if atom.size == 1:
+            continue
+        if atom.parts is None:
+            terms = [(*term, atom) for term in terms]
+        else:
+            terms = _times(terms, [term for part in atom.parts for term in _expand(part)])
+    return terms
+
+
+def _times(terms: list[Segment], parts: list[Segment]) -> list[Segment]:
+    if len(parts) == 1:
+        return [term + parts[0] for term in terms]
+    result: list[Segment] = []
+    for term in terms:
+        # Around a concatenation the units outside of it stand at fixed places.
+        _pin(term, "it repeats a concatenation")
+        if _size(term) * len(parts) > _LIMIT:
+            reason = "a concatenation repeated too often to follow"
+            _pin((atom for part in parts for atom in part), reason)
+            size = _size(term) * sum(_size(part) for part in parts)
+            result.append((Atom(size, reason=reason),))
+        else:
+            result.extend(parts * _size(term))
+    return result
+
+
+def _merge_free(segment: Segment) -> Segment:
+    result: list[Atom] = []
+    for atom in segment:
+        if atom.free and result and result[-1].free:
+            result[-1] = Atom(result[-1].size * atom.size, free=True)
+        else:
+            result.append(atom)
+    return tuple(result)
+
+
+def _borders(axis: Axis) -> set[int]:
+    position, borders = 0, set()
+    for segment in axis:
+        position += _size(segment)
+        borders.add(position)
+    return borders
+
+
+def _join_positional(first: Axis, second: Axis) -> Axis:
+    held = first if is_positional(first) else second
+    reason = next((a.reason for a in atoms_of(held) if a.reason is not None), "a constant")
+    pin(first, reason)
+    pin(second, reason)
+    return fresh(size_of(first), reason=reason)
+
+
+def _factor(atom: Atom, minor: int) -> tuple[Atom, Atom]:
+    pieces = atom.piece(atom.size // minor), atom.piece(minor)
+    atom.parts = (pieces,)
+    return pieces
+
+
+def _join_segments(first: Segment, second: Segment) -> Segment:
+    left, right, joined = list(first), list(second), []
+    while left and right:
+        a, b = left.pop().root(), right.pop().root()
+        # A merge or a split before this one may have split these, too.
+        if a.parts is not None or b.parts is not None:
+            left.extend(atom for part in expand(((a,),)) for atom in part)
+            right.extend(atom for part in expand(((b,),)) for atom in part)
+            continue
+        if a.size > b.size and a.size % b.size == 0:
+            major, a = _factor(a, b.size)
+            left.append(major)
+        elif b.size > a.size and b.size % a.size == 0:
+            major, b = _factor(b, a.size)
+            right.append(major)
+        elif a.size != b.size:
+            rest = [*left, a, *right, b]
+            reason = "two flattenings of one axis that cut across each other's units"
+            _pin((atom for part in expand((tuple(rest),)) for atom in part), reason)
+            joined.insert(0, Atom(_size(left) * a.size, reason=reason))
+            return tuple(joined)
+        joined.insert(0, a.merge(b))
+    return tuple(joined)

@@ -1,0 +1,263 @@
+"""Walk through a jaxpr and all it calls, one rule an equation, and record what was seen.
+
+The walk is symbolic: each array is a `Value`, its axes in atoms, and each rule joins or pins them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core, source_info_util
+
+from wsa_jax.merging.tracing.atoms import Axis, fresh, join, pin, size_of
+
+Origin = tuple[frozenset[tuple[int, int]], ...]
+
+_CALLS = frozenset({
+    "pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint",
+    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call",
+})  # fmt: skip
+
+
+@dataclass(eq=False)
+class Value:
+    """An array: its axes, and what is known of where it comes from.
+
+    Attributes:
+      axes: one for each axis.
+      origin: for a function of parameters alone, the (leaf, axis) pairs each axis derives from.
+      constant: the number that all elements are, if known.
+    """
+
+    axes: tuple[Axis, ...]
+    origin: Origin | None = None
+    constant: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(size_of(axis) for axis in self.axes)
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a function of parameters alone, and of one at least."""
+        return self.origin is not None and any(self.origin)
+
+
+@dataclass(eq=False)
+class Step:
+    """One equation as it was seen.
+
+    Attributes:
+      name: of the primitive.
+      inputs: values in.
+      outputs: values out.
+      params: what the rule says of it.
+      position: number of the equation, counted outside of loops; None inside of one.
+    """
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    params: dict[str, Any]
+    position: int | None
+
+
+Rule = Callable[["Walk", Any, Sequence[Value]], list[Value]]
+
+
+@dataclass
+class Walk:
+    """What a walk has seen.
+
+    Attributes:
+      rules: by primitive.
+      steps: in the order of execution.
+      consumed: (leaf, axis) pairs that a product with data sums over.
+      produced: (leaf, axis) pairs that end up in data.
+      depth: loops around the current equation.
+      position: equations passed outside of loops.
+    """
+
+    rules: dict[str, Rule]
+    steps: list[Step] = field(default_factory=list)
+    consumed: set[tuple[int, int]] = field(default_factory=set)
+    produced: set[tuple[int, int]] = field(default_factory=set)
+    depth: int = 0
+    position: int = 0
+
+    def record(self, name: str, inputs: Iterable[Value], outputs: Iterable[Value], **params) -> None:
+        """Keep a step for what is asked later: degrees, nesting, taps."""
+        position = None if self.depth else self.position
+        self.steps.append(Step(name, tuple(inputs), tuple(outputs), params, position))
+
+    def run(self, jaxpr: core.Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
+        """Walk through a jaxpr; values of its outputs."""
+        env: dict[core.Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> Value:
+            return constant_value(atom.val) if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            outputs = self.equation(eqn, inputs)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def closed(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+        """Walk through a jaxpr with its constants."""
+        if isinstance(jaxpr, core.ClosedJaxpr):
+            consts = [constant_value(const) for const in jaxpr.consts]
+            return self.run(jaxpr.jaxpr, consts, args)
+        return self.run(jaxpr, [], args)
+
+    def equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
+        """Apply the rule of an equation; look inside calls and loops."""
+        name = eqn.primitive.name
+        if (inner := called(eqn)) is not None:
+            return self.closed(inner, inputs)
+        self.position += self.depth == 0
+        if name in _LOOPS:
+            self.depth += 1
+            outputs = _LOOPS[name](self, eqn, inputs)
+            self.depth -= 1
+            return outputs
+        if 0 in [n for var in (*eqn.invars, *eqn.outvars) for n in getattr(var.aval, "shape", ())]:
+            return unknown(self, eqn, inputs)
+        return self.rules.get(name, unknown)(self, eqn, inputs)
+
+
+def called(eqn: Any) -> Any:
+    """The jaxpr that an equation is merely a call of, or None."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
+        if key in eqn.params:
+            return eqn.params[key]
+    return None
+
+
+def where(eqn: Any) -> str:
+    """The primitive and the line of the user's code that an equation comes from."""
+    return f"{eqn.primitive.name} at {source_info_util.summarize(eqn.source_info)}"
+
+
+def constant_value(array: Any) -> Value:
+    """The value of a literal or a closed-over array: free along its axes if all elements agree."""
+    shape = tuple(getattr(array, "shape", ()))
+    known = not isinstance(array, jax.core.Tracer) and is_number(array)
+    if known:
+        numbers = np.asarray(array)
+        if numbers.size and (numbers == numbers.flat[0]).all():
+            axes = tuple(fresh(size, free=True) for size in shape)
+            return Value(axes, _no_origin(shape), float(numbers.flat[0]))
+    reason = "a constant array differs along it"
+    return Value(tuple(fresh(size, reason=reason) for size in shape), _no_origin(shape))
+
+
+def is_number(array: Any) -> bool:
+    """Whether an array holds real numbers or booleans, on this host."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        return isinstance(array, bool | int | float)
+    # Not np.issubdtype: it does not know bfloat16, and a PRNG key holds no numbers.
+    return any(jax.numpy.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))
+
+
+def unknown(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Pin every axis that goes in or comes out, and say which equation did it."""
+    reason = where(eqn)
+    for value in inputs:
+        for axis in value.axes:
+            pin(axis, reason)
+    outputs = [pinned_value(var.aval, reason) for var in eqn.outvars]
+    walk.record("unknown", inputs, outputs)
+    return outputs
+
+
+def pinned_value(aval: Any, reason: str) -> Value:
+    """An array whose every element has its place."""
+    return Value(tuple(fresh(size, reason=reason) for size in getattr(aval, "shape", ())))
+
+
+def merged_origin(inputs: Sequence[Value], shape: tuple[int, ...]) -> Origin | None:
+    """Where the result of an elementwise function comes from; None if from data."""
+    if any(value.origin is None for value in inputs):
+        return None
+    pairs: list[frozenset[tuple[int, int]]] = [frozenset()] * len(shape)
+    for value in inputs:
+        if value.origin is not None and len(value.origin) == len(shape):
+            pairs = [a | b for a, b in zip(pairs, value.origin, strict=True)]
+    return tuple(pairs)
+
+
+def _no_origin(shape: Sequence[int]) -> Origin:
+    return (frozenset(),) * len(shape)
+
+
+def _carried(walk: Walk, start: Sequence[Value]) -> list[Value]:
+    """Stand-ins for what a loop carries: the same axes, whatever the turn."""
+    carried = []
+    for value in start:
+        # Along what is constant at the start, it need not be so later.
+        axes = [fresh(size) for size in value.shape]
+        for axis, given in zip(axes, value.axes, strict=True):
+            join(axis, given)
+        carried.append(Value(tuple(axes)))
+        walk.record("carry", [value], [carried[-1]])
+    return carried
+
+
+def _same(walk: Walk, value: Value, other: Value) -> Value:
+    axes = tuple(join(a, b) for a, b in zip(value.axes, other.axes, strict=True))
+    result = Value(axes)
+    walk.record("same", [value, other], [result])
+    return result
+
+
+def _scan(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
+    count, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    reason = f"turns of {where(eqn)}"
+    slices = []
+    for value in inputs[count + carries :]:
+        pin(value.axes[0], reason)
+        origin = None if value.origin is None else value.origin[1:]
+        slices.append(Value(value.axes[1:], origin, value.constant))
+        kept = [(axis + 1,) for axis in range(len(slices[-1].axes))]
+        walk.record("move", [value], [slices[-1]], sources=kept)
+    start = inputs[count : count + carries]
+    carried = _carried(walk, start)
+    outputs = walk.closed(eqn.params["jaxpr"], [*inputs[:count], *carried, *slices])
+    ends = [_same(walk, a, b) for a, b in zip(carried, outputs[:carries], strict=True)]
+    stacked = []
+    for value in outputs[carries:]:
+        turns = fresh(eqn.params["length"], reason=reason)
+        stacked.append(Value((turns, *value.axes)))
+        kept = [(), *((axis,) for axis in range(len(value.axes)))]
+        walk.record("move", [value], [stacked[-1]], sources=kept)
+    return [*ends, *stacked]
+
+
+def _while(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
+    first = eqn.params["cond_nconsts"]
+    second = first + eqn.params["body_nconsts"]
+    carried = _carried(walk, inputs[second:])
+    (going,) = walk.closed(eqn.params["cond_jaxpr"], [*inputs[:first], *carried])
+    walk.record("decide", [going], [])
+    outputs = walk.closed(eqn.params["body_jaxpr"], [*inputs[first:second], *carried])
+    return [_same(walk, a, b) for a, b in zip(carried, outputs, strict=True)]
+
+
+def _cond(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
+    walk.record("decide", inputs[:1], [])
+    results = [walk.closed(branch, inputs[1:]) for branch in eqn.params["branches"]]
+    outputs = results[0]
+    for others in results[1:]:
+        outputs = [_same(walk, a, b) for a, b in zip(outputs, others, strict=True)]
+    return outputs
+
+
+_LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
