@@ -162,8 +162,8 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
     """Raise a ValueError that names the leaf and axis in which a spec does not fit a model.
 
     Checked: every leaf is there, has the axis, and its size fits the group's blocks; groups have
-    distinct names, at least one unit and one tie; blocks of one axis do not overlap unless nested,
-    and cover it unless it is pinned; parents are in the spec.
+    distinct names, at least one unit and one tie; blocks of one axis do not overlap unless
+    each unit of one holds all of the other's, and cover it unless it is pinned; parents are there.
 
     >>> hidden = Group(name="hidden", size=4, ties=(Tie(leaf="kernel", axis=1),))
     >>> check_spec(AxisSpec(groups=(hidden,)), {"kernel": np.ones((2, 3))})
@@ -176,7 +176,7 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
     if len(set(spec.names)) != len(spec.names):
         raise ValueError(f"group names must differ; got {_listed(spec.names)}")
     pinned = {(pin.leaf, pin.axis) for pin in spec.pinned}
-    blocks: dict[tuple[str, int], list[tuple[int, int, Group]]] = {}
+    blocks: dict[tuple[str, int], list[tuple[int, int, Group, Tie]]] = {}
     for group in spec.groups:
         if group.size < 1 or not group.ties:
             raise ValueError(
@@ -187,24 +187,25 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
             _check_tie(group, tie, shapes)
             if group.parent is not None:
                 spec.parent_tie(group, tie)
-            extent = (tie.offset, tie.offset + tie.outer * group.size * tie.inner, group)
+            extent = (tie.offset, _stop(group, tie), group, tie)
             blocks.setdefault((tie.leaf, tie.axis), []).append(extent)
     for (leaf, axis), extents in blocks.items():
-        for index, (start, stop, group) in enumerate(extents):
-            for begin, end, other in extents[:index]:
+        for index, (start, stop, group, tie) in enumerate(extents):
+            for begin, end, other, others in extents[:index]:
                 nested = other.parent == group.name or group.parent == other.name
+                nested |= _inside(group, tie, other, others) or _inside(other, others, group, tie)
                 if begin < stop and start < end and not nested:
                     raise ValueError(
                         f"axis {axis} of leaf {leaf} is given to groups {other.name} and "
                         f"{group.name} at once; give each its own block"
                     )
         covered = np.zeros(shapes[leaf][axis], bool)
-        for start, stop, _ in extents:
+        for start, stop, *_ in extents:
             covered[start:stop] = True
         if not covered.all() and (leaf, axis) not in pinned:
             raise ValueError(
                 f"axis {axis} of leaf {leaf} has size {covered.size}, of which groups "
-                f"{_listed(sorted({group.name for _, _, group in extents}))} cover "
+                f"{_listed(sorted({group.name for _, _, group, _ in extents}))} cover "
                 f"{covered.sum()}; pin the axis if the rest is meant to stay"
             )
 
@@ -273,13 +274,27 @@ def _check_tie(group: Group, tie: Tie, shapes: Mapping[str, tuple[int, ...]]) ->
             f"leaf {tie.leaf} has shape {shape} and no axis {tie.axis}, which group {group.name} "
             "names"
         )
-    size, needed = shape[tie.axis], tie.offset + tie.outer * group.size * tie.inner
+    size, needed = shape[tie.axis], _stop(group, tie)
     if size < needed:
         raise ValueError(
             f"axis {tie.axis} of leaf {tie.leaf} has size {size}, too small for group "
             f"{group.name}: {group.size} units in {tie.outer} x {tie.inner} places from "
             f"{tie.offset}"
         )
+
+
+def _stop(group: Group, tie: Tie) -> int:
+    return tie.offset + tie.outer * group.size * tie.inner
+
+
+def _inside(inner: Group, tie: Tie, outer: Group, other: Tie) -> bool:
+    """Whether each unit of an outer group holds the same places of an inner one: both move."""
+    period = outer.size * other.inner
+    return (
+        other.inner % (inner.size * tie.inner) == 0
+        and (tie.offset - other.offset) % period == 0
+        and (_stop(inner, tie) - tie.offset) % period == 0
+    )
 
 
 def _depth(spec: AxisSpec, group: Group) -> int:

@@ -82,7 +82,7 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     Args:
       spec: which axes move together; every scaled group must admit scaling.
       params: a model.
-      scales: by group, positive, ``[units]``.
+      scales: by group, positive, ``[units]``; for a nested group ``[parent's units, units]``.
 
     Guarantees: with positive scales the function is unchanged up to rounding; scales of 1 change
     nothing at all.
@@ -109,9 +109,20 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     def move(leaf: Array, group: Group, tie: Tie) -> Array:
         if group.name not in scales or tie.role == "statistic":
             return leaf
+        scale, axes = jnp.asarray(scales[group.name]), [tie.axis]
         inside, unit = _units(leaf.shape[tie.axis], group, tie)
-        factor = jnp.where(inside, jnp.asarray(scales[group.name])[unit], 1.0)
-        factor = factor.reshape([-1 if axis == tie.axis else 1 for axis in range(leaf.ndim)])
+        if group.parent is None:
+            factor = jnp.where(inside, scale[unit], 1.0)
+        else:
+            parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
+            owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
+            if parent_tie.axis == tie.axis:
+                factor = jnp.where(inside & owned, scale[owner, unit], 1.0)
+            else:
+                factor = jnp.where(inside & owned[:, None], scale[owner][:, unit], 1.0)
+                factor = factor if parent_tie.axis < tie.axis else factor.T
+                axes.append(parent_tie.axis)
+        factor = factor.reshape([leaf.shape[a] if a in axes else 1 for a in range(leaf.ndim)])
         factor = factor.astype(leaf.dtype)
         return leaf / factor if tie.role == "consumed" else leaf * factor
 
@@ -140,7 +151,7 @@ def unit_rows(
         # The repeats of these units are the parent's repeats, its units, and what lies between.
         block = _block(leaf, group.size, tie)
         between = parent_tie.inner // (group.size * tie.inner)
-        block = block.reshape(parent_tie.outer, parent.size, between, *block.shape[1:])
+        block = block.reshape(-1, parent.size, between, *block.shape[1:])
         return jnp.moveaxis(block, (1, 3), (0, 1)).reshape(parent.size, group.size, -1)
     rows = _block(leaf, parent.size, parent_tie)  # [outer, parent's units, inner, others...]
     axis = tie.axis + 3 if tie.axis < parent_tie.axis else tie.axis + 2

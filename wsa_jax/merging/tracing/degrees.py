@@ -37,7 +37,7 @@ class _Analysis:
         self.not_linear: set[Atom] = set()
         self.known: dict[int, list[AxisDegrees]] = {}
 
-    def atoms(self, value: Value, axis: int) -> set[Atom]:
+    def atoms(self, value: Value, axis: int) -> frozenset[Atom]:
         return self.live.intersection(atoms_of(value.axes[axis]))
 
     def degree(self, value: Value, axis: int, atom: Atom) -> Degree:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from wsa_jax.merging.tracing.atoms import Axis, fresh, join, pin, size_of
-from wsa_jax.merging.tracing.walk import Origin, Value, Walk, merged_origin, unknown, where
+from wsa_jax.merging.tracing.walk import Origin, Value, Walk, merged_origin, unknown
 
 WINDOW = "places of a kernel or image"
 
@@ -175,7 +175,7 @@ def _convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    reason, value = where(eqn), inputs[0]
+    reason, value = walk.where(eqn), inputs[0]
     axis = eqn.params.get("axis", -1) % len(value.axes)
     pin(value.axes[axis], reason)
     outputs = []

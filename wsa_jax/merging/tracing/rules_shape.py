@@ -17,7 +17,7 @@ from wsa_jax.merging.tracing.atoms import (
     product,
     size_of,
 )
-from wsa_jax.merging.tracing.walk import Origin, Rule, Value, Walk, merged_origin, unknown, where
+from wsa_jax.merging.tracing.walk import Origin, Rule, Value, Walk, merged_origin, unknown
 
 Sources = Sequence[Sequence[int]]
 
@@ -89,7 +89,7 @@ def _reverse(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def _positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> list[Value]:
     """Pin some axes, whose length may change; the others stay."""
-    reason, axes = where(eqn), list(value.axes)
+    reason, axes = walk.where(eqn), list(value.axes)
     for axis in pinned:
         pin(axes[axis], reason)
         axes[axis] = fresh(eqn.outvars[0].aval.shape[axis], reason=reason)
@@ -100,7 +100,7 @@ def along(*keys: str) -> Rule:
     """The rule of primitives for which order counts along the axes that a parameter names."""
 
     def rule(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-        reason, outputs = where(eqn), []
+        reason, outputs = walk.where(eqn), []
         named = next(eqn.params[key] for key in keys if key in eqn.params)
         axes = [named] if isinstance(named, int) else list(named)
         for value in inputs:
@@ -139,7 +139,7 @@ def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    place, reason = eqn.params["axis"], where(eqn)
+    place, reason = eqn.params["axis"], walk.where(eqn)
     axes = list(inputs[0].axes)
     for value in inputs[1:]:
         axes = [join(a, b) for a, b in zip(axes, value.axes, strict=True)]
@@ -162,8 +162,9 @@ def _tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def _pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     value, filler = inputs
-    axes, reason = list(value.axes), where(eqn)
-    for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+    axes, reason = list(value.axes), walk.where(eqn)
+    for axis, config in enumerate(eqn.params["padding_config"]):
+        low, high, interior = (int(number) for number in config)
         size = eqn.outvars[0].aval.shape[axis]
         if interior or low < 0 or high < 0 or is_positional(axes[axis]):
             if (low, high, interior) != (0, 0, 0):
@@ -194,7 +195,7 @@ def _part(axis: Axis, start: int, stop: int, reason: str) -> Axis:
 
 
 def _slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    value, reason = inputs[0], where(eqn)
+    value, reason = inputs[0], walk.where(eqn)
     axes, shape = list(value.axes), eqn.outvars[0].aval.shape
     strides = eqn.params["strides"] or (1,) * len(axes)
     limits = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strides, strict=True)
@@ -211,7 +212,7 @@ def _split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     value, axis, start, outputs = inputs[0], eqn.params["axis"], 0, []
     for size in eqn.params["sizes"]:
         axes = list(value.axes)
-        axes[axis] = _part(axes[axis], start, start + int(size), where(eqn))
+        axes[axis] = _part(axes[axis], start, start + int(size), walk.where(eqn))
         outputs += _moved(walk, value, axes, _kept(len(axes)))
         start += int(size)
     return outputs
@@ -225,7 +226,7 @@ def _dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]
 
 def _dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     value, update = inputs[0], inputs[1]
-    reason, axes = where(eqn), []
+    reason, axes = walk.where(eqn), []
     for axis, given in zip(value.axes, update.axes, strict=True):
         if size_of(axis) == size_of(given):
             axes.append(join(axis, given))
@@ -241,7 +242,7 @@ def _dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list
 def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     table, indices = inputs
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    reason, shape = where(eqn), eqn.outvars[0].aval.shape
+    reason, shape = walk.where(eqn), eqn.outvars[0].aval.shape
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     axes: list[Axis] = [((),)] * len(shape)
     sources: list[tuple[int, ...]] = [()] * len(shape)

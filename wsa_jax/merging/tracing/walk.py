@@ -79,6 +79,7 @@ class Walk:
       produced: (leaf, axis) pairs that end up in data.
       depth: loops around the current equation.
       position: equations passed outside of loops.
+      lines: of the user's code, of the calls around the current equation.
     """
 
     rules: dict[str, Rule]
@@ -87,6 +88,7 @@ class Walk:
     produced: set[tuple[int, int]] = field(default_factory=set)
     depth: int = 0
     position: int = 0
+    lines: list[str] = field(default_factory=list)
 
     def record(self, name: str, inputs: Iterable[Value], outputs: Iterable[Value], **params) -> None:
         """Keep a step for what is asked later: degrees, nesting, taps."""
@@ -117,6 +119,19 @@ class Walk:
     def equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """Apply the rule of an equation; look inside calls and loops."""
         name = eqn.primitive.name
+        # Equations of functions that jax has compiled before carry no line: their call's is used.
+        self.lines.append(source_info_util.summarize(eqn.source_info))
+        try:
+            return self._apply(name, eqn, inputs)
+        finally:
+            self.lines.pop()
+
+    def where(self, eqn: Any) -> str:
+        """The primitive and the line of the user's code that an equation comes from."""
+        line = next((line for line in reversed(self.lines) if line), "a line unknown")
+        return f"{eqn.primitive.name} at {line}"
+
+    def _apply(self, name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
         if (inner := called(eqn)) is not None:
             return self.closed(inner, inputs)
         self.position += self.depth == 0
@@ -138,11 +153,6 @@ def called(eqn: Any) -> Any:
         if key in eqn.params:
             return eqn.params[key]
     return None
-
-
-def where(eqn: Any) -> str:
-    """The primitive and the line of the user's code that an equation comes from."""
-    return f"{eqn.primitive.name} at {source_info_util.summarize(eqn.source_info)}"
 
 
 def constant_value(array: Any) -> Value:
@@ -169,7 +179,7 @@ def is_number(array: Any) -> bool:
 
 def unknown(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Pin every axis that goes in or comes out, and say which equation did it."""
-    reason = where(eqn)
+    reason = walk.where(eqn)
     for value in inputs:
         for axis in value.axes:
             pin(axis, reason)
@@ -219,8 +229,13 @@ def _same(walk: Walk, value: Value, other: Value) -> Value:
 
 
 def _scan(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
-    count, carries = eqn.params["num_consts"], eqn.params["num_carry"]
-    reason = f"turns of {where(eqn)}"
+    body = eqn.params["jaxpr"]
+    # Told by the ranks, for jax 0.10 and 0.12 keep the counts in different forms.
+    sliced = sum(_rank(a) != _rank(b) for a, b in zip(eqn.invars, _inner(body).invars, strict=True))
+    outer = zip(eqn.outvars, _inner(body).outvars, strict=True)
+    carries = sum(_rank(a) == _rank(b) for a, b in outer)
+    count = len(inputs) - carries - sliced
+    reason = f"turns of {walk.where(eqn)}"
     slices = []
     for value in inputs[count + carries :]:
         pin(value.axes[0], reason)
@@ -230,7 +245,7 @@ def _scan(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
         walk.record("move", [value], [slices[-1]], sources=kept)
     start = inputs[count : count + carries]
     carried = _carried(walk, start)
-    outputs = walk.closed(eqn.params["jaxpr"], [*inputs[:count], *carried, *slices])
+    outputs = walk.closed(body, [*inputs[:count], *carried, *slices])
     ends = [_same(walk, a, b) for a, b in zip(carried, outputs[:carries], strict=True)]
     stacked = []
     for value in outputs[carries:]:
@@ -239,6 +254,14 @@ def _scan(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
         kept = [(), *((axis,) for axis in range(len(value.axes)))]
         walk.record("move", [value], [stacked[-1]], sources=kept)
     return [*ends, *stacked]
+
+
+def _inner(jaxpr: Any) -> Any:
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def _rank(var: Any) -> int:
+    return len(getattr(var.aval, "shape", ()))
 
 
 def _while(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
