@@ -48,10 +48,10 @@ BASES: dict[Preset, list[ModelCell]] = {
     ],
 }
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
-CURES: tuple[Align, ...] = ("none", "rescale", "weight", "weight+rescale")
+CURES: tuple[Align, ...] = ("none", "rescale", "weight", "rescale+weight")
 NAMES = {
     "none": "as it is", "rescale": "rescaled", "weight": "matched",
-    "weight+rescale": "matched, rescaled",
+    "rescale+weight": "rescaled, then matched",
 }  # fmt: skip
 SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}

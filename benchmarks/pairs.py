@@ -22,7 +22,7 @@ from benchmarks.model_cells import (
 )
 
 Preset = Literal["smoke", "cpu", "paper"]
-Align = Literal["none", "weight", "weight+rescale", "rescale", "activation"]
+Align = Literal["none", "weight", "rescale+weight", "rescale", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +157,14 @@ def aligned(
     from wsa_jax.merging import permute_units, rescale, scale_units, weight_matching
 
     spec, key, info = model_spec(cell, first), jax.random.key(seed), dict[str, Any]()
-    if "weight" in align:
-        matching = weight_matching(key, spec, first, second)
-        second = permute_units(spec, second, matching.permutations)
-        info |= plain(matching.info)
     if "rescale" in align:
         rescaling = rescale(spec, first, second)
         second = scale_units(spec, second, rescaling.scales)
         info |= plain(rescaling.info)
+    if "weight" in align:
+        matching = weight_matching(key, spec, first, second)
+        second = permute_units(spec, second, matching.permutations)
+        info |= plain(matching.info)
     return second, info
 
 

@@ -1,6 +1,6 @@
 """Train two models from different seeds, align, merge, and plot the barrier before and after.
 
-    python examples/merge_two_models.py [digits|cifar10]
+python examples/merge_two_models.py [digits|cifar10]
 """
 
 import sys

@@ -18,11 +18,12 @@ from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.taps import taps
 from wsa_jax.merging.units import scale_units
 from wsa_jax.training import Task
 from wsa_jax.tree import stack
 
-AlignName = Literal["none", "weight", "activation", "rescaling", "weight, rescaling"]
+AlignName = Literal["none", "weight", "activation", "rescaling", "rescaling, weight"]
 
 
 class Model(NamedTuple):
@@ -120,7 +121,7 @@ def align_models(
       spec: of ``Model.variables``, as `trace_spec` makes it.
       models: all of one architecture.
       evidence: examples for activation matching.
-      name: of the align; ``"weight, rescaling"`` is one after the other.
+      name: of the align; ``"rescaling, weight"`` is one after the other.
 
     Raises:
       ValueError: rescaling where no group admits it, an unknown name, and what aligns raise.
@@ -128,6 +129,9 @@ def align_models(
     moved = [models[0]]
     for index, model in enumerate(models[1:]):
         variables, first = model.variables, models[0].variables
+        if "rescaling" in name:
+            scales = rescale(spec, first, variables).scales
+            variables = scale_units(spec, variables, scales)
         if "weight" in name:
             matching = weight_matching(jax.random.fold_in(key, index), spec, first, variables)
             variables = align(spec, variables, matching)
@@ -136,9 +140,6 @@ def align_models(
                 key, spec, first, variables, _activations(spec, evidence.task), evidence.images
             )
             variables = align(spec, variables, matching)
-        if "rescaling" in name:
-            scales = rescale(spec, first, variables).scales
-            variables = scale_units(spec, variables, scales)
         moved.append(Model.of(variables))
     return moved
 
@@ -223,7 +224,7 @@ METHODS: dict[str, Pipeline] = {
     "activation matching": Pipeline("activation", uniform),
     "weight matching": Pipeline("weight", uniform),
     "rescaling": Pipeline("rescaling", uniform),
-    "weight matching, rescaling": Pipeline("weight, rescaling", uniform),
+    "rescaling, weight matching": Pipeline("rescaling, weight", uniform),
     "Fisher": Pipeline("weight", fisher),
     "fine-tuning": Pipeline("weight", fine_tuning),
     "NP Merge": Pipeline("weight", learned),
