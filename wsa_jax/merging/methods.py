@@ -20,7 +20,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.taps import taps
 from wsa_jax.merging.units import scale_units
-from wsa_jax.training import Task
+from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import stack
 
 AlignName = Literal["none", "weight", "activation", "rescaling", "rescaling, weight"]
@@ -195,14 +195,32 @@ def fine_tuning(
     )
 
 
-def learned(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
-    """NP Merge: of two models, or of more by pairs in the order given."""
+def learned(
+    key: Array,
+    models: Sequence[Model],
+    evidence: Evidence,
+    budget: Budget,
+    *,
+    order: str = "given",
+) -> MergeResult:
+    """NP Merge: of two models, or of more by pairs in an order.
+
+    The order ``"accuracy"`` is that of the models on the evidence.
+    """
     params = [model.params for model in models]
     state = uniform(key, models, evidence, budget).model_state
-    rest = _learning(key, evidence, budget)
-    rate = budget.np_learning_rate
-    merge: Any = np_merge if len(models) == 2 else np_merge_many
-    return merge(key, evidence.task.loss, params, learning_rate=rate, model_state=state, **rest)
+    rest = _learning(key, evidence, budget) | {"learning_rate": budget.np_learning_rate}
+    if len(models) == 2:
+        return np_merge(key, evidence.task.loss, params, model_state=state, **rest)
+    scores = None
+    if order == "accuracy":
+        images, labels = np.asarray(evidence.images), np.asarray(evidence.labels)
+        scores = [
+            float(evaluate(evidence.task, *model, images, labels).correct) for model in models
+        ]
+    return np_merge_many(
+        key, evidence.task.loss, params, order=order, scores=scores, model_state=state, **rest
+    )
 
 
 def learned_jointly(

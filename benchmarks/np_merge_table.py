@@ -1,0 +1,200 @@
+"""NP Merge beside its rivals: the same models, the same samples, the same steps.
+
+    python -m benchmarks.np_merge_table [--preset smoke|cpu|paper] [--dataset cifar10|cifar100]
+
+Two models of a network on the same data, on 80/20 classes, on Dirichlet(0.5) classes and on
+disjoint classes, each without and with WSA in their training. Learning rates of NP Merge and of
+fine-tuning are chosen on the validation part of the first seed, three tried for each; everything
+else is fixed. paper: VGG11 and ResNet20 of width 8, 200 epochs, all of the data. cpu cuts to VGG11
+of width 0.25 and ResNet8 with BatchNorm, 10,000 examples, 10 epochs, 1,000 samples. smoke: MLPs on
+digits.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.comparison import markdown_table, signed, spread
+from benchmarks.model_cells import ModelCell, Split
+from benchmarks.np_tables import accuracy_of, choose_rates, endpoints, table_row
+from benchmarks.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
+
+Row = dict[str, Any]
+
+VGG11 = ModelCell(model="vgg11", width=0.25, epochs=10, examples=10_000, learning_rate=0.05)
+NETWORKS: dict[Preset, dict[str, ModelCell]] = {
+    "smoke": {
+        "MLP": ModelCell(
+            dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none"
+        )
+    },
+    "cpu": {
+        "VGG11 x0.25": VGG11,
+        "ResNet8 BN": ModelCell(depth=8, norm="batch", epochs=10, examples=10_000),
+    },
+    "paper": {
+        "VGG11": ModelCell(model="vgg11", epochs=200, learning_rate=0.08, batch_size=500),
+        "ResNet20 x8 BN": ModelCell(width=8.0, norm="batch", epochs=200, learning_rate=0.5),
+    },
+}
+SPLITS: tuple[Split, ...] = ("all", "80-20", "dirichlet", "classes")
+NAMES = {
+    "all": "same data", "80-20": "80/20 classes", "dirichlet": "Dirichlet 0.5",
+    "classes": "disjoint classes",
+}  # fmt: skip
+WSA: dict[str, Any] = {"strength": 10.0, "target": "initial"}
+METHODS = (
+    "average", "activation matching", "weight matching", "rescaling",
+    "rescaling, weight matching", "Fisher", "fine-tuning", "NP Merge",
+)  # fmt: skip
+GRID = ((0.03, 1e-4), (0.1, 3e-4), (0.3, 1e-3))
+SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
+STEPS = {"smoke": 20, "cpu": 200, "paper": 1_000}
+SEEDS: dict[str, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+CLAIM = (
+    "NP Merge beats other merges and fine-tuning of the merge, and comes close to the ensemble; "
+    "of the paper's tables no number could be obtained."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(MergingArgs):
+    """Arguments."""
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    """Of the cpu and paper presets."""
+    split: tuple[Split, ...] = SPLITS
+
+
+def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float]:
+    """Learning rates chosen on the validation part of seed 0."""
+
+    def evaluate(method: str, rates: tuple[float, float]) -> Row | None:
+        return table_row(
+            bench, pair_cells(cell, 0), 0, methods=(method,), samples=SAMPLES[preset],
+            steps=STEPS[preset], rates=rates, part="validation",
+        )  # fmt: skip
+
+    return choose_rates(evaluate, GRID)
+
+
+def setting_rows(
+    bench: Bench, preset: Preset, cell: ModelCell, seeds: Sequence[int]
+) -> list[Row | None]:
+    """The table of one network, split and training, one a seed."""
+    rates = rates_of(bench, preset, cell)
+    return [
+        table_row(
+            bench, pair_cells(cell, seed), seed, methods=METHODS, samples=SAMPLES[preset],
+            steps=STEPS[preset], rates=rates,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
+    """What is run, by network, split and training."""
+    data = {} if args.preset == "smoke" else {"dataset": args.dataset}
+    return {
+        (network, NAMES[split], training): dataclasses.replace(base, split=split, **wsa, **data)
+        for network, base in NETWORKS[args.preset].items()
+        for split in args.split
+        for training, wsa in (("plain", {}), ("WSA", WSA))
+    }
+
+
+def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
+    """A line a setting, a column a method; test accuracy in percent over seeds."""
+    head = ["network", "data", "training", "ends", *METHODS, "ensemble", "seeds"]
+    lines = []
+    for setting, rows in found.items():
+        ends = [value for row in rows for value in endpoints(row)]
+        values = [
+            spread([value for row in rows if (value := accuracy_of(row, name)) is not None])
+            for name in (*METHODS, "ensemble")
+        ]
+        lines.append([*setting, spread(ends), *values, str(len(rows))])
+    return markdown_table(head, lines)
+
+
+def gains(found: dict[tuple[str, str, str], list[Row]], over: str) -> list[float]:
+    """NP Merge less another method, in points, over all settings and seeds."""
+    pairs = [
+        (accuracy_of(row, "NP Merge"), accuracy_of(row, over))
+        for rows in found.values()
+        for row in rows
+    ]
+    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+
+
+def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
+    """Accuracy of each method, a panel a network and split; hollow with WSA in training."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import PALETTE
+
+    panels = list(dict.fromkeys(setting[:2] for setting in found))
+    names = [*METHODS, "ensemble"]
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns + 1.6, 3.0 * lines), layout="constrained")
+    grid = np.ravel(figure.subplots(lines, columns, squeeze=False, sharey=True))
+    for axes, panel in zip(grid, panels, strict=False):
+        for training, marker, shift in (("plain", "o", -0.14), ("WSA", "s", 0.14)):
+            for row in found.get((*panel, training), []):
+                for place, name in enumerate(names):
+                    value = accuracy_of(row, name)
+                    if value is not None:
+                        axes.plot(
+                            value, place + shift, marker, ms=5, color=PALETTE[training == "WSA"],
+                            fillstyle="none" if training == "WSA" else "full",
+                        )  # fmt: skip
+        axes.set_title(", ".join(panel), fontsize=9)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_xlabel("test accuracy, %", fontsize=8)
+        axes.grid(axis="x", color="#e3e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].invert_yaxis()
+    for unused in grid[len(panels) :]:
+        unused.set_visible(False)
+    for training, marker in (("plain", "o"), ("WSA", "s")):
+        figure.axes[0].plot(
+            [], [], marker, color=PALETTE[training == "WSA"], label=f"endpoints trained {training}",
+            fillstyle="none" if training == "WSA" else "full",
+        )  # fmt: skip
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, merge, compare, draw."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    bench = Bench.open(args)
+    seeds = seeds_of(args, SEEDS)
+    found = {
+        setting: [row for row in setting_rows(bench, args.preset, cell, seeds) if row is not None]
+        for setting, cell in settings(args).items()
+    }
+    found = {setting: rows for setting, rows in found.items() if rows}
+    if not found:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    print(f"\n## NP Merge and its rivals: test accuracy, %\n\n{table(found)}\n")
+    last: dict[str, Any] = {"benchmark": "np_merge_table", "preset": args.preset}
+    for rival in ("weight matching", "fine-tuning", "ensemble"):
+        last[f"over {rival}"] = gains(found, rival)
+        print(f"NP Merge less {rival}, points: {signed(last[f'over {rival}'])}")
+    figure = bench.output / "np_merge_table.png"
+    draw(found).savefig(figure, dpi=150)
+    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

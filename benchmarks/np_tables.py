@@ -1,0 +1,135 @@
+"""Merge tables of trained models, recorded: what the NP Merge scripts share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ledger import cell_id
+from benchmarks.model_cells import ModelCell, cell_data, cell_task
+from benchmarks.pairs import Bench, model_spec, plain
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCell:
+    """One call of `merge_table`."""
+
+    model: str
+    """Label of the setting the models share."""
+    models: tuple[str, ...]
+    """Their ids in the ledger of models."""
+    methods: tuple[str, ...]
+    samples: int
+    steps: int
+    np_learning_rate: float = 0.1
+    fine_tuning_rate: float = 1e-3
+    part: str = "test"
+    """Evaluated on: test, or validation to choose settings."""
+    examples: int = 0
+    """Of that part; 0 is all."""
+    seed: int = 0
+
+
+def samples_of(cell: ModelCell, count: int, seed: int, data_dir: str | None) -> tuple:
+    """Samples that methods may look at: drawn from all models' training data together."""
+    import dataclasses
+
+    images, labels = cell_data(dataclasses.replace(cell, split="all", part=0), data_dir).train
+    rows = np.random.default_rng(1000 + seed).permutation(len(labels))[:count]
+    return images[rows], labels[rows]
+
+
+def table_row(
+    bench: Bench,
+    cells: Sequence[ModelCell],
+    seed: int,
+    *,
+    methods: tuple[str, ...],
+    samples: int,
+    steps: int,
+    rates: tuple[float, float] = (0.1, 1e-3),
+    part: str = "test",
+    examples: int = 0,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Train or read the models, merge by every method, record the table as one row.
+
+    ``extra`` are methods by name that are not among the library's, for the names in ``methods``.
+    """
+    config = TableCell(
+        model=cells[0].label, models=tuple(cell_id(cell) for cell in cells), methods=methods,
+        samples=samples, steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1],
+        part=part, examples=examples, seed=seed,
+    )  # fmt: skip
+
+    def make() -> dict[str, Any]:
+        import jax
+
+        from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
+
+        trained = [bench.train(cell) for cell in cells]
+        models = [Model(one.params, one.model_state) for one in trained]
+        spec = model_spec(cells[0], models[0].variables)
+        known = METHODS | (extra or {})
+        images, labels = getattr(cell_data(cells[0], bench.data_dir), part)
+        lines = merge_table(
+            jax.random.key(seed),
+            models,
+            spec,
+            Evidence(cell_task(cells[0]), *samples_of(cells[0], samples, seed, bench.data_dir)),
+            test=(images[: examples or None], labels[: examples or None]),
+            methods={name: known[name] for name in methods},
+            budget=Budget(steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1]),
+        )
+        return {"lines": [_recorded(line) for line in lines]}
+
+    return bench.row(config, make)
+
+
+def accuracy_of(row: dict[str, Any] | None, method: str) -> float | None:
+    """Accuracy of a line, in percent."""
+    if row is None:
+        return None
+    found = [line["accuracy"] for line in row["lines"] if line["method"] == method]
+    return None if not found or found[0] is None else 100 * found[0]
+
+
+def choose_rates(
+    evaluate: Callable[[str, tuple[float, float]], dict[str, Any] | None],
+    grid: Sequence[tuple[float, float]],
+) -> tuple[float, float]:
+    """The learning rates of best validation accuracy, as many tried for each of the two.
+
+    Args:
+      evaluate: ``(method, rates) -> row``, on the validation part.
+      grid: rates of NP Merge and of fine-tuning to try.
+    """
+    best = []
+    for index, method in enumerate(("NP Merge", "fine-tuning")):
+        scores = {rates[index]: accuracy_of(evaluate(method, rates), method) for rates in grid}
+        best.append(max(scores, key=lambda rate: -1.0 if scores[rate] is None else scores[rate]))
+    return best[0], best[1]
+
+
+def endpoints(row: dict[str, Any] | None) -> list[float]:
+    """Accuracies of the models themselves, in percent."""
+    lines = [] if row is None else row["lines"]
+    return [100 * line["accuracy"] for line in lines if line["method"].startswith("model ")]
+
+
+def _recorded(line: Line) -> Line:
+    """A line without its arrays."""
+    kept = {
+        name: plain(value)
+        for name, value in line["info"].items()
+        if name in ("loss", "best_step", "diverged", "diverged_step")
+    }
+    if "loss" in kept:
+        # Enough to draw a curve.
+        kept["loss"] = kept["loss"][:: max(1, len(kept["loss"]) // 20)]
+    return {name: plain(line[name]) for name in ("method", "accuracy", "loss", "seconds")} | {
+        "info": kept
+    }
