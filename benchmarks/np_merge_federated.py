@@ -1,0 +1,256 @@
+"""A server with a proxy set merges its clients by learned coefficients instead of the mean.
+
+    python -m benchmarks.np_merge_federated [--preset smoke|cpu|paper]
+
+Each round clients train from the global model as in FedAvg; the server then learns a softmax over
+the clients at each parameter on its proxy samples (NP Merge, joint), beginning at the weighted
+mean. Rivals: FedAvg, FedAvg +WSA, and FedAvg whose server fine-tunes the mean on the same samples,
+with as many steps. Bytes count both directions: the server's learning sends none.
+
+paper: the CNN on CIFAR-10, Dirichlet 0.5, 10 clients and 100 with 10 a round, 200 rounds, 1,000
+proxy samples, held out from all clients. cpu cuts to 12 rounds and 20 server steps a round; smoke:
+an MLP on digits. The server's learning rates are the library's defaults, not tuned.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.cells import Cell
+from benchmarks.comparison import markdown_table
+from benchmarks.pairs import Bench, MergingArgs, Preset, seeds_of
+from benchmarks.run_cells import cell_model, cell_partition, load_split
+
+Row = dict[str, Any]
+Server = Literal["mean", "fine-tuning", "NP Merge"]
+BASES: dict[Preset, dict[str, Any]] = {
+    "smoke": {"dataset": "digits", "model": "mlp", "rounds": 2, "augmentation": "none"},
+    "cpu": {"rounds": 12, "init": "he"},
+    "paper": {"rounds": 200, "init": "he"},
+}
+CLIENTS: dict[Preset, tuple[tuple[int, int], ...]] = {
+    "smoke": ((4, 4),), "cpu": ((10, 10), (100, 10)), "paper": ((10, 10), (100, 10)),
+}  # fmt: skip
+PROXY = {"smoke": 100, "cpu": 1_000, "paper": 1_000}
+STEPS = {"smoke": 5, "cpu": 20, "paper": 100}
+METHODS: tuple[tuple[str, Server, float], ...] = (
+    ("FedAvg", "mean", 0.0),
+    ("FedAvg +WSA 10", "mean", 10.0),
+    ("FedAvg, server fine-tuning", "fine-tuning", 0.0),
+    ("NP Merge, joint", "NP Merge", 0.0),
+)
+NP_RATE, FINE_TUNING_RATE = 0.1, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedMerge:
+    """One run."""
+
+    dataset: str = "cifar10"
+    model: Literal["cnn", "mlp"] = "cnn"
+    clients: int = 10
+    participants: int = 10
+    alpha: float = 0.5
+    rounds: int = 12
+    strength: float = 0.0
+    server: Server = "mean"
+    proxy: int = 1_000
+    server_steps: int = 20
+    init: Literal["reference", "he"] = "he"
+    augmentation: Literal["none", "batch", "example"] = "batch"
+    learning_rate: float = 0.01
+    steps: int = 20
+    batch_size: int = 50
+    seed: int = 0
+
+    @property
+    def cell(self) -> Cell:
+        """The same federation as the other scripts know it."""
+        return Cell(
+            dataset=self.dataset, model=self.model, init=self.init, clients=self.clients,
+            participants=self.participants, alpha=self.alpha, seed=self.seed,
+        )  # fmt: skip
+
+
+def merge_round(config: FederatedMerge, task: Any) -> Any:
+    """Make ``(state, proxy, key) -> params`` of the server, by its kind."""
+    import jax
+    import jax.numpy as jnp
+
+    from wsa_jax.merging import LearningSettings, fine_tune, np_merge_joint
+    from wsa_jax.tree import weighted_mean
+
+    settings = LearningSettings(
+        steps=config.server_steps, batch_size=config.batch_size, eval_every=config.server_steps
+    )
+
+    def server(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+        mean = weighted_mean(models, weights)
+        if config.server == "mean":
+            return mean
+        if config.server == "fine-tuning":
+            return fine_tune(
+                key, task.loss, mean, proxy, settings=settings, model_state={},
+                learning_rate=FINE_TUNING_RATE,
+            ).params  # fmt: skip
+        listed = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(weights))]
+        share = jnp.asarray(weights) / jnp.sum(jnp.asarray(weights))
+        return np_merge_joint(
+            key, task.loss, listed, proxy, settings=settings, init=share, model_state={},
+            learning_rate=NP_RATE,
+        ).params  # fmt: skip
+
+    return server
+
+
+def run(config: FederatedMerge, data_dir: str | None) -> Row:
+    """Simulate the rounds; test accuracy after each."""
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+
+    from wsa_jax.data import dataset_info, train_validation_split
+    from wsa_jax.federated import LocalSettings, bytes_per_round, fed_avg
+    from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed, train_client
+    from wsa_jax.merging import labelled_examples
+    from wsa_jax.scope import fuse_scopes, weight_scope
+    from wsa_jax.training import classification, evaluate
+
+    info = dataset_info(config.dataset)
+    train = load_split(config.dataset, info.splits[0], data_dir)
+    test = load_split(config.dataset, "test", data_dir)
+    kept, held_out = train_validation_split(
+        train.labels, fraction=max(0.1, config.proxy / len(train.labels)), seed=0
+    )
+    chosen = np.random.default_rng(config.seed).permutation(held_out)[: config.proxy]
+    proxy = labelled_examples(train.images[chosen], train.labels[chosen])
+    images, labels = jnp.asarray(train.images[kept]), jnp.asarray(train.labels[kept])
+    partition = cell_partition(config.cell, np.asarray(labels))
+    module = cell_model(config.cell, info.num_classes)
+    task = classification(module, info, augmentation=config.augmentation)
+    local = LocalSettings(steps=config.steps, batch_size=config.batch_size)
+    form = ScopeForm() if config.strength else None
+    client = functools.partial(
+        train_client, task=task, algorithm=fed_avg(), local=local, scope_form=form,
+        epochs=epochs_needed(
+            int(partition.sizes.min()), steps=config.steps, batch_size=config.batch_size
+        ),
+    )  # fmt: skip
+    indices, sizes = jnp.asarray(partition.indices), jnp.asarray(partition.sizes)
+
+    @jax.jit
+    def clients(key: Any, params: Any, target: Any, chosen: Any, settings: Any) -> Any:
+        def one(who: Any) -> Any:
+            result = client(
+                jax.random.fold_in(key, who), params, {}, target, (), (), images, labels,
+                indices[who], sizes[who], settings,
+            )  # fmt: skip
+            return jax.tree.map(jnp.add, params, result.update)
+
+        return jax.lax.map(one, chosen)
+
+    key = jax.random.key(config.seed)
+    params, _ = task.init(key)
+    target = weight_scope(params)
+    serve = merge_round(config, task)
+    accuracy = []
+    for number in range(config.rounds):
+        draw_key, train_key, server_key = jax.random.split(jax.random.fold_in(key, number), 3)
+        who = jax.random.choice(draw_key, config.clients, (config.participants,), replace=False)
+        rates = RoundSettings(
+            jnp.float32(config.learning_rate * 0.998 ** (number + 1)), jnp.float32(config.strength)
+        )
+        models = clients(train_key, params, target, who, rates)
+        target = fuse_scopes(jax.vmap(weight_scope)(models))
+        params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
+        sums = evaluate(task, params, {}, test.images, test.labels)
+        accuracy.append(float(sums.correct / sums.count))
+    sent = bytes_per_round(fed_avg(), params, wsa=config.strength > 0)
+    return {
+        "accuracy": accuracy,
+        "megabytes_per_round": round(config.participants * sum(sent) / 1e6, 3),
+    }
+
+
+def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
+    """Accuracy against rounds and bytes, a panel a number of clients."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import draw_curves
+
+    figure = Figure(figsize=(4.8 * len(found), 3.9), layout="constrained")
+    for axes, (title, methods) in zip(
+        np.ravel(figure.subplots(1, len(found), squeeze=False)), found.items(), strict=True
+    ):
+        series = {
+            name: [
+                (
+                    [row["megabytes_per_round"] * (i + 1) for i in range(len(row["accuracy"]))],
+                    [100 * value for value in row["accuracy"]],
+                )
+                for row in rows
+            ]
+            for name, rows in methods.items()
+            if rows
+        }
+        draw_curves(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every method on every federation."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench = Bench.open(args)
+    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+    found: dict[str, dict[str, list[Row]]] = {}
+    for clients, participants in CLIENTS[args.preset]:
+        title = f"{clients} clients, {participants} a round"
+        for seed in seeds:
+            for name, server, strength in METHODS:
+                config = FederatedMerge(
+                    **BASES[args.preset], clients=clients, participants=participants, seed=seed,
+                    server=server, strength=strength, proxy=PROXY[args.preset],
+                    server_steps=0 if server == "mean" else STEPS[args.preset],
+                )  # fmt: skip
+                row = bench.row(config, lambda config=config: run(config, args.data_dir))
+                lines = found.setdefault(title, {}).setdefault(name, [])
+                lines += [] if row is None else [row]
+    if not any(rows for methods in found.values() for rows in methods.values()):
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    head = ["clients", "method", "MB a round", "half-way, %", "last round, %", "seeds"]
+    lines = [
+        [
+            title,
+            name,
+            f"{rows[0]['megabytes_per_round']:.1f}",
+            ", ".join(f"{100 * row['accuracy'][len(row['accuracy']) // 2]:.2f}" for row in rows),
+            ", ".join(f"{100 * row['accuracy'][-1]:.2f}" for row in rows),
+            str(len(rows)),
+        ]
+        for title, methods in found.items()
+        for name, rows in methods.items()
+        if rows
+    ]
+    print(f"\n## Federated: the server merges by NP Merge\n\n{markdown_table(head, lines)}")
+    figure = bench.output / "np_merge_federated.png"
+    draw(found).savefig(figure, dpi=150)
+    print(f"\nfigure: {figure}")
+    last = {
+        "benchmark": "np_merge_federated",
+        "preset": args.preset,
+        "accuracy": {
+            title: {name: [row["accuracy"][-1] for row in rows] for name, rows in methods.items()}
+            for title, methods in found.items()
+        },
+    }
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
