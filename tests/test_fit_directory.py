@@ -20,6 +20,12 @@ from wsa_jax.scope import weight_scope
 from wsa_jax.training import FitSettings, _jitted_fit, classification, fit
 
 ROOT = Path(__file__).resolve().parent.parent
+# What conftest.py sets here: the two processes must compile alike.
+LIKE_THIS_PROCESS = {
+    "PYTHONPATH": str(ROOT),
+    "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.read("jax_disable_most_optimizations"))),
+}
 STEPS, EVERY = 40, 3
 KEYS = jax.random.split(jax.random.key(3), 2)
 SETTINGS = FitSettings(steps=STEPS, batch_size=20, weight_decay=1e-3)
@@ -98,8 +104,7 @@ def test_one_compilation_however_often_it_is_saved_and_resumed(whole, saved):
 def test_sigkill_at_a_random_step(whole, tmp_path):
     process = subprocess.Popen(
         [sys.executable, __file__, str(tmp_path)],
-        # As many devices as this process has: the two must compile alike.
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(jax.device_count())},
+        env=os.environ | LIKE_THIS_PROCESS,
     )
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
     goal, deadline = EVERY * rng.integers(1, 10), time.monotonic() + 200
