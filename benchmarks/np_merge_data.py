@@ -20,7 +20,9 @@ from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
 Row = dict[str, Any]
 SAMPLES = {
-    "smoke": (50, 200), "cpu": (50, 200, 1_000, 5_000), "paper": (50, 200, 500, 1_000, 2_000, 5_000)
+    "smoke": (50, 200),
+    "cpu": (50, 200, 1_000, 5_000),
+    "paper": (50, 200, 500, 1_000, 2_000, 5_000),
 }  # fmt: skip
 METHODS = ("weight matching", "fine-tuning", "NP Merge")
 CLAIM = "NP Merge is robust to little data and better than fine-tuning (no numbers obtained)."

@@ -115,7 +115,7 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     import jax.numpy as jnp
 
     from wsa_jax.data import dataset_info, train_validation_split
-    from wsa_jax.federated import LocalSettings, bytes_per_round, fed_avg
+    from wsa_jax.federated import LocalSettings, WeightScopeAlignment, bytes_per_round, fed_avg
     from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed, train_client
     from wsa_jax.merging import labelled_examples
     from wsa_jax.scope import fuse_scopes, weight_scope
@@ -170,7 +170,8 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
         params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
         sums = evaluate(task, params, {}, test.images, test.labels)
         accuracy.append(float(sums.correct / sums.count))
-    sent = bytes_per_round(fed_avg(), params, wsa=config.strength > 0)
+    wsa = WeightScopeAlignment(strength=config.strength) if config.strength else None
+    sent = bytes_per_round(fed_avg(), params, wsa=wsa)
     return {
         "accuracy": accuracy,
         "megabytes_per_round": round(config.participants * sum(sent) / 1e6, 3),

@@ -62,6 +62,8 @@ class Evidence(NamedTuple):
 class Budget:
     """What learned methods may spend: steps, batches, and the share that chooses among steps.
 
+    Batches are smaller where there are fewer examples.
+
     Learning rates are Adam's: coefficients pass a sigmoid and need a far larger one than weights.
     """
 
@@ -70,11 +72,6 @@ class Budget:
     np_learning_rate: float | int = 0.1
     fine_tuning_rate: float | int = 1e-3
     held_out: float | int = 0.2
-
-    @property
-    def settings(self) -> LearningSettings:
-        """As the learned methods take them."""
-        return LearningSettings(steps=self.steps, batch_size=self.batch_size)
 
 
 Combine = Callable[[Array, Sequence[Model], Evidence, Budget], MergeResult]
@@ -261,7 +258,9 @@ def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
     return {
         "examples": labelled_examples(images[learn], labels[learn]),
         "held_out": labelled_examples(images[held_out], labels[held_out]) if chosen else None,
-        "settings": budget.settings,
+        "settings": LearningSettings(
+            steps=budget.steps, batch_size=min(budget.batch_size, len(learn))
+        ),
         "repair": repaired(evidence),
     }
 
