@@ -23,15 +23,17 @@ params, _ = task.init(jax.random.key(0))
 
 
 def samples(rows):
+    """The chosen rows, as the task's loss takes them."""
     return labelled_examples(train.images[rows], train.labels[rows], num_classes=10)
 
 
 def accuracy(params):
+    """Share of the test images that a model gets right."""
     sums = evaluate(task, params, {}, test.images, test.labels)
     return float(sums.correct / sums.count)
 
 
-# The endpoints: one has seen the digits 0 to 4, the other 5 to 9.
+# One has seen the digits 0 to 4, the other 5 to 9.
 training = LearningSettings(steps=400, optimizer=optax.sgd)
 models = [
     fine_tune(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsa_jax import weight_scope
 from wsa_jax.merging.combine.learning import LearningSettings
 from wsa_jax.merging.combine.np_merge import Strengths, np_merge
 from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
@@ -151,11 +150,6 @@ class TestJoint:
         for granularity, shape in (("channel", (5, 1, 3)), ("layer", (5,))):
             found = jax.eval_shape(functools.partial(shares, granularity))
             assert found["kernel"].shape == shape
-
-    def test_one_model_is_itself(self):
-        result = np_merge_joint(KEY, loss_fn, MODELS[:1], DATA, settings=ONE)
-        np.testing.assert_array_equal(result.params["kernel"], MODELS[0]["kernel"])
-        assert weight_scope(result.params).names == ("kernel",)
 
     def test_errors(self):
         with pytest.raises(ValueError, match=r"init of shape \(2,\) for 5 models"):

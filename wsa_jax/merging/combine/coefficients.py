@@ -104,14 +104,7 @@ def interpolate(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
-        logit = _of_leaf(coefficients, key_path(path))
-        wide_a, wide_b = _wide(a), _wide(b)
-        toward_first = logit > 0
-        # The share of the farther model. Not sigmoid(-|a|): that has no gradient at a = 0.
-        share = jax.nn.sigmoid(jnp.where(toward_first, -logit, logit))
-        near = jnp.where(toward_first, wide_a, wide_b)
-        difference = jnp.where(toward_first, wide_b - wide_a, wide_a - wide_b)
-        return (near + share * difference).astype(a.dtype)
+        return _interpolate_leaf(_of_leaf(coefficients, key_path(path)), a, b)
 
     return jax.tree_util.tree_map_with_path(mix, first, second)
 
@@ -133,14 +126,7 @@ def mixture(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, *leaves: Any) -> Any:
         if not is_weight(leaves[0]):
             return leaves[0]
-        shares = jax.nn.softmax(_of_leaf(coefficients, key_path(path)), axis=0)
-        wide = [_wide(leaf) for leaf in leaves]
-        reference, largest = wide[0], shares[0]
-        for share, leaf in zip(shares[1:], wide[1:], strict=True):
-            reference = jnp.where(share > largest, leaf, reference)
-            largest = jnp.maximum(share, largest)
-        terms = (share * (leaf - reference) for share, leaf in zip(shares, wide, strict=True))
-        return (reference + sum(terms)).astype(leaves[0].dtype)
+        return _mix_leaves(_of_leaf(coefficients, key_path(path)), *leaves)
 
     return jax.tree_util.tree_map_with_path(mix, *models)
 
@@ -203,6 +189,31 @@ def check_share(init: Real[ArrayLike, "..."], what: str = "init") -> None:
     bad = values[~((values >= 0) & (values <= 1))]
     if bad.size:
         raise ValueError(f"{what} {bad[0]} is not a share in [0, 1]; 0.5 is the average")
+
+
+# Computed again in the backward pass: elementwise work is cheap, and its intermediate results would
+# be as large as the model, twice.
+@jax.checkpoint
+def _interpolate_leaf(logit: Array, a: Array, b: Array) -> Array:
+    wide_a, wide_b = _wide(a), _wide(b)
+    toward_first = logit > 0
+    # The share of the farther model. Not sigmoid(-|a|): that has no gradient at a = 0.
+    share = jax.nn.sigmoid(jnp.where(toward_first, -logit, logit))
+    near = jnp.where(toward_first, wide_a, wide_b)
+    difference = jnp.where(toward_first, wide_b - wide_a, wide_a - wide_b)
+    return (near + share * difference).astype(a.dtype)
+
+
+@jax.checkpoint
+def _mix_leaves(logits: Array, *leaves: Array) -> Array:
+    shares = jax.nn.softmax(logits, axis=0)
+    wide = [_wide(leaf) for leaf in leaves]
+    reference, largest = wide[0], shares[0]
+    for share, leaf in zip(shares[1:], wide[1:], strict=True):
+        reference = jnp.where(share > largest, leaf, reference)
+        largest = jnp.maximum(share, largest)
+    terms = (share * (leaf - reference) for share, leaf in zip(shares, wide, strict=True))
+    return (reference + sum(terms)).astype(leaves[0].dtype)
 
 
 def _sum_over_mean(values: Coefficients) -> Array:

@@ -202,8 +202,7 @@ def np_merge_joint(
     models learn what `np_merge` does, at another pace: shares depend on a difference of logits.
     Memory holds the models and as many coefficients, no stack of them.
 
-    Edge cases and errors: as `np_merge`; one model is allowed, and a model whose initial share is 0
-      stays out.
+    Edge cases and errors: as `np_merge`; a model whose initial share is 0 stays out.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state

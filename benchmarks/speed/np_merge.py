@@ -1,0 +1,257 @@
+"""One step of NP Merge against one step of fine-tuning of the same model, in one alternating run.
+
+    python -m benchmarks.speed.np_merge
+
+VGG11 on CIFAR-10's shapes, the same batches and optimiser (Adam) for all sides: `np_merge`,
+`fine_tune`, and a fine-tuning loop written by hand, without divergence guard or best coefficients.
+Times are milliseconds a step, medians over rounds in which the sides take turns; memory is what XLA
+plans for arguments, results and temporaries, in copies of the parameters. The time of a sequential
+merge is fitted by a line in the number of merges. The last line is one JSON object.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.ledger import RESULTS, Ledger, provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure and how often."""
+
+    preset: Literal["smoke", "cpu"] = "cpu"
+    """smoke: one short round of a narrow network, nothing recorded; cpu: the recorded figures."""
+    width: float = 0.25
+    """Of VGG11."""
+    batch: int = 50
+    steps: int = 10
+    """In one call, so that the call's own cost is spread."""
+    rounds: int = 9
+    """Counted rounds; one more warms up."""
+    models: tuple[int, ...] = (2, 3, 5)
+    """Numbers of models of a sequential merge; empty leaves it out."""
+    results: Path = RESULTS / "speed_np_merge.jsonl"
+
+
+class Problem:
+    """Two models, examples and settings that all sides share."""
+
+    def __init__(self, args: Args):
+        import jax
+
+        from wsa_jax.data import dataset_info
+        from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+        from wsa_jax.models import vgg11
+        from wsa_jax.training import classification
+
+        info = dataset_info("cifar10")
+        self.task = classification(vgg11(10, width=args.width), info)
+        self.models = [self.task.init(jax.random.key(i))[0] for i in range(max((*args.models, 2)))]
+        image_key, label_key = jax.random.split(jax.random.key(9))
+        count = 4 * args.batch
+        self.examples = labelled_examples(
+            jax.random.randint(image_key, (count, *info.image_shape), 0, 256).astype("uint8"),
+            jax.random.randint(label_key, (count,), 0, 10),
+        )
+        self.settings = LearningSettings(steps=args.steps, batch_size=args.batch)
+        self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.models[0]))
+        self.key = jax.random.key(1)
+
+    def np_merge(self) -> Any:
+        from wsa_jax.merging.combine.np_merge import np_merge
+
+        return np_merge(
+            self.key, self.task.loss, self.models[:2], self.examples, settings=self.settings
+        )
+
+    def fine_tune(self) -> Any:
+        from wsa_jax.merging.combine.fine_tuning import fine_tune
+
+        return fine_tune(
+            self.key, self.task.loss, self.models[0], self.examples, settings=self.settings
+        )
+
+    def many(self, count: int) -> Any:
+        from wsa_jax.merging.combine.np_merge_many import np_merge_many
+
+        return np_merge_many(
+            self.key, self.task.loss, self.models[:count], self.examples, settings=self.settings
+        )
+
+    def plain_loop(self) -> tuple[Any, tuple[Any, ...]]:
+        """Fine-tuning as one would write it, batches in order; jitted, with its arguments."""
+        import jax
+        import optax
+
+        optimizer, size = optax.adam(1e-3), self.settings.batch_size
+
+        def run(key: Any, params: Any, examples: Any) -> Any:
+            def step(carry: Any, index: Any) -> Any:
+                params, state = carry
+                start = index * size % examples.labels.shape[0]
+                batch = jax.tree.map(
+                    lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), examples
+                )
+                (loss, _), grads = jax.value_and_grad(self.task.loss, argnums=1, has_aux=True)(
+                    jax.random.fold_in(key, index), params, {}, batch
+                )
+                updates, state = optimizer.update(grads, state)
+                return (optax.apply_updates(params, updates), state), loss
+
+            indices = jax.numpy.arange(self.settings.steps)
+            return jax.lax.scan(step, (params, optimizer.init(params)), indices)
+
+        return jax.jit(run), (self.key, self.models[0], self.examples)
+
+
+def planned_copies(executable: Any, parameter_bytes: int) -> float:
+    """Memory of a compiled function in copies of the parameters; donated buffers count once."""
+    plan = executable.memory_analysis()
+    total = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        + plan.temp_size_in_bytes
+        - plan.alias_size_in_bytes
+    )
+    return total / parameter_bytes
+
+
+def memory(problem: Problem) -> dict[str, float]:
+    """Copies of the parameters that each side plans, activations and examples included."""
+    import jax
+
+    # Lowered through the public functions, one level of jit above: no donation at this level, so
+    # results count beside arguments for both.
+    def copies(function: Callable[[Any, Any, Any], Any], *arguments: Any) -> float:
+        executable = jax.jit(function).lower(*arguments).compile()
+        return planned_copies(executable, problem.bytes)
+
+    from wsa_jax.merging.combine.fine_tuning import fine_tune
+    from wsa_jax.merging.combine.np_merge import np_merge
+
+    loss, settings = problem.task.loss, problem.settings
+
+    def merge(key: Any, models: Any, examples: Any) -> Any:
+        return np_merge(key, loss, models, examples, settings=settings).params
+
+    def tune(key: Any, params: Any, examples: Any) -> Any:
+        return fine_tune(key, loss, params, examples, settings=settings).params
+
+    plain, arguments = problem.plain_loop()
+    return {
+        "np_merge": copies(merge, problem.key, problem.models[:2], problem.examples),
+        "fine_tuning": copies(tune, problem.key, problem.models[0], problem.examples),
+        "plain_loop": planned_copies(plain.lower(*arguments).compile(), problem.bytes),
+    }
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """Take turns over all sides; return medians, spreads, ratios, memory and the line."""
+    import jax
+    import numpy as np
+
+    problem = Problem(args)
+    plain, arguments = problem.plain_loop()
+    sides: dict[str, Callable[[], Any]] = {
+        "np_merge": lambda: problem.np_merge().params,
+        "fine_tuning": lambda: problem.fine_tune().params,
+        "plain_loop": lambda: plain(*arguments),
+    }
+
+    def seconds(once: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(once())
+        return time.perf_counter() - begin
+
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(args.rounds + 1):
+        for name, once in sides.items():
+            taken = seconds(once)
+            if index:
+                times[name].append(1000 * taken / args.steps)
+
+    def paired(denominator: str) -> float:
+        pairs = zip(times["np_merge"], times[denominator], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    figures: dict[str, Any] = {
+        "benchmark": "np_merge",
+        "ratios": {name: paired(name) for name in ("fine_tuning", "plain_loop")},
+        "milliseconds": {k: round(statistics.median(v), 2) for k, v in times.items()},
+        "spread": {k: [round(min(v), 2), round(max(v), 2)] for k, v in times.items()},
+        "parameter_mib": round(problem.bytes / 2**20, 2),
+    }
+    if args.preset != "smoke":
+        copies = memory(problem)
+        figures["memory_copies"] = {name: round(value, 2) for name, value in copies.items()} | {
+            "beyond_fine_tuning": round(copies["np_merge"] - copies["fine_tuning"], 2),
+            "beyond_plain_loop": round(copies["np_merge"] - copies["plain_loop"], 2),
+        }
+    if args.models:
+        merges = np.array(args.models) - 1
+        turns = [
+            [seconds(lambda count=count: problem.many(count).params) for count in args.models]
+            for _ in range(3)
+        ]
+        taken = np.median(np.array(turns[1:]), axis=0)
+        slope, start = np.polyfit(merges, taken, 1)
+        figures["sequential"] = {
+            "models": list(args.models),
+            "seconds": np.round(taken, 3).tolist(),
+            "seconds_a_merge": round(float(slope), 3),
+            "seconds_at_no_merge": round(float(start), 3),
+        }
+    return figures | {
+        "settings": {"width": args.width, "batch": args.batch, "steps": args.steps,
+                     "rounds": args.rounds},
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }  # fmt: skip
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"One step, ms, and memory, jax {figures['jax']}")
+    for name in ("", "median", "least", "greatest", "np_merge over it", "copies of parameters"):
+        table.add_column(name, justify="right" if name else "left")
+    copies = figures.get("memory_copies", {})
+    for name, value in figures["milliseconds"].items():
+        low, high = figures["spread"][name]
+        ratio = figures["ratios"].get(name)
+        table.add_row(
+            name, f"{value:.1f}", f"{low:.1f}", f"{high:.1f}",
+            "" if ratio is None else f"{ratio:.3f}",
+            f"{copies[name]:.1f}" if name in copies else "",
+        )  # fmt: skip
+    Console(width=100).print(table)
+    if "sequential" in figures:
+        print("sequential merge:", figures["sequential"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.preset == "smoke":
+        args = Args(
+            preset="smoke", width=0.02, batch=2, steps=1, rounds=1, models=(), results=args.results
+        )
+    figures = measure(args)
+    print_table(figures)
+    if args.preset != "smoke":
+        where = provenance()
+        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
