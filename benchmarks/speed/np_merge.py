@@ -29,7 +29,7 @@ class Args:
     """What to measure and how often."""
 
     preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: one short round of a narrow network, nothing recorded; cpu: the recorded figures."""
+    """smoke: one short round of a small network, nothing recorded; cpu: the recorded figures."""
     width: float = 0.25
     """Of VGG11."""
     batch: int = 50
@@ -50,11 +50,12 @@ class Problem:
 
         from wsa_jax.data import dataset_info
         from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
-        from wsa_jax.models import vgg11
+        from wsa_jax.models import MLP, vgg11
         from wsa_jax.training import classification
 
         info = dataset_info("cifar10")
-        self.task = classification(vgg11(10, width=args.width), info)
+        module = MLP((4, 10)) if args.preset == "smoke" else vgg11(10, width=args.width)
+        self.task = classification(module, info)
         self.models = [self.task.init(jax.random.key(i))[0] for i in range(max((*args.models, 2)))]
         image_key, label_key = jax.random.split(jax.random.key(9))
         count = 4 * args.batch
@@ -242,9 +243,7 @@ def print_table(figures: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
-        args = Args(
-            preset="smoke", width=0.02, batch=2, steps=1, rounds=1, models=(), results=args.results
-        )
+        args = Args(preset="smoke", batch=2, steps=1, rounds=1, models=(), results=args.results)
     figures = measure(args)
     print_table(figures)
     if args.preset != "smoke":

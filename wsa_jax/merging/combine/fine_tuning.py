@@ -70,10 +70,8 @@ def fine_tune(
     >>> round(float(result.params["w"]), 1)
     1.0
     """
-    result = learn(
+    return learn(
         key, loss_fn, _FORM, weights_by_name(params), (params,), examples,
         settings=settings, learning_rate=learning_rate, model_state=model_state,
         held_out=held_out, reference=None, strengths=None, repair=repair, state=state,
     )  # fmt: skip
-    del result.info["variables"]
-    return result

@@ -83,10 +83,12 @@ class Form(NamedTuple):
     Attributes:
       combine: ``(variables, models) -> params``.
       penalty: ``(variables, params, reference, strengths) -> scalar``, None for none.
+      shares: ``variables -> coefficients`` for ``info["coefficients"]``, None for none.
     """
 
     combine: Callable[[dict[str, Array], tuple[PyTree, ...]], PyTree]
     penalty: Callable[[dict[str, Array], PyTree, PyTree, Any], Array] | None = None
+    shares: Callable[[dict[str, Array]], dict[str, Array]] | None = None
 
 
 def labelled_examples(
@@ -194,6 +196,7 @@ def _check_settings(settings: LearningSettings) -> None:
             raise ValueError(f"{name} {getattr(settings, name)} is below 1; give at least 1")
 
 
+@functools.partial(jax.jit, static_argnames="settings")
 def _first_state(
     variables: dict[str, Array], model_state: PyTree, settings: LearningSettings
 ) -> LearningState:
@@ -349,11 +352,12 @@ def _jitted_run(
         params = form.combine(chosen, models)
         model_state = _select(last, state.model_state, state.best_model_state)
         info |= {
-            "variables": chosen,
             "best_step": jnp.where(last, state.step, state.best_step),
             "diverged": diverged,
             "diverged_step": diverged_step,
         }
+        if form.shares is not None:
+            info["coefficients"] = form.shares(chosen)
         return state, params, model_state, info
 
     return run

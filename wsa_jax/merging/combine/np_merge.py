@@ -1,5 +1,6 @@
 """NP Merge: learn by gradient descent how much each parameter takes from either of two models."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -161,20 +162,18 @@ def np_merge(
     variables, center = _start(first, granularity, init)
     active = active_penalties(strengths)
     reference = (
-        {name: jnp.stack([share, 1 - share]) for name, share in center.items()},
+        center,
         fuse_scopes([weight_scope(model, select=select) for model in models])
         if active[2]
         else None,
     )
     penalty = Penalty(active, False, select) if any(active) else None
-    result = learn(
-        key, loss_fn, Form(interpolate, penalty), variables, (first, second), examples,
+    form = Form(interpolate, penalty, _shares)
+    return learn(
+        key, loss_fn, form, variables, (first, second), examples,
         settings=settings, learning_rate=learning_rate, model_state=model_state,
         held_out=held_out, reference=reference, strengths=strengths, repair=repair, state=state,
     )  # fmt: skip
-    logits = result.info.pop("variables")
-    result.info["coefficients"] = jax.tree.map(jax.nn.sigmoid, logits)
-    return result
 
 
 def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
@@ -195,7 +194,7 @@ def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
 
 
 def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, dict[str, Array]]:
-    """Logits to begin with, and their shares in shapes that broadcast."""
+    """Logits to begin with, and the shares of both models in shapes that broadcast."""
     shapes = coefficient_shapes(params, granularity)
     if isinstance(init, Mapping):
         if set(init) != set(shapes):
@@ -208,10 +207,23 @@ def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, d
         init = dict.fromkeys(shapes, init)
     for name, share in init.items():
         check_share(share, f"init of {name}")
+    return _logits_and_center(dict(init), tuple(shapes.items()))
+
+
+# Jitted as one: leaf by leaf, every new shape would compile on its own.
+@functools.partial(jax.jit, static_argnames="shapes")
+def _logits_and_center(
+    init: dict[str, Any], shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[Coefficients, dict[str, Array]]:
     center, logits = {}, {}
-    for name, shape in shapes.items():
-        share = jnp.asarray(init[name], jnp.float32)
+    for name, shape in shapes:
+        first = jnp.asarray(init[name], jnp.float32)
         # As many axes as the coefficients, of size 1: a number takes no memory.
-        center[name] = share.reshape((1,) * (len(shape) - share.ndim) + share.shape)
-        logits[name] = jnp.broadcast_to(jax.scipy.special.logit(center[name]), shape)
+        first = first.reshape((1,) * (len(shape) - first.ndim) + first.shape)
+        center[name] = jnp.stack([first, 1 - first])
+        logits[name] = jnp.broadcast_to(jax.scipy.special.logit(first), shape)
     return logits, center
+
+
+def _shares(logits: Coefficients) -> Coefficients:
+    return {name: jax.nn.sigmoid(logit) for name, logit in logits.items()}

@@ -235,17 +235,16 @@ def np_merge_joint(
     if active[2]:
         target = fuse_scopes([weight_scope(model, select=select) for model in models])
     penalty = Penalty(active, True, select) if any(active) else None
-    result = learn(
-        key, loss_fn, Form(mixture, penalty), variables, tuple(models), examples,
+    return learn(
+        key, loss_fn, Form(mixture, penalty, _shares), variables, tuple(models), examples,
         settings=settings, learning_rate=learning_rate, model_state=model_state,
         held_out=held_out, reference=(center, target), strengths=strengths, repair=repair,
         state=state,
     )  # fmt: skip
-    logits = result.info.pop("variables")
-    result.info["coefficients"] = {
-        name: jax.nn.softmax(logit, axis=0) for name, logit in logits.items()
-    }
-    return result
+
+
+def _shares(logits: Coefficients) -> Coefficients:
+    return {name: jax.nn.softmax(logit, axis=0) for name, logit in logits.items()}
 
 
 def _check_models(models: Sequence[PyTree]) -> None:
