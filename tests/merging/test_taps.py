@@ -108,7 +108,7 @@ def test_hand_written_specs_and_errors(convolution):
     with pytest.raises(ValueError, match=r"group wrong \(axis 2 of leaf conv\) is none of"):
         taps(apply, AxisSpec(groups=(wrong,)))(params, x)
     with pytest.raises(ValueError, match="where 'here' is unknown"):
-        taps(apply, AxisSpec(groups=()), where="here")  # pyrefly: ignore
+        taps(apply, AxisSpec(groups=()), where="here")
 
 
 def test_units_inside_a_loop_have_no_tap():

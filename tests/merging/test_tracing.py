@@ -259,49 +259,135 @@ def _block(*shapes):
 def _cases():
     x, images, tokens = _normal(7, 3), _normal(2, 4, 4, 3), _normal(2, 4, 3)
     square = _normal(5, 5)
-    yield _relu_chain, {"a": _normal(3, 5), "b": _normal(1, 5), "c": square, "d": _normal(5, 2)}, x, {
-        "a": (5, "scaling", None), "c": (5, "scaling", None)}
-    yield _linear_chain, {"a": _normal(3, 5), "b": _normal(1, 5), "c": square, "d": _normal(5, 2)}, x, {
-        "a": (5, "linear", None), "c": (5, "linear", None)}
-    yield _low_rank, {"a": _normal(3, 2), "b": _normal(2, 4), "c": _normal(4, 1)}, x, {
-        "a": (2, "linear", None), "b": (4, "permutation", None)}
-    yield _residual, {"in": _normal(3, 4), "out": _normal(4, 2), "a": _block((4, 5), (1, 5), (5, 4)),
-                      "b": _block((4, 6), (1, 6), (6, 4))}, x, {
-        "in": (4, "scaling", None), "a": (5, "scaling", None), "b": (6, "scaling", None)}
-    yield _dense_net, {"a": _normal(3, 4), "b": _normal(4, 2), "c": _normal(16 * 9, 2)}, images, {
-        "a": (4, "scaling", None), "b": (2, "scaling", None)}
-    yield _channels_first, {"a": _normal(3, 4), "b": _normal(64, 2)}, images, {
-        "a": (4, "scaling", None)}
-    yield _padded_shortcut, {"a": _normal(3, 3), "b": _normal(3, 6), "c": _normal(6, 2)}, images, {
-        # Zeros stand beside the last two units: nothing is guessed of their scale.
-        "a": (3, "scaling", None), "b": (2, "permutation", None)}
-    attention = {"in": _normal(3, 4), "qkv": _normal(4, 18), "bias": _normal(1, 1, 18),
-                 "o": _normal(6, 4), "out": _normal(4, 2)}
-    yield _fused_attention, attention, tokens, {
-        "in": (4, "permutation", None), "qkv": (2, "permutation", None),
-        "qkv/inner": (3, "permutation", "qkv"), "qkv/inner_2": (3, "linear", "qkv")}
-    yield _stacked_attention, attention, tokens, {
-        "in": (4, "permutation", None), "qkv": (2, "permutation", None),
-        "qkv/inner": (3, "permutation", "qkv")}
-    yield _across_heads, {"q": _normal(3, 2, 4), "k": _normal(3, 2, 4)}, tokens, {
-        "q": (2, "permutation", None), "q_2": (4, "permutation", None),
-        "k": (2, "permutation", None)}
+    yield (
+        _relu_chain,
+        {"a": _normal(3, 5), "b": _normal(1, 5), "c": square, "d": _normal(5, 2)},
+        x,
+        {"a": (5, "scaling", None), "c": (5, "scaling", None)},
+    )
+    yield (
+        _linear_chain,
+        {"a": _normal(3, 5), "b": _normal(1, 5), "c": square, "d": _normal(5, 2)},
+        x,
+        {"a": (5, "linear", None), "c": (5, "linear", None)},
+    )
+    yield (
+        _low_rank,
+        {"a": _normal(3, 2), "b": _normal(2, 4), "c": _normal(4, 1)},
+        x,
+        {"a": (2, "linear", None), "b": (4, "permutation", None)},
+    )
+    yield (
+        _residual,
+        {
+            "in": _normal(3, 4),
+            "out": _normal(4, 2),
+            "a": _block((4, 5), (1, 5), (5, 4)),
+            "b": _block((4, 6), (1, 6), (6, 4)),
+        },
+        x,
+        {"in": (4, "scaling", None), "a": (5, "scaling", None), "b": (6, "scaling", None)},
+    )
+    yield (
+        _dense_net,
+        {"a": _normal(3, 4), "b": _normal(4, 2), "c": _normal(16 * 9, 2)},
+        images,
+        {"a": (4, "scaling", None), "b": (2, "scaling", None)},
+    )
+    yield (
+        _channels_first,
+        {"a": _normal(3, 4), "b": _normal(64, 2)},
+        images,
+        {"a": (4, "scaling", None)},
+    )
+    yield (
+        _padded_shortcut,
+        {"a": _normal(3, 3), "b": _normal(3, 6), "c": _normal(6, 2)},
+        images,
+        {
+            # Zeros stand beside the last two units: nothing is guessed of their scale.
+            "a": (3, "scaling", None),
+            "b": (2, "permutation", None),
+        },
+    )
+    attention = {
+        "in": _normal(3, 4),
+        "qkv": _normal(4, 18),
+        "bias": _normal(1, 1, 18),
+        "o": _normal(6, 4),
+        "out": _normal(4, 2),
+    }
+    yield (
+        _fused_attention,
+        attention,
+        tokens,
+        {
+            "in": (4, "permutation", None),
+            "qkv": (2, "permutation", None),
+            "qkv/inner": (3, "permutation", "qkv"),
+            "qkv/inner_2": (3, "linear", "qkv"),
+        },
+    )
+    yield (
+        _stacked_attention,
+        attention,
+        tokens,
+        {
+            "in": (4, "permutation", None),
+            "qkv": (2, "permutation", None),
+            "qkv/inner": (3, "permutation", "qkv"),
+        },
+    )
+    yield (
+        _across_heads,
+        {"q": _normal(3, 2, 4), "k": _normal(3, 2, 4)},
+        tokens,
+        {
+            "q": (2, "permutation", None),
+            "q_2": (4, "permutation", None),
+            "k": (2, "permutation", None),
+        },
+    )
     yield _gated, {"up": _normal(3, 8), "down": _normal(4, 2)}, x, {"up": (4, "permutation", None)}
     layers = {"up": _normal(3, 4, 5), "down": _normal(3, 5, 4)}
-    yield _scanned, {"in": _normal(3, 4), "layers": layers, "out": _normal(4, 2)}, x, {
-        "in": (4, "linear", None), "layers": (5, "scaling", None)}
-    yield _recurrent, {"in": _normal(3, 4), "hidden": _normal(4, 4), "out": _normal(4, 2)}, tokens, {
-        "in": (4, "permutation", None)}
-    yield _branches, {"a": _normal(3, 4), "b": _normal(4, 4), "c": _normal(4, 2)}, x, {
-        "a": (4, "scaling", None)}
-    yield _embedded, {"embedding": _normal(6, 4), "w": _normal(4, 4)}, jnp.arange(5), {
-        "w": (4, "permutation", None)}
-    yield _maxout, {"a": _normal(3, 12), "b": _normal(4, 2)}, x, {
-        "a": (4, "scaling", None), "a/inner": (3, "permutation", "a")}
+    yield (
+        _scanned,
+        {"in": _normal(3, 4), "layers": layers, "out": _normal(4, 2)},
+        x,
+        {"in": (4, "linear", None), "layers": (5, "scaling", None)},
+    )
+    yield (
+        _recurrent,
+        {"in": _normal(3, 4), "hidden": _normal(4, 4), "out": _normal(4, 2)},
+        tokens,
+        {"in": (4, "permutation", None)},
+    )
+    yield (
+        _branches,
+        {"a": _normal(3, 4), "b": _normal(4, 4), "c": _normal(4, 2)},
+        x,
+        {"a": (4, "scaling", None)},
+    )
+    yield (
+        _embedded,
+        {"embedding": _normal(6, 4), "w": _normal(4, 4)},
+        jnp.arange(5),
+        {"w": (4, "permutation", None)},
+    )
+    yield (
+        _maxout,
+        {"a": _normal(3, 12), "b": _normal(4, 2)},
+        x,
+        {"a": (4, "scaling", None), "a/inner": (3, "permutation", "a")},
+    )
     yield _rotated, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {}
     yield _positioned, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {}
-    yield _prelu, {"a": _normal(3, 5), "slope": _normal(5), "b": _normal(5, 2)}, x, {
-        "a": (5, "permutation", None)}
+    yield (
+        _prelu,
+        {"a": _normal(3, 5), "slope": _normal(5), "b": _normal(5, 2)},
+        x,
+        {"a": (5, "permutation", None)},
+    )
     yield _clipped, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {"a": (5, "permutation", None)}
     yield _pairwise, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {"a": (5, "permutation", None)}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from wsa_jax.merging.spec import AxisSpec, Group
 from wsa_jax.merging.tracing.atoms import Atom, Axis, expand
 from wsa_jax.merging.tracing.infer import Traced, flatten, trace
 from wsa_jax.merging.tracing.walk import Step, Value, called
-
-Where = Literal["consumed", "produced"]
 
 
 class _Tap(NamedTuple):
@@ -29,7 +27,7 @@ class _Tap(NamedTuple):
 
 
 def taps(
-    apply_fn: Callable[..., PyTree], spec: AxisSpec, *, where: Where = "consumed"
+    apply_fn: Callable[..., PyTree], spec: AxisSpec, *, where: str = "consumed"
 ) -> Callable[..., dict[str, Array]]:
     """Make the function that returns the activations of each group's units.
 
@@ -122,7 +120,7 @@ class _Evaluation:
         return results
 
 
-def _tap(traced: Traced, spec: AxisSpec, group: Group, where: Where) -> _Tap:
+def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
     atom = _atom(traced, group)
     units = (atom,) if group.parent is None else (_atom(traced, spec[group.parent]), atom)
     steps = [step for step in traced.walk.steps if step.position is not None]
@@ -217,8 +215,10 @@ def _units_last(array: Array, tap: _Tap) -> Array:
     atoms: list[Atom | None] = []
     for axis, given in enumerate(tap.axes):
         segments = expand(given)
-        chosen = next((s for s in segments if tap.units[-1] in s), None) if axis == tap.axis else (
-            segments[0] if len(segments) == 1 and set(segments[0]) & set(tap.units) else None
+        chosen = (
+            next((s for s in segments if tap.units[-1] in s), None)
+            if axis == tap.axis
+            else (segments[0] if len(segments) == 1 and set(segments[0]) & set(tap.units) else None)
         )
         if chosen is None:
             shape.append(array.shape[axis])

@@ -17,17 +17,18 @@ from wsa_jax.merging.tracing.walk import Step, Value
 Degree = Fraction | int
 AxisDegrees = dict[Atom, Degree]
 
-_IDENTITY = frozenset(
-    "neg copy copy_p convert_element_type reduce_precision name stop_gradient device_put real imag "
-    "pvary sharding_constraint layout_constraint".split()
-)
+_IDENTITY = frozenset({
+    "neg", "copy", "copy_p", "convert_element_type", "reduce_precision", "name",
+    "stop_gradient", "device_put", "real", "imag", "pvary", "sharding_constraint",
+    "layout_constraint",
+})  # fmt: skip
 _POWERS = {"abs": 1, "square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
            "cbrt": Fraction(1, 3), "sign": 0, "is_finite": 0}  # fmt: skip
-_COMPARISONS = frozenset("eq ne lt le gt ge".split())
-_SUMS = frozenset("add sub add_any".split())
-_EXTREMES = frozenset("max min clamp select_n".split())
-_KEEPING = frozenset("reduce_max reduce_min reduce_window_max reduce_window_min".split())
-_LINEAR = frozenset("reduce_sum reduce_window_sum cumsum".split())
+_COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
+_SUMS = frozenset(["add", "sub", "add_any"])
+_EXTREMES = frozenset(["max", "min", "clamp", "select_n"])
+_KEEPING = frozenset(["reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"])
+_LINEAR = frozenset(["reduce_sum", "reduce_window_sum", "cumsum"])
 
 
 class _Analysis:
@@ -193,7 +194,9 @@ class _Analysis:
         for axis, source in enumerate(step.params["sources"]):
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
-                found = {self.degree(value, s, atom) for s in source if atom in self.atoms(value, s)}
+                found = {
+                    self.degree(value, s, atom) for s in source if atom in self.atoms(value, s)
+                }
                 if len(found) > 1:
                     self.break_all([atom])
                 entry[atom] = max(found, default=0)
@@ -210,9 +213,7 @@ class _Analysis:
             place = axis - (step.name == "stack" and axis > along)
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
-                values = [
-                    v for v in step.inputs if axis != along or atom in self.atoms(v, place)
-                ]
+                values = [v for v in step.inputs if axis != along or atom in self.atoms(v, place)]
                 entry[atom] = self.agreed(values, place, atom)
             degrees.append(entry)
         self.set(result, degrees)

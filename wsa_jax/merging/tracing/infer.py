@@ -65,7 +65,7 @@ def trace_spec(
 
     Args:
       apply_fn: any JAX function, in the mode in which it is evaluated (running statistics, no
-        dropout).
+        dropout). All that it returns stays as it is, so it should return no new statistics.
       params: any pytree; leaves that are no arrays are left to ``apply_fn``. Shapes suffice.
       inputs: the other arguments; shapes suffice. Sizes that differ from all layers' are not
         needed.
@@ -143,7 +143,7 @@ def trace(
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
-    order = _order(walk, count)
+    order = _order(walk)
     unread = [index for index in range(count) if index not in order]
     for index in unread:
         for axis in leaves[index].axes:
@@ -170,7 +170,7 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _order(walk: Walk, count: int) -> dict[int, int]:
+def _order(walk: Walk) -> dict[int, int]:
     """When each leaf is first computed with; leaves that are merely moved come last."""
     first: dict[int, int] = {}
     for late in (False, True):
@@ -179,7 +179,6 @@ def _order(walk: Walk, count: int) -> dict[int, int]:
             for value in step.inputs if met else ():
                 for index, _ in sorted(frozenset().union(*(value.origin or ()))):
                     first.setdefault(index, len(first))
-    del count
     return first
 
 
@@ -279,12 +278,11 @@ def _pinned(
     partial = {(tie.leaf, tie.axis) for found in ties.values() for tie in found}
     for name, leaf in zip(names, leaves, strict=True):
         for axis, given in enumerate(leaf.axes):
-            reasons = [a.reason for segment in expand(given) for a in segment if a not in ties]
-            uncovered = [
-                segment for segment in expand(given) if not any(atom in ties for atom in segment)
-            ]
+            segments = expand(given)
+            reasons = [a.reason for segment in segments for a in segment if a.reason is not None]
             told = [reason for reason in reasons if reason not in _EVIDENT]
-            if (name, axis) in partial and uncovered:
-                yield Pinned(leaf=name, axis=axis, reason=(told + reasons + ["a single unit"])[0])
-            elif (name, axis) not in partial and told:
-                yield Pinned(leaf=name, axis=axis, reason=told[0])
+            if (name, axis) not in partial:
+                if told:
+                    yield Pinned(leaf=name, axis=axis, reason=told[0])
+            elif any(not any(atom in ties for atom in segment) for segment in segments):
+                yield Pinned(leaf=name, axis=axis, reason=[*told, *reasons, "a single unit"][0])

@@ -70,9 +70,7 @@ def _values(leaves: Iterable[Value], steps: Iterable[Step]) -> Iterable[Value]:
             yield step.params["inside"]
 
 
-def _occurrences(
-    axes: tuple[Axis, ...], live: frozenset[Atom]
-) -> Iterable[tuple[Atom, set[Atom]]]:
+def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tuple[Atom, set[Atom]]]:
     for index, axis in enumerate(axes):
         elsewhere = [_throughout(other) for place, other in enumerate(axes) if place != index]
         mentioned = [

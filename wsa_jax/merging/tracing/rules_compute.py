@@ -10,21 +10,27 @@ from wsa_jax.merging.tracing.walk import Origin, Value, Walk, merged_origin, unk
 
 WINDOW = "places of a kernel or image"
 
-_ELEMENTWISE = (
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
-    "clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq "
-    "erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite "
-    "layout_constraint le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
-    "polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem "
-    "round rsqrt select_n shard_alike sharding_constraint shift_left shift_right_arithmetic "
-    "shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor"
-).split()
+_ELEMENTWISE = """
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv
+erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite layout_constraint le
+lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma population_count
+pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shard_alike
+sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
+square stop_gradient sub tan tanh xor
+"""
 _SAME = {"convert_element_type", "copy", "copy_p", "device_put", "reduce_precision", "name",
          "stop_gradient"}  # fmt: skip
-_REDUCTIONS = (
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor".split()
-)
-_WINDOWS = "reduce_window_sum reduce_window_max reduce_window_min reduce_window".split()
+_REDUCTIONS = [
+    "reduce_sum",
+    "reduce_max",
+    "reduce_min",
+    "reduce_prod",
+    "reduce_and",
+    "reduce_or",
+    "reduce_xor",
+]
+_WINDOWS = ["reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"]
 
 
 def _elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -188,7 +194,7 @@ def _top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 RULES: dict[str, Callable[..., list[Value]]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_WINDOWS, _reduce_window),
     "dot_general": _dot_general,

@@ -60,7 +60,7 @@ def _reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         first, place = start, stop
         sizes, targets = 1, 1
         # The smallest runs of axes that hold the same elements.
-        while sizes != targets or place == stop and first == start:
+        while sizes != targets or (place == stop and first == start):
             if (sizes <= targets and start < len(before)) or stop == len(shape):
                 sizes *= before[start]
                 start += 1

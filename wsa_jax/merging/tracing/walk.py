@@ -90,7 +90,9 @@ class Walk:
     position: int = 0
     lines: list[str] = field(default_factory=list)
 
-    def record(self, name: str, inputs: Iterable[Value], outputs: Iterable[Value], **params) -> None:
+    def record(
+        self, name: str, inputs: Iterable[Value], outputs: Iterable[Value], **params
+    ) -> None:
         """Keep a step for what is asked later: degrees, nesting, taps."""
         position = None if self.depth else self.position
         self.steps.append(Step(name, tuple(inputs), tuple(outputs), params, position))
