@@ -288,13 +288,13 @@ def _stop(group: Group, tie: Tie) -> int:
 
 
 def _inside(inner: Group, tie: Tie, outer: Group, other: Tie) -> bool:
-    """Whether each unit of an outer group holds the same places of an inner one: both move."""
-    period = outer.size * other.inner
-    return (
-        other.inner % (inner.size * tie.inner) == 0
-        and (tie.offset - other.offset) % period == 0
-        and (_stop(inner, tie) - tie.offset) % period == 0
-    )
+    """Whether each unit of an outer group holds all of an inner one's, so that both may move."""
+    repeat, period = inner.size * tie.inner, outer.size * other.inner
+    if other.inner % repeat or (other.offset - tie.offset) % repeat:
+        return False
+    start, stop = tie.offset, _stop(inner, tie)
+    around = start <= other.offset and _stop(outer, other) <= stop
+    return around or ((start - other.offset) % period == 0 and (stop - start) % period == 0)
 
 
 def _depth(spec: AxisSpec, group: Group) -> int:

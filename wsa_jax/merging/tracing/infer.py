@@ -143,6 +143,10 @@ def trace(
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
+    # A concatenation found late holds the places around it in all earlier arrays: look once more.
+    for value in walk.values():
+        for axis in value.axes:
+            expand(axis)
     order = _order(walk)
     unread = [index for index in range(count) if index not in order]
     for index in unread:
@@ -236,7 +240,7 @@ def _append(ties: list[Tie], tie: Tie, size: int) -> None:
 def _groups(
     ties: dict[Atom, list[Tie]], leaves: Sequence[Value], walk: Walk, admits: Any
 ) -> tuple[list[Group], dict[str, Atom]]:
-    found = owners(list(ties), leaves, walk.steps)
+    found = owners(list(ties), [*leaves, *walk.values()])
     parents: dict[Atom, Atom | None] = {}
     for atom, candidates in found.items():
         parents[atom] = next(

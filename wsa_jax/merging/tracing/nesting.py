@@ -8,19 +8,17 @@ from collections.abc import Iterable, Sequence
 
 from wsa_jax.merging.spec import Tie
 from wsa_jax.merging.tracing.atoms import Atom, Axis, expand
-from wsa_jax.merging.tracing.walk import Step, Value
+from wsa_jax.merging.tracing.walk import Value
 
 
-def owners(
-    live: Sequence[Atom], leaves: Iterable[Value], steps: Iterable[Step]
-) -> dict[Atom, list[Atom]]:
-    """For each atom, the others that stand beside it wherever it occurs, innermost first.
+def owners(live: Sequence[Atom], values: Iterable[Value]) -> dict[Atom, list[Atom]]:
+    """For each atom, the others that stand beside it in all arrays, innermost first.
 
     Of two that are always together, the earlier in ``live`` owns the later.
     """
     beside: dict[Atom, set[Atom]] = {}
     seen: set[tuple[Axis, ...]] = set()
-    for value in _values(leaves, steps):
+    for value in values:
         axes = tuple(expand(axis) for axis in value.axes)
         if axes in seen:
             continue
@@ -59,15 +57,6 @@ def fits(inner: Sequence[Tie], size: int, outer: Sequence[Tie], parent_size: int
         elif len(held) != 1:
             return False
     return True
-
-
-def _values(leaves: Iterable[Value], steps: Iterable[Step]) -> Iterable[Value]:
-    yield from leaves
-    for step in steps:
-        yield from step.inputs
-        yield from step.outputs
-        if "inside" in step.params:
-            yield step.params["inside"]
 
 
 def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tuple[Atom, set[Atom]]]:

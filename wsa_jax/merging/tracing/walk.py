@@ -3,7 +3,7 @@
 The walk is symbolic: each array is a `Value`, its axes in atoms, and each rule joins or pins them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,14 @@ class Walk:
         """Keep a step for what is asked later: degrees, nesting, taps."""
         position = None if self.depth else self.position
         self.steps.append(Step(name, tuple(inputs), tuple(outputs), params, position))
+
+    def values(self) -> Iterator[Value]:
+        """All arrays seen, and the products inside of sums, repeats included."""
+        for step in self.steps:
+            yield from step.inputs
+            yield from step.outputs
+            if "inside" in step.params:
+                yield step.params["inside"]
 
     def run(self, jaxpr: core.Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
         """Walk through a jaxpr; values of its outputs."""
