@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def activation_matching(
     activations: Activations,
     inputs: Array | np.ndarray,
     *,
-    measure: Literal["product", "correlation"] = "product",
+    measure: str = "product",
     num_samples: int | None = None,
     batch_size: int = 500,
 ) -> Matching:

@@ -1,6 +1,5 @@
 """Assign units to units: SciPy's solver over one matrix or a stack, and what a matching is."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,10 @@ from jaxtyping import Array, Float, Integer, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import permute_units
+from wsa_jax.merging.units import Permutations, permute_units
+from wsa_jax.select import key_path
 
-move = functools.partial(jax.jit, static_argnames="spec")(permute_units)
+_permute = jax.jit(permute_units, static_argnames="spec")
 
 
 class Matching(NamedTuple):
@@ -31,7 +31,7 @@ class Matching(NamedTuple):
 def align(spec: AxisSpec, second: PyTree, matching: Matching) -> PyTree:
     """Bring the second model's units into the first's order; its function is unchanged.
 
-    Statistics that the spec names (BatchNorm) move along. `permute_units` under jit.
+    Statistics that the spec names (BatchNorm) move along. `permute_units`, compiled.
 
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
@@ -41,6 +41,21 @@ def align(spec: AxisSpec, second: PyTree, matching: Matching) -> PyTree:
     [[4.0], [1.0]]
     """
     return move(spec, second, matching.permutations)
+
+
+def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
+    """`permute_units` under jit; leaves that do not move, be they no arrays, are passed on."""
+    moved = _permute(spec, moving_leaves(spec, params), permutations)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: moved.get(key_path(path), leaf), params
+    )
+
+
+def moving_leaves(spec: AxisSpec, params: PyTree) -> dict[str, Array | np.ndarray]:
+    """Leaves that hold units of some group, statistics among them, by key path: a model itself."""
+    names = {tie.leaf for group in spec.groups for tie in group.ties}
+    leaves = {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {name: leaf for name, leaf in leaves.items() if name in names}
 
 
 def assign(

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.assignment import Matching, move, moving_leaves
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import identity_permutations
-from wsa_jax.select import is_weight
-from wsa_jax.tree import stack
+from wsa_jax.tree import stack, weighted_mean
 
 
 def weight_matching_many(
@@ -41,7 +41,8 @@ def weight_matching_many(
     Returns:
       one matching a model, in the order given. Each ``info`` holds ``objective`` (the sum of
       products with the mean of the others), and, equal in all, ``spread`` (root of the summed
-      squared distances to the mean, after every round), ``rounds``, ``converged`` and ``seconds``.
+      squared distances to the mean of the weights that move: at first and after every round),
+      ``rounds``, ``converged`` and ``seconds``.
 
     Guarantees: arguments are unchanged; equal keys give equal results; the spread, in float64 on
     the host, never grows. Averaging is not done here: average the aligned models.
@@ -65,27 +66,28 @@ def weight_matching_many(
         raise ValueError(
             f"max_rounds {max_rounds} and max_sweeps {max_sweeps} must both be at least 1"
         )
-    for other in models[1:]:
-        prepare(spec, models[0], other)
+    problems = [prepare(spec, models[0], other) for other in models[1:]]
+    names = tuple(problems[0].first)
     rng = generator(key)
     permutations = [identity_permutations(spec) for _ in models]
-    moved = [jax.tree.map(np.asarray, model) for model in models]
-    spread, rounds, converged = [_spread(moved)], 0, False
+    leaves = [moving_leaves(spec, model) for model in models]
+    moved = list(leaves)
+    spread, rounds, converged = [_spread(moved, names)], 0, False
     objectives = [0.0] * len(models)
     while rounds < max_rounds and not converged:
         converged = True
         for index in rng.permutation(len(models)).tolist():
             others = [model for position, model in enumerate(moved) if position != index]
-            problem = lay_out(spec, _mean(others), models[index])
+            problem = lay_out(spec, _mean(stack(others), np.ones(len(others))), leaves[index])
             before, _ = compare(problem, permutations[index])
             found, _, _ = descend(rng, problem, permutations[index], max_sweeps=max_sweeps)
             after, _ = compare(problem, found)
             objectives[index] = max(before, after)
             if after > before:
                 converged, permutations[index] = False, found
-                moved[index] = jax.tree.map(np.asarray, move(spec, models[index], found))
+                moved[index] = move(spec, leaves[index], found)
         rounds += 1
-        spread.append(_spread(moved))
+        spread.append(_spread(moved, names))
     shared = {
         "spread": tuple(spread),
         "rounds": rounds,
@@ -98,20 +100,13 @@ def weight_matching_many(
     )
 
 
-@jax.jit
-def _mean_of_stack(models: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.mean(0) if is_weight(leaf) else leaf[0], models)
+_mean = jax.jit(weighted_mean)
 
 
-def _mean(models: Sequence[PyTree]) -> PyTree:
-    return _mean_of_stack(stack(models))
-
-
-def _spread(models: Sequence[PyTree]) -> float:
-    """Root of the summed squared distances to the mean, leaf by leaf in float64."""
+def _spread(models: Sequence[dict[str, Any]], names: Sequence[str]) -> float:
+    """Root of the summed squared distances to the mean over the leaves that move, in float64."""
     total = 0.0
-    for leaves in zip(*map(jax.tree.leaves, models), strict=True):
-        if is_weight(leaves[0]):
-            values = np.stack(leaves).astype(np.float64)
-            total += float(np.sum(np.square(values - values.mean(0))))
+    for name in names:
+        values = np.stack([np.asarray(model[name], np.float64) for model in models])
+        total += float(np.sum(np.square(values - values.mean(0))))
     return float(np.sqrt(total))

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from wsa_jax.merging.align.assignment import move
+from wsa_jax.merging.align.assignment import move, moving_leaves
 from wsa_jax.merging.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
 from wsa_jax.merging.units import permute_units, unit_rows
-from wsa_jax.select import key_path
 from wsa_jax.tree import check_finite, check_same_structure
 
 _OWN, _LEAF = "own", "leaf"
@@ -65,7 +64,7 @@ class Problem(NamedTuple):
     Attributes:
       spec: which axes move together.
       first: leaves of the first model that move, on the host, by name.
-      second: the second model.
+      second: leaves of the second model, statistics among them.
       blocks: in the spec's order.
       pairs: both models' leaf of each view in the view's layout; None for a view whose products no
         other group changes: `constants` has them.
@@ -76,7 +75,7 @@ class Problem(NamedTuple):
 
     spec: AxisSpec
     first: dict[str, np.ndarray]
-    second: PyTree
+    second: dict[str, Array | np.ndarray]
     blocks: tuple[Block, ...]
     pairs: list[list[tuple[Array, Array] | None]]
     constants: list[list[Products | None]]
@@ -98,26 +97,25 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
 
 def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     """`prepare` without its checks, for models that passed them."""
-    ours, theirs = _named(first), _named(second)
+    ours, theirs = moving_leaves(spec, first), moving_leaves(spec, second)
     blocks = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
-    names = {view.leaf for block in blocks for view in block.views}
-    host = {name: np.asarray(ours[name]) for name in sorted(names)}
-    pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in host})
-    squares = {
-        name: [float(np.vdot(model[name], model[name])) for model in (ours, theirs)]
-        for name in host
-    }
-    of_blocks = [np.sum([squares[view.leaf] for view in block.views], axis=0) for block in blocks]
-    norms = [
-        float(np.sqrt(np.prod(both) / block.group.size))
-        for block, both in zip(blocks, of_blocks, strict=True)
-    ]
-    return Problem(spec, host, second, blocks, pairs, constants, norms)
+    names = sorted({view.leaf for block in blocks for view in block.views})
+    host = {name: np.asarray(ours[name]) for name in names}
+    pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in names})
+    squares = {}
+    for name in names:
+        both = (np.asarray(model[name], np.float32).ravel() for model in (ours, theirs))
+        squares[name] = [float(np.dot(x, x)) for x in both]
+    norms = []
+    for block in blocks:
+        total = np.sum([squares[view.leaf] for view in block.views], axis=0)
+        norms.append(float(np.sqrt(np.prod(total) / block.group.size)))
+    return Problem(spec, host, theirs, blocks, pairs, constants, norms)
 
 
 def compare(problem: Problem, permutations: Mapping[str, np.ndarray]) -> tuple[float, float]:
     """Sum of products, and Euclidean distance, of all weights that move, each once, in float64."""
-    moved, total, squares = _named(move(problem.spec, problem.second, permutations)), 0.0, 0.0
+    moved, total, squares = move(problem.spec, problem.second, permutations), 0.0, 0.0
     for name, leaf in problem.first.items():
         ours, theirs = leaf.astype(np.float64).ravel(), np.asarray(moved[name], np.float64).ravel()
         total += float(np.dot(ours, theirs))
@@ -336,7 +334,3 @@ def _with(groups: list[Group], name: str, size: int, tie: Tie, parent: str | Non
         dataclasses.replace(group, ties=(*group.ties, tie)) if group.name == name else group
         for group in groups
     ]
-
-
-def _named(params: PyTree) -> dict[str, Array]:
-    return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -83,7 +83,7 @@ def straight_through(
         )
     prepare(spec, first, second)
     rng, size = generator(key), min(batch_size, len(labels))
-    step = _step(task, momentum)
+    step = _step(task)
     free, velocity = first, jax.tree.map(jnp.zeros_like, first)
     state = {} if model_state is None else model_state
     permutations = identity_permutations(spec)
@@ -101,7 +101,7 @@ def straight_through(
         projected = move(spec, second, permutations)
         free, velocity, loss = step(
             jax.random.fold_in(key, index), first, projected, free, velocity, state, batch,
-            jnp.float32(learning_rate),
+            jnp.float32(learning_rate), jnp.float32(momentum),
         )  # fmt: skip
         losses.append(float(loss))
         if losses[index] < losses[best_step] or index == 0:
@@ -116,7 +116,7 @@ def straight_through(
 
 
 @functools.lru_cache(maxsize=16)
-def _step(task: Task, momentum: float | int) -> Callable[..., tuple[PyTree, PyTree, Array]]:
+def _step(task: Task) -> Callable[..., tuple[PyTree, PyTree, Array]]:
     @jax.jit
     def run(
         key: Array,
@@ -127,6 +127,7 @@ def _step(task: Task, momentum: float | int) -> Callable[..., tuple[PyTree, PyTr
         model_state: PyTree,
         batch: Batch,
         learning_rate: Array,
+        momentum: Array,
     ) -> tuple[PyTree, PyTree, Array]:
         def loss_of(midpoint: PyTree) -> tuple[Array, PyTree]:
             return task.loss(key, midpoint, model_state, batch)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +23,6 @@ from wsa_jax.merging.align.similarity import (
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import Permutations, check_maps, identity_permutations
 
-Start = Literal["identity", "sorted", "random"]
-
 # A score of two units is off by about this share of their norms: float32 products.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
 _REFRESH = 16  # Updates of products after which they are made anew, so that rounding stays put.
@@ -36,7 +34,7 @@ def weight_matching(
     first: PyTree,
     second: PyTree,
     *,
-    init: Permutations | Start | None = None,
+    init: Permutations | str | None = None,
     restarts: int = 1,
     max_sweeps: int = 100,
 ) -> Matching:
@@ -268,8 +266,8 @@ def _propose(
 
 
 def _starts(
-    spec: AxisSpec, init: Permutations | Start | None, restarts: int
-) -> list[Permutations | Start]:
+    spec: AxisSpec, init: Permutations | str | None, restarts: int
+) -> list[Permutations | str]:
     if restarts < 1:
         raise ValueError(f"restarts {restarts} is below 1; give at least one start")
     if init is None:
@@ -285,7 +283,7 @@ def _starts(
         for name, given in init.items():
             if not np.array_equal(np.sort(given, axis=-1), np.sort(_identity(given), axis=-1)):
                 raise ValueError(f"init of group {name} is no permutation of its units")
-    later: list[Start] = ["random"] * restarts
+    later: list[Permutations | str] = ["random"] * restarts
     if init != "sorted":
         later[0] = "sorted"
     return [init, *later][:restarts]
@@ -296,7 +294,7 @@ def _identity(like: np.ndarray) -> np.ndarray:
 
 
 def _begin(
-    rng: np.random.Generator, problem: Problem, start: Permutations | Start, clock: _Clock
+    rng: np.random.Generator, problem: Problem, start: Permutations | str, clock: _Clock
 ) -> Permutations:
     identity = identity_permutations(problem.spec)
     if not isinstance(start, str):

@@ -1,0 +1,86 @@
+"""Straight-through matching: its first step, its gradient, and that the best is kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsa_jax.merging.align import align, straight_through, weight_matching
+from wsa_jax.merging.align.straight_through import _step
+from wsa_jax.merging.spec import Tie, hand_written
+from wsa_jax.merging.units import permute_units
+from wsa_jax.training import Batch
+from wsa_jax.tree import lerp
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_task):
+    first, second = (tiny_task.init(jax.random.key(seed))[0] for seed in range(2))
+    ties = [Tie(leaf="Dense_0/kernel", axis=1), Tie(leaf="Dense_0/bias", axis=0),
+            Tie(leaf="Dense_1/kernel", axis=0, role="consumed")]  # fmt: skip
+    return hand_written({"hidden": ties}, first), first, second
+
+
+def test_the_best_permutations_are_kept(models, tiny_task, tiny_data):
+    spec, first, second = models
+    before = jax.tree.map(np.array, (first, second))
+
+    def search():
+        return straight_through(
+            KEY, spec, first, second, tiny_task, *tiny_data,
+            steps=12, batch_size=60, learning_rate=3.0,
+        )  # fmt: skip
+
+    found, again = search(), search()
+    loss = found.info["loss"]
+    assert loss[found.info["best_step"]] == loss.min() < loss[0]
+    assert loss.min() < loss[-1]  # Else keeping the last would do as well.
+    batch = Batch(*map(jnp.asarray, tiny_data), jnp.ones(60))
+    midpoint = lerp(first, align(spec, second, found), 0.5)
+    np.testing.assert_allclose(tiny_task.loss(KEY, midpoint, {}, batch)[0], loss.min(), rtol=1e-5)
+    np.testing.assert_array_equal(loss, again.info["loss"])
+    np.testing.assert_array_equal(found.permutations["hidden"], again.permutations["hidden"])
+    jax.tree.map(np.testing.assert_array_equal, (first, second), before)
+
+
+def test_its_first_step_is_weight_matching(models, tiny_task, tiny_data):
+    spec, first, second = models
+    found = straight_through(KEY, spec, first, second, tiny_task, *tiny_data, steps=1)
+    expected = weight_matching(KEY, spec, first, second)
+    np.testing.assert_array_equal(found.permutations["hidden"], expected.permutations["hidden"])
+
+
+def test_the_gradient_passes_the_projection_unchanged(models, tiny_task, tiny_data):
+    spec, first, second = models
+    projected = permute_units(spec, second, {"hidden": np.arange(72)[::-1]})
+    batch = Batch(*map(jnp.asarray, tiny_data), jnp.ones(60))
+
+    def loss(free):
+        through = jax.tree.map(lambda f, p: f + jax.lax.stop_gradient(p - f), free, projected)
+        return tiny_task.loss(KEY, lerp(first, through, 0.5), {}, batch)[0]
+
+    free = jax.tree.map(lambda w: 1.1 * w, first)
+    zeros = jax.tree.map(jnp.zeros_like, first)
+    rate, momentum = jnp.float32(0.1), jnp.float32(0.9)
+    stepped, velocity, _ = _step(tiny_task)(
+        KEY, first, projected, free, zeros, {}, batch, rate, momentum
+    )
+    for got, w, g in zip(*map(jax.tree.leaves, (stepped, free, jax.grad(loss)(free))), strict=True):
+        np.testing.assert_allclose(got, w - 0.1 * g, rtol=1e-5, atol=1e-6)
+    again, _, _ = _step(tiny_task)(KEY, first, projected, free, velocity, {}, batch, rate, momentum)
+    for got, w, v in zip(*map(jax.tree.leaves, (again, free, velocity)), strict=True):
+        np.testing.assert_allclose(got, w - 0.1 * 1.9 * v, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_name_the_setting(models, tiny_task, tiny_data):
+    spec, first, second = models
+    images, labels = tiny_data
+    with pytest.raises(ValueError, match="no training data: labels are empty"):
+        straight_through(KEY, spec, first, second, tiny_task, images[:0], labels[:0])
+    with pytest.raises(ValueError, match="steps 0, batch_size 500 and max_sweeps 100 must be"):
+        straight_through(KEY, spec, first, second, tiny_task, images, labels, steps=0)
+    broken = second | {"Dense_0": second["Dense_0"] | {"bias": jnp.full(72, jnp.nan)}}
+    with pytest.raises(ValueError, match="leaf Dense_0/bias of the second model holds 72 NaN"):
+        straight_through(KEY, spec, first, broken, tiny_task, images, labels)
