@@ -30,7 +30,7 @@ def test_the_best_permutations_are_kept(models, tiny_task, tiny_data):
     def search():
         return straight_through(
             KEY, spec, first, second, tiny_task, *tiny_data,
-            steps=12, batch_size=60, learning_rate=3.0,
+            steps=12, batch_size=60, learning_rate=100.0,
         )  # fmt: skip
 
     found, again = search(), search()
