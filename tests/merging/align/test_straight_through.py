@@ -1,5 +1,7 @@
 """Straight-through matching: its first step, its gradient, and that the best is kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,18 @@ def test_the_best_permutations_are_kept(models, tiny_task, tiny_data):
     np.testing.assert_array_equal(loss, again.info["loss"])
     np.testing.assert_array_equal(found.permutations["hidden"], again.permutations["hidden"])
     jax.tree.map(np.testing.assert_array_equal, (first, second), before)
+
+
+def test_variables_are_searched_like_their_parameters(models, tiny_task, tiny_data):
+    spec, first, second = models
+    ties = [dataclasses.replace(tie, leaf=f"params/{tie.leaf}") for tie in spec["hidden"].ties]
+    whole = hand_written({"hidden": ties}, {"params": first})
+    settings = {"steps": 2, "batch_size": 60, "learning_rate": 100.0}
+    expected = straight_through(KEY, spec, first, second, tiny_task, *tiny_data, **settings)
+    pair = ({"params": first}, {"params": second})
+    found = straight_through(KEY, whole, *pair, tiny_task, *tiny_data, **settings)
+    np.testing.assert_array_equal(found.info["loss"], expected.info["loss"])
+    np.testing.assert_array_equal(found.permutations["hidden"], expected.permutations["hidden"])
 
 
 def test_its_first_step_is_weight_matching(models, tiny_task, tiny_data):

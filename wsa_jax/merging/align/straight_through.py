@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,12 +48,14 @@ def straight_through(
     Args:
       key: of batches, the loss's own randomness, and visiting orders.
       spec: which axes move together.
-      first: the model that stays.
-      second: the model to be brought into its order.
+      first: the model that stays: parameters, or variables ``{"params": ..., collections}``,
+        whichever the spec names.
+      second: the model to be brought into its order, likewise.
       task: whose training loss is made small.
       images: ``[examples, ...]``, training data.
       labels: ``[examples]``.
-      model_state: non-parameter collections of the midpoint; none by default.
+      model_state: non-parameter collections of the midpoint; none by default, and those between
+        the models' where they are variables.
       steps: batches; the matching is judged on each.
       batch_size: examples a step, at most all of them.
       learning_rate: of SGD on the free model.
@@ -130,7 +132,10 @@ def _step(task: Task) -> Callable[..., tuple[PyTree, PyTree, Array]]:
         momentum: Array,
     ) -> tuple[PyTree, PyTree, Array]:
         def loss_of(midpoint: PyTree) -> tuple[Array, PyTree]:
-            return task.loss(key, midpoint, model_state, batch)
+            if not (isinstance(midpoint, Mapping) and "params" in midpoint):
+                return task.loss(key, midpoint, model_state, batch)
+            collections = {name: value for name, value in midpoint.items() if name != "params"}
+            return task.loss(key, midpoint["params"], collections | model_state, batch)
 
         # Through the projection the gradient is the midpoint's, times its weight in the midpoint.
         midpoint = lerp(first, projected, 0.5)
