@@ -193,8 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
     bench, base = Bench.open(args), BASES[args.preset]
     seeds = seeds_of(args, SEEDS)
-    rows = compete(bench, args.preset, base, [*BASELINES, *WSA], seeds[:1])
-    best, best_wsa = choose(rows, BASELINES), choose(rows, WSA)
+    # As many trials for WSA as for the baseline.
+    trials = 2 if args.preset == "smoke" else 3
+    rows = compete(bench, args.preset, base, [*BASELINES[:trials], *WSA[:trials]], seeds[:1])
+    best, best_wsa = choose(rows, BASELINES[:trials]), choose(rows, WSA[:trials])
     if best is None or best_wsa is None:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     rows |= compete(bench, args.preset, base, [best, best_wsa], seeds)

@@ -14,8 +14,6 @@ from benchmarks.ledger import RESULTS, Ledger, cell_id
 from benchmarks.run_cells import RunOptions, add_round, cell_partition, new_row, run_cell, run_cells
 from tests.benchmarks.planting import planted_row
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_recorded_rows_follow_from_their_configuration():
     rows = Ledger(RESULTS / "federated.jsonl").rows()

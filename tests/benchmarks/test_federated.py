@@ -10,11 +10,9 @@ from benchmarks.federated_report import by_label, markdown, paired_gain
 from benchmarks.federated_report import main as report
 from benchmarks.ledger import Ledger, cell_id
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def smoke(quick_compilation, tmp_path_factory):
     """The smoke preset with and without WSA, run once, and what it left behind."""
     folder = tmp_path_factory.mktemp("smoke")
     arguments = [

@@ -15,8 +15,6 @@ from benchmarks.paper_table import Args, comparison_table, ordered_cells, record
 from benchmarks.rounds_to_accuracy import reached
 from tests.benchmarks.planting import plant, planted_row
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCRIPTS = (
     "table2_cross_silo",
     "table3_cross_device",

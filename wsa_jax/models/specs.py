@@ -51,7 +51,9 @@ class _Names:
         ties = [Tie(leaf=f"{self.prefix}{layer}/kernel", axis=len(self.shape(layer)) - 1)]
         vectors: list[tuple[str, Role]] = [(f"{self.prefix}{layer}/bias", "produced")]
         if norm is not None:
-            vectors.extend((f"{self.prefix}{norm}/{name}", "produced") for name in ("scale", "bias"))
+            vectors.extend(
+                (f"{self.prefix}{norm}/{name}", "produced") for name in ("scale", "bias")
+            )
             vectors.extend((f"batch_stats/{norm}/{name}", "statistic") for name in ("mean", "var"))
         present = [(name, role) for name, role in vectors if name in self.shapes]
         return ties + [Tie(leaf=name, axis=0, role=role) for name, role in present]

@@ -1,0 +1,106 @@
+"""The scripts of the merging experiments: smoke runs, ledgers, splits, choices."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import fig6_rebasin
+from benchmarks.ledger import RESULTS, Ledger, cell_id
+from benchmarks.model_cells import ModelCell, part_indices
+from benchmarks.np_tables import choose_rates
+from benchmarks.pairs import pair_cells
+
+# In an order in which later scripts find the models of earlier ones.
+SCRIPTS = {
+    "fig6_rebasin": [],
+    "fig4_scaling": [],
+    "fig7_landscape": [],
+    "np_merge_table": ["--split", "classes"],
+    "np_merge_data": [],
+    "np_merge_many": [],
+    "coefficients": [],
+    "np_merge_federated": [],
+}
+
+
+@pytest.fixture(scope="module")
+def smoke_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("merging")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
+    before = sorted(path.name for path in RESULTS.iterdir())
+    main = importlib.import_module(f"benchmarks.{name}").main
+    where = ["--preset", "smoke", "--output", str(smoke_folder)]
+    main([*where, *SCRIPTS[name]])
+    first = capsys.readouterr().out.splitlines()
+    last = json.loads(first[-1])
+    assert (last["benchmark"], last["preset"]) == (name, "smoke")
+    assert (smoke_folder / f"{name}.png").stat().st_size > 10_000
+    assert sorted(path.name for path in RESULTS.iterdir()) == before
+    # What is recorded is reported again, word for word, and nothing is trained.
+    main([*where, *SCRIPTS[name], "--report-only"])
+    assert capsys.readouterr().out.splitlines() == first
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    with pytest.raises(SystemExit, match="holds none of these rows: nothing to report"):
+        fig6_rebasin.main(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
+
+
+@pytest.mark.parametrize("split", ["80-20", "dirichlet", "classes"])
+def test_parts_are_disjoint_and_together_everything(split):
+    labels = np.random.default_rng(0).integers(0, 10, 1_000)
+    cell = ModelCell(split=split, parts=3, seed=5)
+    parts = [part_indices(part, labels, 10) for part in pair_cells(cell, 1)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(1_000))
+    classes = [set(labels[part]) for part in parts]
+    assert bool(classes[0] & classes[1]) == (split != "classes")
+
+
+def test_80_20_gives_a_model_four_fifths_of_its_classes():
+    labels = np.repeat(np.arange(10), 100)
+    part = part_indices(pair_cells(ModelCell(split="80-20"), 0)[0], labels, 10)
+    counts = np.bincount(labels[part], minlength=10)
+    assert sorted(counts) == [20] * 5 + [80] * 5
+
+
+def test_a_pair_has_weights_and_data_order_of_its_own():
+    first, second = pair_cells(ModelCell(), 3)
+    assert (first.seed, second.seed, first.part, second.part) == (6, 7, 0, 1)
+    assert cell_id(first) != cell_id(second)
+
+
+def test_the_competitor_of_least_validation_loss_is_chosen():
+    def row(loss):
+        return {"weight": [{"validation": {"loss": [0.0, loss, 0.0], "barrier": -loss}}]}
+
+    names = [fig6_rebasin.name_of(extra) for extra in fig6_rebasin.WSA]
+    rows = dict(zip(names, map(row, (2.0, 1.0, 3.0)), strict=True))
+    assert fig6_rebasin.choose(rows, fig6_rebasin.WSA) == fig6_rebasin.WSA[1]
+
+
+def test_each_method_gets_its_own_best_rate():
+    scores = {("NP Merge", 0.1): 0.5, ("NP Merge", 0.3): 0.6}
+    scores |= {("fine-tuning", 1e-3): 0.9, ("fine-tuning", 1e-4): 0.8}
+
+    def evaluate(method, rates):
+        rate = rates[0] if method == "NP Merge" else rates[1]
+        return {"lines": [{"method": method, "accuracy": scores[method, rate]}]}
+
+    assert choose_rates(evaluate, [(0.1, 1e-3), (0.3, 1e-4)]) == (0.3, 1e-3)
+
+
+def test_rows_of_other_settings_have_other_ids(tmp_path):
+    from benchmarks.pairs import PathCell
+
+    ledger = Ledger(tmp_path / "rows.jsonl")
+    cells = [
+        PathCell(model="m", first="a", second="b", align=align) for align in ("none", "weight")
+    ]
+    for cell in cells:
+        ledger.write({"id": cell_id(cell), "status": "done"})
+    assert len(ledger.rows()) == 2

@@ -1,0 +1,128 @@
+"""One table of methods: what each method promises, and what the table does with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsa_jax.merging import (
+    METHODS,
+    Budget,
+    Evidence,
+    MergeResult,
+    Model,
+    merge_table,
+    permute_units,
+    scale_units,
+    trace_spec,
+)
+from wsa_jax.tree import check_same_structure
+
+BUDGET = Budget(steps=4, batch_size=10)
+
+
+@pytest.fixture(scope="module")
+def evidence(tiny_task, tiny_data):
+    images, labels = tiny_data
+    return Evidence(tiny_task, images[:30], labels[:30])
+
+
+@pytest.fixture(scope="module")
+def models(tiny_task):
+    return [Model(*tiny_task.init(jax.random.key(seed))) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def spec(models, evidence):
+    def apply(variables, images):
+        return evidence.task.logits(*Model.of(variables), images)
+
+    return trace_spec(apply, models[0].variables, evidence.images[:2])
+
+
+@pytest.fixture(scope="module")
+def table(models, spec, evidence, tiny_data):
+    return merge_table(jax.random.key(0), models, spec, evidence, test=tiny_data, budget=BUDGET)
+
+
+def test_rows_are_models_methods_and_the_ensemble(table):
+    names = [row["method"] for row in table]
+    assert names == ["model 1", "model 2", *METHODS, "ensemble"]
+    assert all(0 <= row["accuracy"] <= 1 and np.isfinite(row["loss"]) for row in table)
+    assert all(row["seconds"] > 0 for row in table if row["method"] in METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
+    name, table, models, spec, evidence, tiny_data
+):
+    before = jax.tree.map(np.array, models)
+    result = METHODS[name](jax.random.key(3), spec, models, evidence, budget=BUDGET)
+    again = METHODS[name](jax.random.key(3), spec, models, evidence, budget=BUDGET)
+    assert isinstance(result, MergeResult)
+    check_same_structure(models[0].params, result.params)
+    for ours, same, other in zip(
+        *map(jax.tree.leaves, (models[0].params, result.params, again.params)), strict=True
+    ):
+        assert ours.dtype == same.dtype
+        np.testing.assert_array_equal(same, other)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, models))
+
+
+@pytest.mark.parametrize(
+    "name", ["activation matching", "weight matching", "rescaling, weight matching", "Fisher"]
+)
+def test_a_model_merged_with_its_own_moved_copy_is_the_model(name, models, spec, evidence):
+    (group,) = spec.groups
+    rng = np.random.default_rng(0)
+    moved = permute_units(spec, models[0].variables, {group.name: rng.permutation(group.size)})
+    if "rescaling" in name:
+        moved = scale_units(spec, moved, {group.name: np.full(group.size, 3.0, np.float32)})
+    merged = METHODS[name](
+        jax.random.key(0), spec, [models[0], Model.of(moved)], evidence, budget=BUDGET
+    )
+    for ours, back in zip(*map(jax.tree.leaves, (models[0].params, merged.params)), strict=True):
+        np.testing.assert_allclose(ours, back, rtol=2e-5, atol=1e-6)
+
+
+def test_another_method_is_another_name(models, spec, evidence, tiny_data):
+    def second(key, spec, models, evidence, *, budget):
+        return MergeResult(models[1].params, models[1].model_state, {"budget": budget.steps})
+
+    rows = merge_table(
+        jax.random.key(0), models, spec, evidence, test=tiny_data, methods={"second": second},
+        budget=BUDGET,
+    )  # fmt: skip
+    rows = {row["method"]: row for row in rows}
+    assert rows["second"]["accuracy"] == rows["model 2"]["accuracy"]
+    assert rows["second"]["info"] == {"budget": BUDGET.steps}
+
+
+def test_what_a_model_does_not_admit_has_an_empty_line(models, spec, evidence, tiny_data):
+    import dataclasses
+
+    normed = dataclasses.replace(
+        spec, groups=tuple(dataclasses.replace(g, admits="permutation") for g in spec.groups)
+    )
+    rows = merge_table(
+        jax.random.key(0), models, normed, evidence, test=tiny_data, methods=("rescaling",)
+    )
+    (row,) = [row for row in rows if row["method"] == "rescaling"]
+    assert row["accuracy"] is None
+
+
+def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="1 model to merge; give at least two"):
+        merge_table(key, models[:1], spec, evidence, test=tiny_data)
+    with pytest.raises(ValueError, match="method 'nothing' is unknown; there are average"):
+        merge_table(key, models, spec, evidence, test=tiny_data, methods=("nothing",))
+    empty = (tiny_data[0][:0], tiny_data[1][:0])
+    with pytest.raises(ValueError, match="test has no examples; give at least one"):
+        merge_table(key, models, spec, evidence, test=empty)
+    nan = Model(jax.tree.map(lambda leaf: leaf * jnp.nan, models[1].params), {})
+    with pytest.raises(ValueError, match="of model 2 holds .* NaN"):
+        merge_table(key, [models[0], nan], spec, evidence, test=tiny_data)
+    mute = evidence._replace(task=tiny_task._replace(logits=None))
+    with pytest.raises(ValueError, match="the task has no logits"):
+        merge_table(key, models, spec, mute, test=tiny_data, methods=("activation matching",))
