@@ -107,7 +107,7 @@ def test_updated_products_are_those_made_anew():
     view, pair = problem.blocks[0].views[0], problem.pairs[0][0]
     assert (view.leaf, view.others, view.layout) == ("up0", (("0", "inner0"),), "pair")
     old = np.random.default_rng(0).permutation(50)
-    for count in (0, 2, 32, 45):  # Around the chunk of 32.
+    for count in (0, 2, 16, 45):  # Chunks of 16, and a part of one.
         new = old.copy()
         new[:count] = np.roll(old[:count], 1)
         moved = np.resize(np.flatnonzero(new != old), 50) if count else np.zeros(50, int)
