@@ -63,8 +63,10 @@ def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, example
         first, second = (variables(bench.train(part)) for part in parts)
         matched, _ = aligned(cell, first, second, "weight", seed)
         images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
-        corners = [tree["params"] for tree in (first, second, matched)]
-        plane = loss_plane(cell_task(cell), *corners, images, labels, resolution=resolution)
+        plane = loss_plane(
+            cell_task(cell), first["params"], second["params"], matched["params"], images, labels,
+            resolution=resolution,
+        )  # fmt: skip
         return {
             name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "models")
         }

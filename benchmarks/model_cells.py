@@ -219,7 +219,7 @@ def _row(cell: ModelCell, task: Any, result: Any, data: Data, seconds: float) ->
     scope = weight_scope(result.params)
     losses = np.asarray(result.loss)
     tail = max(1, len(losses) // cell.epochs) if cell.epochs else 1
-    row = {
+    row: dict[str, Any] = {
         "id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell),
         "status": "done", "steps": len(losses), "examples": len(data.train[1]),
         "train_loss": float(losses[-tail:].mean()), "seconds": round(seconds, 1),

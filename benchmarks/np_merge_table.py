@@ -50,6 +50,7 @@ NAMES = {
     "classes": "disjoint classes",
 }  # fmt: skip
 WSA: dict[str, Any] = {"strength": 10.0, "target": "initial"}
+TRAININGS: dict[str, dict[str, Any]] = {"plain": {}, "WSA": WSA}
 METHODS = (
     "average", "activation matching", "weight matching", "rescaling",
     "rescaling, weight matching", "Fisher", "fine-tuning", "NP Merge",
@@ -102,12 +103,12 @@ def setting_rows(
 
 def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
     """What is run, by network, split and training."""
-    data = {} if args.preset == "smoke" else {"dataset": args.dataset}
+    data: dict[str, Any] = {} if args.preset == "smoke" else {"dataset": args.dataset}
     return {
         (network, NAMES[split], training): dataclasses.replace(base, split=split, **wsa, **data)
         for network, base in NETWORKS[args.preset].items()
         for split in args.split
-        for training, wsa in (("plain", {}), ("WSA", WSA))
+        for training, wsa in TRAININGS.items()
     }
 
 

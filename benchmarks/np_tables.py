@@ -109,8 +109,10 @@ def choose_rates(
     """
     best = []
     for index, method in enumerate(("NP Merge", "fine-tuning")):
-        scores = {rates[index]: accuracy_of(evaluate(method, rates), method) for rates in grid}
-        best.append(max(scores, key=lambda rate: -1.0 if scores[rate] is None else scores[rate]))
+        scores = {
+            rates[index]: accuracy_of(evaluate(method, rates), method) or 0.0 for rates in grid
+        }
+        best.append(max(scores, key=lambda rate: scores[rate]))
     return best[0], best[1]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -237,6 +237,6 @@ def plain(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def seeds_of(args: MergingArgs, presets: dict[str, Sequence[int]]) -> Sequence[int]:
+def seeds_of(args: MergingArgs, presets: Mapping[str, Sequence[int]]) -> Sequence[int]:
     """The seeds asked for, or the preset's."""
     return args.seed or presets[args.preset]

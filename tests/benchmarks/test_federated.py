@@ -11,8 +11,8 @@ from benchmarks.federated_report import main as report
 from benchmarks.ledger import Ledger, cell_id
 
 
-
 @pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
     """The smoke preset with and without WSA, run once, and what it left behind."""
     folder = tmp_path_factory.mktemp("smoke")
     arguments = [
