@@ -208,7 +208,15 @@ def _times(terms: list[Segment], parts: list[Segment]) -> list[Segment]:
     if len(parts) == 1:
         return [term + parts[0] for term in terms]
     result: list[Segment] = []
+    alike = len(set(parts)) == 1
     for term in terms:
+        if not term:
+            result.extend(parts)
+            continue
+        if alike:  # the same units several times: a flattening, too
+            places = Atom(len(parts), reason="places in which units are repeated")
+            result.append((*term, places, *parts[0]))
+            continue
         # Around a concatenation the units outside of it stand at fixed places.
         _pin(term, "it repeats a concatenation")
         if _size(term) * len(parts) > _LIMIT:
