@@ -233,6 +233,12 @@ def _rotated(p, x):
     return (h + jnp.roll(h, 1, -1)) @ p["b"]
 
 
+def _shuffled(p, x):
+    first, second = jnp.split(jax.nn.relu(x @ p["a"]), 2, axis=-1)
+    h = jnp.stack([first, jnp.tanh(second)], -1)
+    return h.reshape(x.shape[0], -1) @ p["b"]
+
+
 def _positioned(p, x):
     return jnp.tanh((x @ p["a"])[:, ::-1] * jnp.arange(5.0)[None]) @ p["b"]
 
@@ -380,6 +386,7 @@ def _cases():
         x,
         {"a": (4, "scaling", None), "a/inner": (3, "permutation", "a")},
     )
+    yield _shuffled, {"a": _normal(3, 8), "b": _normal(8, 2)}, x, {"a": (4, "permutation", None)}
     yield _rotated, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {}
     yield _positioned, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {}
     yield (
@@ -392,7 +399,7 @@ def _cases():
     yield _pairwise, {"a": _normal(3, 5), "b": _normal(5, 2)}, x, {"a": (5, "permutation", None)}
 
 
-@pytest.mark.parametrize("case", _cases(), ids=lambda case: case[0].__name__)
+@pytest.mark.parametrize("case", list(_cases()), ids=lambda case: case[0].__name__)
 def test_functions(case):
     function, params, x, expected = case
     assert _summary(_checked(function, params, x)) == expected
