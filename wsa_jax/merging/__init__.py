@@ -9,6 +9,7 @@ from wsa_jax.merging.align import straight_through as straight_through
 from wsa_jax.merging.align import weight_matching as weight_matching
 from wsa_jax.merging.align import weight_matching_many as weight_matching_many
 from wsa_jax.merging.combine import LearningSettings as LearningSettings
+from wsa_jax.merging.combine import LearningState as LearningState
 from wsa_jax.merging.combine import Strengths as Strengths
 from wsa_jax.merging.combine import average as average
 from wsa_jax.merging.combine import diagonal_fisher as diagonal_fisher
