@@ -9,7 +9,7 @@ which weighs the ends and the barrier; the winners meet on the other seeds, pair
 widths and depths, each with the default baseline and the chosen WSA setting.
 
 paper: ResNet-22 of width 2, LayerNorm, all of CIFAR-10, 25 to 100 epochs, widths 2, 4, 6, depths
-16, 22, 28. cpu cuts to ResNet-10 of width 0.5 on 10,000 examples, 4 to 16 epochs, widths 0.25
+16, 22, 28. cpu cuts to ResNet-10 of width 0.5 on 10,000 examples, 2 to 8 epochs, widths 0.25
 to 1, depths 10 and 16. smoke: MLPs on digits.
 """
 
@@ -47,7 +47,7 @@ WSA: list[dict[str, Any]] = [
 ]
 PANELS: dict[Preset, dict[str, list[Any]]] = {
     "smoke": {"epochs": [2, 4], "width": [], "depth": []},
-    "cpu": {"epochs": [4, 8, 16], "width": [0.25, 0.5, 1.0], "depth": [10, 16]},
+    "cpu": {"epochs": [2, 4, 8], "width": [0.25, 0.5, 1.0], "depth": [10, 16]},
     "paper": {"epochs": [25, 50, 100], "width": [2.0, 4.0, 6.0], "depth": [16, 22, 28]},
 }
 SEEDS: dict[str, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3)}
