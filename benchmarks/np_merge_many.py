@@ -10,15 +10,13 @@ the joint one takes in all.
 
 import dataclasses
 import functools
-import json
 import sys
 from typing import Any
 
 import tyro
 
-from benchmarks.comparison import markdown_table, spread
 from benchmarks.np_merge_table import NETWORKS, STEPS
-from benchmarks.np_tables import accuracy_of, endpoints, table_row
+from benchmarks.np_tables import report_growth, table_row
 from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
 Row = dict[str, Any]
@@ -55,57 +53,13 @@ def rows_of(bench: Bench, args: MergingArgs, count: int) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def accuracies(rows: list[Row], method: str) -> list[float]:
-    """Of a method, in percent."""
-    return [value for row in rows if (value := accuracy_of(row, method)) is not None]
-
-
-def draw(found: dict[int, list[Row]]) -> Any:
-    """Accuracy against the number of models, a line a method."""
-    from matplotlib.figure import Figure
-
-    from wsa_jax.plots import draw_curves
-
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    seeds = min(len(rows) for rows in found.values())
-    series = {
-        method: [
-            (list(found), [accuracies(rows, method)[seed] for rows in found.values()])
-            for seed in range(seeds)
-        ]
-        for method in (*METHODS, "ensemble")
-    }
-    draw_curves(axes, series, xlabel="models", ylabel="test accuracy, %")
-    axes.set_xticks(list(found))
-    return figure
-
-
 def main(argv: list[str] | None = None) -> None:
     """Merge more and more models."""
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    bench = Bench.open(args)
-    found = {count: rows_of(bench, args, count) for count in COUNTS[args.preset]}
-    found = {count: rows for count, rows in found.items() if rows}
-    if not found:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-    head = ["models", "ends", *METHODS, "ensemble", "seeds"]
-    lines = [
-        [str(count), spread([end for row in rows for end in endpoints(row)])]
-        + [spread(accuracies(rows, name)) for name in (*METHODS, "ensemble")]
-        + [str(len(rows))]
-        for count, rows in found.items()
-    ]
-    print(f"\n## NP Merge of many models: test accuracy, %\n\n{markdown_table(head, lines)}")
-    figure = bench.output / "np_merge_many.png"
-    draw(found).savefig(figure, dpi=150)
-    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
-    summary = {
-        str(count): {name: accuracies(rows, name) for name in (*METHODS, "ensemble")}
-        for count, rows in found.items()
-    }
-    last = {"benchmark": "np_merge_many", "preset": args.preset, "accuracy": summary}
-    print(json.dumps(last | {"figure": str(figure)}))
+    report_growth(
+        args, "np_merge_many", "NP Merge of many models", "models", rows_of,
+        COUNTS[args.preset], METHODS, CLAIM,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import tyro
 
 from benchmarks.comparison import markdown_table, signed, spread
 from benchmarks.model_cells import ModelCell, Split
-from benchmarks.np_tables import accuracy_of, choose_rates, endpoints, table_row
+from benchmarks.np_tables import accuracies, accuracy_of, choose_rates, endpoints, table_row
 from benchmarks.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
 
 Row = dict[str, Any]
@@ -118,10 +118,7 @@ def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
     lines = []
     for setting, rows in found.items():
         ends = [value for row in rows for value in endpoints(row)]
-        values = [
-            spread([value for row in rows if (value := accuracy_of(row, name)) is not None])
-            for name in (*METHODS, "ensemble")
-        ]
+        values = [spread(accuracies(rows, name)) for name in (*METHODS, "ensemble")]
         lines.append([*setting, spread(ends), *values, str(len(rows))])
     return markdown_table(head, lines)
 
@@ -144,7 +141,7 @@ def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
     from wsa_jax.plots import PALETTE
 
     panels = list(dict.fromkeys(setting[:2] for setting in found))
-    names = [*METHODS, "ensemble"]
+    names = ["model 1", "model 2", *METHODS, "ensemble"]
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns + 1.6, 3.0 * lines), layout="constrained")

@@ -1,14 +1,18 @@
 """Merge tables of trained models, recorded: what the NP Merge scripts share."""
 
+import dataclasses
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.comparison import markdown_table, spread
 from benchmarks.ledger import cell_id
 from benchmarks.model_cells import ModelCell, cell_data, cell_task
-from benchmarks.pairs import Bench, model_spec, plain
+from benchmarks.pairs import Bench, MergingArgs, model_spec, plain
 
 Line = dict[str, Any]
 
@@ -35,8 +39,6 @@ class TableCell:
 
 def samples_of(cell: ModelCell, count: int, seed: int, data_dir: str | None) -> tuple:
     """Samples that methods may look at: drawn from all models' training data together."""
-    import dataclasses
-
     images, labels = cell_data(dataclasses.replace(cell, split="all", part=0), data_dir).train
     rows = np.random.default_rng(1000 + seed).permutation(len(labels))[:count]
     return images[rows], labels[rows]
@@ -116,6 +118,11 @@ def choose_rates(
     return best[0], best[1]
 
 
+def accuracies(rows: Sequence[dict[str, Any]], method: str) -> list[float]:
+    """Accuracies of a line over rows, in percent; rows without it are left out."""
+    return [value for row in rows if (value := accuracy_of(row, method)) is not None]
+
+
 def endpoints(row: dict[str, Any] | None) -> list[float]:
     """Accuracies of the models themselves, in percent."""
     lines = [] if row is None else row["lines"]
@@ -127,11 +134,63 @@ def _recorded(line: Line) -> Line:
     kept = {
         name: plain(value)
         for name, value in line["info"].items()
-        if name in ("loss", "best_step", "diverged", "diverged_step")
+        if name in ("best_step", "diverged", "diverged_step")
     }
-    if "loss" in kept:
-        # Enough to draw a curve.
-        kept["loss"] = kept["loss"][:: max(1, len(kept["loss"]) // 20)]
     return {name: plain(line[name]) for name in ("method", "accuracy", "loss", "seconds")} | {
         "info": kept
     }
+
+
+def report_growth(
+    args: MergingArgs,
+    name: str,
+    title: str,
+    growing: str,
+    rows_of: Callable[[Bench, MergingArgs, int], list[dict[str, Any]]],
+    counts: Sequence[int],
+    methods: Sequence[str],
+    claim: str,
+) -> None:
+    """Run, print and draw merge tables against something that grows: samples, models."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import draw_curves
+
+    bench = Bench.open(args)
+    found = {count: rows_of(bench, args, count) for count in counts}
+    found = {count: rows for count, rows in found.items() if rows}
+    if not found:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    shown = (*methods, "ensemble")
+    lines = [
+        [f"{count:,}", spread([end for row in rows for end in endpoints(row)])]
+        + [spread(accuracies(rows, method)) for method in shown]
+        + [str(len(rows))]
+        for count, rows in found.items()
+    ]
+    head = [growing, "ends", *shown, "seeds"]
+    print(f"\n## {title}: test accuracy, %\n\n{markdown_table(head, lines)}")
+    seeds = range(min(len(rows) for rows in found.values()))
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    series = {
+        method: [
+            (list(found), [accuracies(rows, method)[seed] for rows in found.values()])
+            for seed in seeds
+        ]
+        for method in shown
+    }
+    draw_curves(axes, series, xlabel=growing, ylabel="test accuracy, %")
+    if counts[-1] > 10 * counts[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(list(found), [f"{count:,}" for count in found])
+    path = bench.output / f"{name}.png"
+    figure.savefig(path, dpi=150)
+    print(f"\nThe paper: {claim}\n\nfigure: {path}")
+    summary = {
+        str(count): {method: accuracies(rows, method) for method in shown}
+        for count, rows in found.items()
+    }
+    last = {"benchmark": name, "preset": args.preset, "accuracy": summary, "figure": str(path)}
+    print(json.dumps(last))
