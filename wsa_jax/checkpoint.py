@@ -1,6 +1,7 @@
 """Checkpoints of a run's state: written atomically by orbax, kept by round, restored bitwise."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -107,6 +108,41 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Raise a ValueError if a file says that its directory holds a run of another identity.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "run.json"
+    >>> check_identity(path, {"steps": 10})  # There is none yet.
+    >>> write_atomically(path, json.dumps({"steps": 20}))
+    >>> check_identity(path, {"steps": 10})
+    Traceback (most recent call last):
+    ValueError: ... holds a run with steps = 20, this one has 10; give another directory or ...
+    """
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path.parent} holds a run with {name} = {found.get(name)}, this one has "
+                f"{value}; give another directory or delete that one"
+            )
+
+
+def digest(*arrays: Any) -> str:
+    """Sixteen hexadecimal digits that follow from arrays' dtypes, shapes and values.
+
+    >>> digest(np.ones(2)) == digest(np.ones(2)) != digest(np.ones(3))
+    True
+    """
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return found.hexdigest()[:16]
 
 
 def _named(state: PyTree) -> dict[str, np.ndarray]:

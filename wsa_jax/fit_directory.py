@@ -1,7 +1,6 @@
 """What `wsa_jax.training.fit` keeps on disk: what the run is, and checkpoints of its state."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.checkpoint import Checkpoints, write_atomically
+from wsa_jax.checkpoint import Checkpoints, check_identity, digest, write_atomically
 from wsa_jax.scope import WeightScope
 
 
@@ -37,15 +36,8 @@ class FitDirectory:
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         settings = path / "run.json"
-        if settings.exists():
-            found = json.loads(settings.read_text())
-            for name, value in identity.items():
-                if found.get(name) != value:
-                    raise ValueError(
-                        f"{path} holds a run with {name} = {found.get(name)}, this one has "
-                        f"{value}; give another directory or delete that one"
-                    )
-        else:
+        check_identity(settings, identity)
+        if not settings.exists():
             write_atomically(settings, json.dumps(identity, indent=1))
         self._checkpoints = Checkpoints(path / "checkpoints")
 
@@ -91,17 +83,9 @@ def fit_identity(
         "task": [list(pair) for pair in task_settings],
         # The rule of selection is a function; the target's layers say what it selects.
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "select"},
-        "learning rates": _digest(rates),
+        "learning rates": digest(rates),
         "weight scope regularization": wsa,
-        "initial model": _digest(*jax.tree.leaves(initial)),
-        "data": _digest(*data),
+        "initial model": digest(*jax.tree.leaves(initial)),
+        "data": digest(*data),
     }
     return json.loads(json.dumps(identity))
-
-
-def _digest(*arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()[:16]

@@ -1,7 +1,6 @@
 """What a run keeps on disk: its identity, a row a round, and checkpoints; how it resumes."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.checkpoint import CheckpointError, Checkpoints, write_atomically
+from wsa_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    check_identity,
+    digest,
+    write_atomically,
+)
 from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
@@ -38,14 +43,7 @@ class RunDirectory:
         self._writes = jax.process_index() == 0
         self._metrics = directory / "metrics.jsonl"
         settings = directory / "run.json"
-        if settings.exists():
-            found = json.loads(settings.read_text())
-            for name, value in identity.items():
-                if found.get(name) != value:
-                    raise ValueError(
-                        f"{directory} holds a run with {name} = {found.get(name)}, this one has "
-                        f"{value}; give another directory or delete that one"
-                    )
+        check_identity(settings, identity)
         self._write(settings, json.dumps(identity, indent=1))
         self._checkpoints = Checkpoints(directory / "checkpoints")
 
@@ -128,7 +126,7 @@ def run_identity(
     identity = {
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "task": [list(pair) for pair in task.settings],
-        "initial parameters": _digest(*jax.tree.leaves(initial)),
+        "initial parameters": digest(*jax.tree.leaves(initial)),
         "algorithm": [algorithm.name, dict(algorithm.settings)],
         "participants": participants,
         "local": dataclasses.asdict(local),
@@ -136,17 +134,9 @@ def run_identity(
         "form": None if form is None else [form.form, form.scale],
         "layers": list(layers),
         "target": target,
-        "data": _digest(partition.indices, partition.sizes, *train),
+        "data": digest(partition.indices, partition.sizes, *train),
     }
     return json.loads(json.dumps(identity))
-
-
-def _digest(*arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()[:16]
 
 
 def round_row(
