@@ -37,8 +37,8 @@ BASES: dict[Preset, ModelCell] = {
 }
 BASELINES: list[dict[str, Any]] = [
     {},
-    {"weight_decay": 2e-3},
     {"learning_rate": 0.03},
+    {"weight_decay": 2e-3},
 ]
 WSA: list[dict[str, Any]] = [
     {"strength": 10.0, "target": "initial"},
@@ -46,7 +46,7 @@ WSA: list[dict[str, Any]] = [
     {"strength": 10.0, "target": "fixed", "target_std": 0.05},
 ]
 PANELS: dict[Preset, dict[str, list[Any]]] = {
-    "smoke": {"epochs": [2, 4], "width": [], "depth": []},
+    "smoke": {"epochs": [4], "width": [], "depth": []},
     "cpu": {"epochs": [2, 4, 8], "width": [0.25, 0.5, 1.0], "depth": [10, 16]},
     "paper": {"epochs": [25, 50, 100], "width": [2.0, 4.0, 6.0], "depth": [16, 22, 28]},
 }
