@@ -130,7 +130,8 @@ def cell_module(cell: ModelCell, num_classes: int) -> Any:
     from wsa_jax import models
 
     if cell.model == "mlp":
-        return models.MLP(features=(64, 64, num_classes), initialization="he")
+        hidden = round(64 * cell.width)
+        return models.MLP(features=(hidden, hidden, num_classes), initialization="he")
     if cell.model == "resnet":
         return models.cifar_resnet(cell.depth, num_classes, width=cell.width, norm=cell.norm)
     if cell.model == "vgg16":
