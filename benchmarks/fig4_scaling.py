@@ -8,8 +8,8 @@ rescaling (scale alignment after training, the cure that the paper does not have
 matching, and after both. That tells how much of a barrier a mismatch of scopes causes.
 
 paper: VGG8 of full width and VGG16 without norms, 100 epochs, all of CIFAR-10. cpu cuts to an MLP
-of two layers of 256 and to VGG8 of a quarter of the width, 10,000 examples, 10 epochs. smoke: MLPs on digits. The paper does not say
-which layer it scales: here the middle group.
+of two layers of 256 and to VGG8 of a quarter of the width, 10,000 examples, 10 epochs. smoke: MLPs
+on digits. The paper does not say which layer it scales: here the middle group.
 """
 
 import json
