@@ -2,8 +2,8 @@
 
     python -m benchmarks.np_merge_data [--preset smoke|cpu|paper]
 
-The models are those of `np_merge_table` on 80/20 classes. Learning rates are chosen for each number
-of samples on the validation part of the first seed, three tried for each method.
+The models are those of `np_merge_table`'s first network on 80/20 classes, and so are the learning
+rates, chosen there with 1,000 samples.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import Any
 
 import tyro
 
-from benchmarks.np_merge_table import GRID, NETWORKS, SEEDS, STEPS
-from benchmarks.np_tables import choose_rates, report_growth, table_row
+from benchmarks.np_merge_table import NETWORKS, SEEDS, STEPS, rates_of
+from benchmarks.np_tables import report_growth, table_row
 from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
 Row = dict[str, Any]
@@ -27,17 +27,10 @@ CLAIM = "NP Merge is robust to little data and better than fine-tuning (no numbe
 
 
 def rows_of(bench: Bench, args: MergingArgs, samples: int) -> list[Row]:
-    """One row a seed, with rates chosen for this number of samples."""
+    """One row a seed, with the table's learning rates."""
     base = next(iter(NETWORKS[args.preset].values()))
     cell = dataclasses.replace(base, split="80-20")
-
-    def evaluate(method: str, rates: tuple[float, float]) -> Row | None:
-        return table_row(
-            bench, pair_cells(cell, 0), 0, methods=(method,), samples=samples,
-            steps=STEPS[args.preset], rates=rates, part="validation",
-        )  # fmt: skip
-
-    rates = choose_rates(evaluate, GRID)
+    rates = rates_of(bench, args.preset, base)
     rows = [
         table_row(
             bench, pair_cells(cell, seed), seed, methods=METHODS, samples=samples,

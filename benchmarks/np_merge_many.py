@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.np_merge_table import NETWORKS, STEPS
+from benchmarks.np_merge_table import NETWORKS, STEPS, rates_of
 from benchmarks.np_tables import report_growth, table_row
 from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
@@ -42,11 +42,13 @@ def rows_of(bench: Bench, args: MergingArgs, count: int) -> list[Row]:
     base = next(iter(NETWORKS[args.preset].values()))
     most = COUNTS[args.preset][-1]
     cell = dataclasses.replace(base, split="dirichlet", parts=most)
+    rates = rates_of(bench, args.preset, base)
     extra = {f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")}
     rows = [
         table_row(
             bench, pair_cells(cell, seed)[:count], seed, methods=METHODS,
-            samples=SAMPLES[args.preset], steps=STEPS[args.preset], extra=extra,
+            samples=SAMPLES[args.preset], steps=STEPS[args.preset], rates=rates,
+            extra=extra,
         )
         for seed in seeds_of(args, SEEDS)
     ]  # fmt: skip
