@@ -70,10 +70,10 @@ def weight_matching(
       ``converged`` (the best start ended by itself), ``assignments``, ``seconds``,
       ``solver_seconds``.
 
-    Guarantees: arguments are unchanged; equal keys give equal results; the objective, in float64
-    on the host, never falls within a start: gains that rounding could feign are not taken. A group
-    none of whose neighbours moved since its last
-    assignment is not assigned again, since it would not move.
+    Guarantees: arguments are unchanged; equal keys give equal results; within a start the objective
+    does not fall but by rounding: gains below an estimate of float32's are not taken. A group none
+    of whose neighbours moved since its last assignment is not assigned again, since it would not
+    move.
 
     Raises:
       ValueError: architectures differ, the spec is another model's, a weight is not finite, a
