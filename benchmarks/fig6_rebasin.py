@@ -177,7 +177,10 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
 
     from wsa_jax.plots import PALETTE
 
-    shown = {field: lines for field, lines in panels.items() if any(lines.values())}
+    there = {field: lines for field, lines in panels.items() if any(lines.values())}
+    # A panel of one point shows nothing, unless there is no other.
+    grown = {f: lines for f, lines in there.items() if any(len(x) > 1 for x in lines.values())}
+    shown = grown or there
     figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.8), layout="constrained")
     for axes, (field, lines) in zip(
         np.ravel(figure.subplots(1, len(shown), squeeze=False)), shown.items(), strict=True
@@ -197,7 +200,10 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("loss barrier, test (Eq. 7)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    columns = 4 if len(shown) > 1 else 2
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
     return figure
 
 

@@ -154,6 +154,7 @@ def report_growth(
     """Run, print and draw merge tables against something that grows: samples, models."""
     from matplotlib.figure import Figure
 
+    from benchmarks.figures import figure_legend
     from wsa_jax.plots import draw_curves
 
     bench = Bench.open(args)
@@ -181,6 +182,8 @@ def report_growth(
         for method in shown
     }
     draw_curves(axes, series, xlabel=growing, ylabel="test accuracy, %")
+    axes.legend().remove()
+    figure_legend(figure, axes, columns=4)
     if counts[-1] > 10 * counts[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
