@@ -4,7 +4,6 @@ python examples/merge_two_models.py [digits|cifar10]
 """
 
 import sys
-from pathlib import Path
 
 import jax
 from matplotlib.figure import Figure
@@ -34,13 +33,12 @@ settings = FitSettings(steps=300, batch_size=50)
 fitted = fit(keys, task, train.images, train.labels, settings=settings, learning_rate=0.05)
 first, second = map(Model, unstack(fitted.params), unstack(fitted.model_state))
 
-
-def apply(variables, images):
-    """The network as a function of everything that moves: parameters and statistics."""
-    return task.logits(*Model.of(variables), images)
-
-
-spec = trace_spec(apply, first.variables, train.images[:2])
+# The network as a function of everything that moves: parameters and statistics.
+spec = trace_spec(
+    lambda variables, images: task.logits(*Model.of(variables), images),
+    first.variables,
+    train.images[:2],
+)
 matching = weight_matching(jax.random.key(1), spec, first.variables, second.variables)
 matched = Model.of(align(spec, second.variables, matching))
 
@@ -59,4 +57,4 @@ for label, other in (("as trained", second), ("matched", matched)):
 figure = Figure(layout="constrained")
 draw_path(figure.subplots(), paths)
 figure.savefig("merge_two_models.png")
-print(f"figure: {Path('merge_two_models.png').resolve()}")
+print("figure: merge_two_models.png")
