@@ -29,7 +29,7 @@ train, test = load_dataset(name), load_dataset(name, split="test")
 task = classification(cifar_resnet(8, train.info.num_classes, norm="batch"), train.info)
 
 keys = jax.random.split(jax.random.key(0), 2)
-settings = FitSettings(steps=300, batch_size=50)
+settings = FitSettings(steps=300)
 fitted = fit(keys, task, train.images, train.labels, settings=settings, learning_rate=0.05)
 first, second = map(Model, unstack(fitted.params), unstack(fitted.model_state))
 
@@ -54,7 +54,6 @@ for label, other in (("as trained", second), ("matched", matched)):
         model_state=first.model_state, calibration=train.images[:1000],
     )  # fmt: skip
     print(f"{label:<10}  loss barrier {loss_barrier(path):.3f}")
-figure = Figure(layout="constrained")
-draw_path(figure.subplots(), paths)
+draw_path((figure := Figure(layout="constrained")).subplots(), paths)
 figure.savefig("merge_two_models.png")
 print("figure: merge_two_models.png")
