@@ -16,7 +16,6 @@ from benchmarks.model_cells import (
     ModelCell,
     Trained,
     cell_data,
-    cell_module,
     cell_task,
     train_model,
 )
@@ -122,16 +121,12 @@ def variables(trained: Trained) -> dict[str, PyTree]:
 
 def apply_fn(cell: ModelCell) -> Callable[[PyTree, Any], Any]:
     """``(variables, images) -> logits`` in evaluation mode, on uint8 images."""
-    import inspect
+    from wsa_jax.merging import Model
 
-    from wsa_jax.data import dataset_info, normalize
-
-    info = dataset_info(cell.dataset)
-    module = cell_module(cell, info.num_classes)
-    mode = {"train": False} if "train" in inspect.signature(module.__call__).parameters else {}
+    task = cell_task(cell)
 
     def apply(tree: PyTree, images: Any) -> Any:
-        return module.apply(tree, normalize(images, info), **mode)
+        return task.logits(*Model.of(tree), images)
 
     return apply
 
