@@ -199,9 +199,11 @@ def _interpolate_leaf(logit: Array, a: Array, b: Array) -> Array:
     toward_first = logit > 0
     # The share of the farther model. Not sigmoid(-|a|): that has no gradient at a = 0.
     share = jax.nn.sigmoid(jnp.where(toward_first, -logit, logit))
+    # Chosen before they are subtracted: a - b and b - a do not change over the steps, so the
+    # compiler would compute both once and hold them, two more copies of the model.
     near = jnp.where(toward_first, wide_a, wide_b)
-    difference = jnp.where(toward_first, wide_b - wide_a, wide_a - wide_b)
-    return (near + share * difference).astype(a.dtype)
+    far = jnp.where(toward_first, wide_b, wide_a)
+    return (near + share * (far - near)).astype(a.dtype)
 
 
 @jax.checkpoint
