@@ -26,27 +26,22 @@ METHODS = ("weight matching", "fine-tuning", "NP Merge")
 CLAIM = "NP Merge is robust to little data and better than fine-tuning (no numbers obtained)."
 
 
-def rows_of(bench: Bench, args: MergingArgs, samples: int) -> list[Row]:
-    """One row a seed, with the table's learning rates."""
+def row_of(bench: Bench, args: MergingArgs, samples: int, seed: int) -> Row | None:
+    """The table of a pair, with the rates of `np_merge_table`."""
     base = next(iter(NETWORKS[args.preset].values()))
     cell = dataclasses.replace(base, split="80-20")
-    rates = rates_of(bench, args.preset, base)
-    rows = [
-        table_row(
-            bench, pair_cells(cell, seed), seed, methods=METHODS, samples=samples,
-            steps=STEPS[args.preset], rates=rates,
-        )
-        for seed in seeds_of(args, SEEDS)
-    ]  # fmt: skip
-    return [row for row in rows if row is not None]
+    return table_row(
+        bench, pair_cells(cell, seed), seed, methods=METHODS, samples=samples,
+        steps=STEPS[args.preset], rates=rates_of(bench, args.preset, base),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
     """Merge with more and more samples."""
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
     report_growth(
-        args, "np_merge_data", "NP Merge against samples", "samples", rows_of,
-        SAMPLES[args.preset], METHODS, CLAIM,
+        args, "np_merge_data", "NP Merge against samples", "samples", row_of,
+        SAMPLES[args.preset], seeds_of(args, SEEDS), METHODS, CLAIM,
     )  # fmt: skip
 
 

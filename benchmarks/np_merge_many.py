@@ -37,30 +37,24 @@ def ordered(order: str) -> Any:
     return Pipeline("weight", functools.partial(learned, order=order))
 
 
-def rows_of(bench: Bench, args: MergingArgs, count: int) -> list[Row]:
-    """One row a seed: the first ``count`` of the models."""
+def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None:
+    """The table of the first ``count`` of a seed's models."""
     base = next(iter(NETWORKS[args.preset].values()))
-    most = COUNTS[args.preset][-1]
-    cell = dataclasses.replace(base, split="dirichlet", parts=most)
-    rates = rates_of(bench, args.preset, base)
-    extra = {f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")}
-    rows = [
-        table_row(
-            bench, pair_cells(cell, seed)[:count], seed, methods=METHODS,
-            samples=SAMPLES[args.preset], steps=STEPS[args.preset], rates=rates,
-            extra=extra,
-        )
-        for seed in seeds_of(args, SEEDS)
-    ]  # fmt: skip
-    return [row for row in rows if row is not None]
+    cell = dataclasses.replace(base, split="dirichlet", parts=COUNTS[args.preset][-1])
+    return table_row(
+        bench, pair_cells(cell, seed)[:count], seed, methods=METHODS,
+        samples=SAMPLES[args.preset], steps=STEPS[args.preset],
+        rates=rates_of(bench, args.preset, base),
+        extra={f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")},
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
     """Merge more and more models."""
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
     report_growth(
-        args, "np_merge_many", "NP Merge of many models", "models", rows_of,
-        COUNTS[args.preset], METHODS, CLAIM,
+        args, "np_merge_many", "NP Merge of many models", "models", row_of,
+        COUNTS[args.preset], seeds_of(args, SEEDS), METHODS, CLAIM,
     )  # fmt: skip
 
 

@@ -79,13 +79,14 @@ def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, floa
     """Learning rates chosen on the validation part of seed 0, on 80/20 classes, without WSA."""
     cell = dataclasses.replace(cell, split="80-20", strength=0.0, target="none")
 
-    def evaluate(method: str, rates: tuple[float, float]) -> Row | None:
-        return table_row(
+    def score(method: str, rates: tuple[float, float]) -> float | None:
+        row = table_row(
             bench, pair_cells(cell, 0), 0, methods=(method,), samples=SAMPLES[preset],
             steps=STEPS[preset], rates=rates, part="validation",
         )  # fmt: skip
+        return accuracy_of(row, method)
 
-    return choose_rates(evaluate, GRID)
+    return choose_rates(score, GRID)
 
 
 def setting_rows(

@@ -100,20 +100,18 @@ def accuracy_of(row: dict[str, Any] | None, method: str) -> float | None:
 
 
 def choose_rates(
-    evaluate: Callable[[str, tuple[float, float]], dict[str, Any] | None],
+    score: Callable[[str, tuple[float, float]], float | None],
     grid: Sequence[tuple[float, float]],
 ) -> tuple[float, float]:
     """The learning rates of best validation accuracy, as many tried for each of the two.
 
     Args:
-      evaluate: ``(method, rates) -> row``, on the validation part.
+      score: ``(method, rates) -> accuracy``, on the validation part; None where there is none.
       grid: rates of NP Merge and of fine-tuning to try.
     """
     best = []
     for index, method in enumerate(("NP Merge", "fine-tuning")):
-        scores = {
-            rates[index]: accuracy_of(evaluate(method, rates), method) or 0.0 for rates in grid
-        }
+        scores = {rates[index]: score(method, rates) or 0.0 for rates in grid}
         best.append(max(scores, key=lambda rate: scores[rate]))
     return best[0], best[1]
 
@@ -146,20 +144,24 @@ def report_growth(
     name: str,
     title: str,
     growing: str,
-    rows_of: Callable[[Bench, MergingArgs, int], list[dict[str, Any]]],
+    row_of: Callable[[Bench, MergingArgs, int, int], dict[str, Any] | None],
     counts: Sequence[int],
+    seeds: Sequence[int],
     methods: Sequence[str],
     claim: str,
 ) -> None:
-    """Run, print and draw merge tables against something that grows: samples, models."""
+    """Run, print and draw merge tables against something that grows: samples, models.
+
+    ``row_of`` makes the row of a count and a seed.
+    """
     from matplotlib.figure import Figure
 
     from benchmarks.figures import figure_legend
     from wsa_jax.plots import draw_curves
 
     bench = Bench.open(args)
-    found = {count: rows_of(bench, args, count) for count in counts}
-    found = {count: rows for count, rows in found.items() if rows}
+    made = {count: [row_of(bench, args, count, seed) for seed in seeds] for count in counts}
+    found = {count: kept for count, rows in made.items() if (kept := [r for r in rows if r])}
     if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     shown = (*methods, "ensemble")
@@ -171,13 +173,13 @@ def report_growth(
     ]
     head = [growing, "ends", *shown, "seeds"]
     print(f"\n## {title}: test accuracy, %\n\n{markdown_table(head, lines)}")
-    seeds = range(min(len(rows) for rows in found.values()))
+    complete = range(min(len(rows) for rows in found.values()))
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     series = {
         method: [
             (list(found), [accuracies(rows, method)[seed] for rows in found.values()])
-            for seed in seeds
+            for seed in complete
         ]
         for method in shown
     }

@@ -87,11 +87,10 @@ def test_each_method_gets_its_own_best_rate():
     scores = {("NP Merge", 0.1): 0.5, ("NP Merge", 0.3): 0.6}
     scores |= {("fine-tuning", 1e-3): 0.9, ("fine-tuning", 1e-4): 0.8}
 
-    def evaluate(method, rates):
-        rate = rates[0] if method == "NP Merge" else rates[1]
-        return {"lines": [{"method": method, "accuracy": scores[method, rate]}]}
+    def score(method, rates):
+        return scores[method, rates[0] if method == "NP Merge" else rates[1]]
 
-    assert choose_rates(evaluate, [(0.1, 1e-3), (0.3, 1e-4)]) == (0.3, 1e-3)
+    assert choose_rates(score, [(0.1, 1e-3), (0.3, 1e-4)]) == (0.3, 1e-3)
 
 
 def test_rows_of_other_settings_have_other_ids(tmp_path):
