@@ -120,6 +120,9 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     empty = (tiny_data[0][:0], tiny_data[1][:0])
     with pytest.raises(ValueError, match="test has no examples; give at least one"):
         merge_table(key, models, spec, evidence, test=empty)
+    odd = evidence._replace(labels=np.where(np.arange(len(evidence.labels)) == 2, 3, 0))
+    with pytest.raises(ValueError, match="label 3 is out of range; labels of .* are 0 .. 2"):
+        merge_table(key, models, spec, odd, test=tiny_data)
     nan = Model(jax.tree.map(lambda leaf: leaf * jnp.nan, models[1].params), {})
     with pytest.raises(ValueError, match="of model 2 holds .* NaN"):
         merge_table(key, [models[0], nan], spec, evidence, test=tiny_data)

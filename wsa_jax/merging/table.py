@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key
 
+from wsa_jax.merging.combine.learning import check_labels
 from wsa_jax.merging.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
@@ -58,7 +59,8 @@ def merge_table(
 
     Raises:
       ValueError: fewer than two models, models that differ in a leaf or hold NaN, a spec for
-        another model, no examples, or an unknown method.
+        another model, no examples, a label that is none of the models' classes, or an unknown
+        method.
     """
     _check(models, spec, evidence, test)
     budget = Budget() if budget is None else budget
@@ -112,9 +114,14 @@ def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: An
     for index, model in enumerate(models):
         check_same_structure(models[0].variables, model.variables)
         check_finite(model.variables, f"model {index + 1}")
-    for what, count in (("evidence", len(evidence.labels)), ("test", len(test[1]))):
-        if not count:
+    classes = None
+    if evidence.task.logits is not None:
+        logits = jax.eval_shape(evidence.task.logits, *models[0], np.asarray(evidence.images[:1]))
+        classes = logits.shape[-1]
+    for what, labels in (("evidence", evidence.labels), ("test", test[1])):
+        if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
+        check_labels(labels, classes)
 
 
 def _evaluate(evidence: Evidence, model: Model, test: Any) -> Metrics:
