@@ -76,19 +76,24 @@ def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) ->
     return bench.row(config, make)
 
 
-def draw(rows: dict[str, Row]) -> Any:
-    """A histogram a layer, a column a kind of data."""
+def mean_over(rows: list[Row], layer: str, what: str) -> float:
+    """A moment of a layer's shares, mean over seeds."""
+    return float(np.mean([row["layers"][layer][what] for row in rows]))
+
+
+def draw(found: dict[str, list[Row]]) -> Any:
+    """A histogram a layer over all seeds, a column a kind of data."""
     from matplotlib.figure import Figure
 
     from wsa_jax.plots import PALETTE
 
-    names = [name for name in next(iter(rows.values()))["layers"] if name.endswith("kernel")]
-    figure = Figure(figsize=(3.6 * len(rows) + 0.8, 0.75 * len(names) + 1.2), layout="constrained")
-    grid = figure.subplots(len(names), len(rows), squeeze=False, sharex=True)
+    names = [name for name in next(iter(found.values()))[0]["layers"] if name.endswith("kernel")]
+    figure = Figure(figsize=(3.6 * len(found) + 0.8, 0.75 * len(names) + 1.2), layout="constrained")
+    grid = figure.subplots(len(names), len(found), squeeze=False, sharex=True)
     edges = np.linspace(0, 1, BINS + 1)
-    for column, (title, row) in enumerate(rows.items()):
+    for column, (title, rows) in enumerate(found.items()):
         for axes, name in zip(grid[:, column], names, strict=True):
-            counts = np.asarray(row["layers"][name]["counts"], float)
+            counts = np.sum([row["layers"][name]["counts"] for row in rows], axis=0)
             axes.stairs(counts / counts.sum(), edges, fill=True, color=PALETTE[column])
             axes.set_yscale("log")
             axes.set_ylim(1e-4, 1.5)
@@ -107,37 +112,37 @@ def main(argv: list[str] | None = None) -> None:
     """Learn, count, draw."""
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
     bench, base = Bench.open(args), next(iter(NETWORKS[args.preset].values()))
-    seed = seeds_of(args, {"smoke": (0,), "cpu": (0,), "paper": (0,)})[0]
-    found = {
-        NAMES[split]: coefficient_row(
-            bench, args.preset, dataclasses.replace(base, split=split), seed
-        )
+    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+    made = {
+        NAMES[split]: [
+            coefficient_row(bench, args.preset, dataclasses.replace(base, split=split), seed)
+            for seed in seeds
+        ]
         for split in SPLITS
     }
-    rows = {name: row for name, row in found.items() if row is not None}
-    if not rows:
+    found = {name: kept for name, rows in made.items() if (kept := [r for r in rows if r])}
+    if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     head = ["layer"]
-    head += [f"{name}: {what}" for name in rows for what in ("std", "beyond 0.5 ± 0.1")]
+    head += [f"{name}: {what}" for name in found for what in ("std", "beyond 0.5 ± 0.1")]
     lines = [
         [layer]
         + [
             text
-            for row in rows.values()
+            for rows in found.values()
             for text in (
-                f"{row['layers'][layer]['std']:.3f}",
-                f"{row['layers'][layer]['left']:.0%}",
+                f"{mean_over(rows, layer, 'std'):.3f}", f"{mean_over(rows, layer, 'left'):.0%}"
             )
         ]
-        for layer in next(iter(rows.values()))["layers"]
-    ]
+        for layer in next(iter(found.values()))[0]["layers"]
+    ]  # fmt: skip
     print(f"\n## Where coefficients leave one half\n\n{markdown_table(head, lines)}")
     figure = bench.output / "coefficients.png"
-    draw(rows).savefig(figure, dpi=150)
+    draw(found).savefig(figure, dpi=150)
     print(f"\nfigure: {figure}")
     last: dict[str, Any] = {"benchmark": "coefficients", "preset": args.preset}
-    for name, row in rows.items():
-        last[name] = {layer: values["left"] for layer, values in row["layers"].items()}
+    for name, rows in found.items():
+        last[name] = {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
     print(json.dumps(last | {"figure": str(figure)}))
 
 
