@@ -34,7 +34,6 @@ from benchmarks.pairs import (
     pair_cells,
     plain,
     seeds_of,
-    variables,
 )
 
 BASES: dict[Preset, list[ModelCell]] = {
@@ -88,7 +87,7 @@ def scaled_row(
     )  # fmt: skip
 
     def make() -> dict[str, Any]:
-        first, second = (variables(bench.train(part)) for part in parts)
+        first, second = (bench.train(part).variables for part in parts)
         data, spec = cell_data(parts[0], bench.data_dir), model_spec(cell, first)
         names = [group.name for group in spec.groups if group.admits != "permutation"]
         second = scale_layer(spec, second, names[len(names) // 2], scale)

@@ -25,7 +25,6 @@ from benchmarks.pairs import (
     pair_cells,
     plain,
     seeds_of,
-    variables,
 )
 
 RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
@@ -60,7 +59,7 @@ def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, example
     def make() -> dict[str, Any]:
         from wsa_jax.merging import loss_plane
 
-        first, second = (variables(bench.train(part)) for part in parts)
+        first, second = (bench.train(part).variables for part in parts)
         matched, _ = aligned(cell, first, second, "weight", seed)
         images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
         plane = loss_plane(

@@ -68,6 +68,13 @@ class Trained(NamedTuple):
     model_state: PyTree
     row: dict[str, Any]
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Parameters and statistics as one tree, which specs name and aligns move."""
+        from wsa_jax.merging import Model
+
+        return Model(self.params, self.model_state).variables
+
 
 class Data(NamedTuple):
     """What a cell is trained and evaluated on."""

@@ -16,7 +16,6 @@ clients nor server see, four tried for each, in half the rounds, on seed 0 of th
 import functools
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ import tyro
 
 from benchmarks.cells import Cell
 from benchmarks.comparison import markdown_table, spread
+from benchmarks.np_merge_table import GRIDS
 from benchmarks.np_tables import choose_rates
 from benchmarks.pairs import Bench, MergingArgs, Preset, seeds_of
 from benchmarks.run_cells import cell_model, cell_partition, load_split
@@ -47,11 +47,6 @@ METHODS: tuple[tuple[str, Server, float], ...] = (
     ("FedAvg, server fine-tuning", "fine-tuning", 0.0),
     ("NP Merge, joint", "NP Merge", 0.0),
 )
-GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
-    "smoke": ((0.1, 1e-3),),
-    "cpu": ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2)),
-    "paper": ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2)),
-}
 DEFAULT_RATES: dict[Server, float] = {"mean": 0.0, "NP Merge": 0.1, "fine-tuning": 1e-3}
 
 

@@ -57,6 +57,9 @@ METHODS = (
     "rescaling, weight matching", "Fisher", "fine-tuning", "NP Merge",
 )  # fmt: skip
 GRID = ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2))
+GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
+    "smoke": GRID[1:3], "cpu": GRID, "paper": GRID,
+}  # fmt: skip
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
 STEPS = {"smoke": 20, "cpu": 200, "paper": 1_000}
 SEEDS: dict[str, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
@@ -86,7 +89,7 @@ def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, floa
         )  # fmt: skip
         return accuracy_of(row, method)
 
-    return choose_rates(score, GRID)
+    return choose_rates(score, GRIDS[preset])
 
 
 def setting_rows(

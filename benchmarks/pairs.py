@@ -114,11 +114,6 @@ def pair_cells(cell: ModelCell, seed: int) -> list[ModelCell]:
     ]
 
 
-def variables(trained: Trained) -> dict[str, PyTree]:
-    """Parameters and statistics as one tree, which specs name and aligns move."""
-    return {"params": trained.params, **trained.model_state}
-
-
 def apply_fn(cell: ModelCell) -> Callable[[PyTree, Any], Any]:
     """``(variables, images) -> logits`` in evaluation mode, on uint8 images."""
     from wsa_jax.merging import Model
@@ -178,14 +173,15 @@ def path_row(
 
         ends = [bench.train(part) for part in (first, second)]
         data = cell_data(first, bench.data_dir)
-        moved, info = aligned(cell, variables(ends[0]), variables(ends[1]), align, seed)
-        scopes = [weight_scope(tree["params"]) for tree in (variables(ends[0]), moved)]
+        anchor = ends[0].variables
+        moved, info = aligned(cell, anchor, ends[1].variables, align, seed)
+        scopes = [weight_scope(tree["params"]) for tree in (anchor, moved)]
         return {
             "divergence": np.asarray(scope_divergence(scopes[1], scopes[0])).tolist(),
             "layers": list(scopes[0].names),
             "info": info,
-            "validation": measured_path(cell, variables(ends[0]), moved, data.validation, points),
-            "test": measured_path(cell, variables(ends[0]), moved, data.test, points, examples),
+            "validation": measured_path(cell, anchor, moved, data.validation, points),
+            "test": measured_path(cell, anchor, moved, data.test, points, examples),
         }
 
     return bench.row(config, make)
@@ -200,10 +196,10 @@ def measured_path(
     examples: int = 0,
 ) -> dict[str, Any]:
     """Loss and accuracy on the line, and both barriers."""
-    from wsa_jax.merging import accuracy_barrier, interpolate_path, loss_barrier
+    from wsa_jax.merging import Model, accuracy_barrier, interpolate_path, loss_barrier
 
     images, labels = (array[: examples or None] for array in part)
-    (params, state), (other, other_state) = split_variables(first), split_variables(second)
+    (params, state), (other, other_state) = Model.of(first), Model.of(second)
     path = interpolate_path(
         cell_task(cell), params, other, images, labels,
         model_state=state, second_state=other_state, num_points=points,
@@ -214,11 +210,6 @@ def measured_path(
         "barrier_endpoints": float(loss_barrier(path, definition="endpoints")),
         "accuracy_barrier": float(accuracy_barrier(path)),
     }  # fmt: skip
-
-
-def split_variables(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """The inverse of `variables`."""
-    return tree["params"], {name: part for name, part in tree.items() if name != "params"}
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ SCRIPTS = {
     "fig6_rebasin": [],
     "fig4_scaling": [],
     "fig7_landscape": [],
-    "np_merge_table": ["--split", "classes"],
+    "np_merge_table": ["--split", "all"],
     "np_merge_data": [],
     "np_merge_many": [],
     "coefficients": [],
