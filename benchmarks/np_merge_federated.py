@@ -214,7 +214,11 @@ def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
             if rows
         }
         draw_curves(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
-        axes.set_title(title, fontsize=10)
+        megabytes = next(rows[0] for rows in methods.values() if rows)["megabytes_per_round"]
+        rounds = axes.secondary_xaxis(
+            "top", functions=(lambda x, m=megabytes: x / m, lambda x, m=megabytes: x * m)
+        )
+        rounds.set_xlabel(f"rounds, {title}")
     return figure
 
 

@@ -5,7 +5,8 @@
 Each model is trained from its own seed on its own part of the data (Dirichlet 0.5 over all the
 models there are), matched to the first, and merged: by pairs in the order given, by accuracy, or as
 a balanced tree, and jointly by a softmax over models. Each pairwise merge takes as many steps as
-the joint one takes in all.
+the joint one and fine-tuning take in all; fine-tuning runs once more with the steps of all merges
+together.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 COUNTS = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
 SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
+LONGER = "fine-tuning, steps of all merges"
 METHODS = (
     "weight matching", "fine-tuning", "NP Merge, given", "NP Merge, accuracy", "NP Merge, tree",
     "NP Merge, joint",
@@ -38,15 +40,25 @@ def ordered(order: str) -> Any:
 
 
 def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None:
-    """The table of the first ``count`` of a seed's models."""
+    """The table of the first ``count`` of a seed's models, and fine-tuning with more steps."""
+    from wsa_jax.merging import METHODS as KNOWN
+
     base = next(iter(NETWORKS[args.preset].values()))
     cell = dataclasses.replace(base, split="dirichlet", parts=COUNTS[args.preset][-1])
-    return table_row(
-        bench, pair_cells(cell, seed)[:count], seed, methods=METHODS,
-        samples=SAMPLES[args.preset], steps=STEPS[args.preset],
-        rates=rates_of(bench, args.preset, base),
-        extra={f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")},
-    )  # fmt: skip
+    orders = {f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")}
+    rates = rates_of(bench, args.preset, base)
+
+    def row(methods: tuple[str, ...], merges: int) -> Row | None:
+        return table_row(
+            bench, pair_cells(cell, seed)[:count], seed, methods=methods,
+            samples=SAMPLES[args.preset], steps=merges * STEPS[args.preset], rates=rates,
+            extra=orders | {LONGER: KNOWN["fine-tuning"]},
+        )  # fmt: skip
+
+    found, longer = row(METHODS, 1), row((LONGER,), count - 1)
+    if found is None or longer is None:
+        return found
+    return found | {"lines": found["lines"] + [x for x in longer["lines"] if x["method"] == LONGER]}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
     report_growth(
         args, "np_merge_many", "NP Merge of many models", "models", row_of,
-        COUNTS[args.preset], seeds_of(args, SEEDS), METHODS, CLAIM,
+        COUNTS[args.preset], seeds_of(args, SEEDS), (*METHODS, LONGER), CLAIM,
     )  # fmt: skip
 
 

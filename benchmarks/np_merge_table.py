@@ -196,7 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     for rival in ("weight matching", "fine-tuning", "ensemble"):
         last[f"over {rival}"] = gains(found, rival)
         print(f"NP Merge less {rival}, points: {signed(last[f'over {rival}'])}")
-    figure = bench.output / "np_merge_table.png"
+    other = "" if args.dataset == "cifar10" else f"_{args.dataset}"
+    figure = bench.output / f"np_merge_table{other}.png"
     draw(found).savefig(figure, dpi=150)
     print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
     print(json.dumps(last | {"figure": str(figure)}))

@@ -10,9 +10,7 @@ import numpy as np
 import optax
 
 from wsa_jax.data import load_dataset
-from wsa_jax.merging.combine.fine_tuning import fine_tune
-from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
-from wsa_jax.merging.combine.np_merge import np_merge
+from wsa_jax.merging import LearningSettings, fine_tune, labelled_examples, np_merge
 from wsa_jax.models import MLP
 from wsa_jax.training import classification, evaluate
 from wsa_jax.tree import lerp

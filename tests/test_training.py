@@ -203,6 +203,16 @@ class TestClassification:
         losses, _ = cross_entropy(params, *(part[:5] for part in tiny_data), tiny_info)
         np.testing.assert_allclose(loss, losses[mask == 1].mean(), rtol=1e-5)
 
+    def test_half_precision_parameters_compute_in_half_precision(self, tiny_task, tiny_data):
+        params, _ = tiny_task.init(jax.random.key(0))
+        half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        batch = Batch(*map(jnp.asarray, tiny_data), jnp.ones(60))
+        assert tiny_task.logits(half, {}, batch.images).dtype == jnp.bfloat16
+        loss, _ = tiny_task.loss(jax.random.key(0), half, {}, batch)
+        assert loss.dtype == jnp.float32
+        whole, _ = tiny_task.loss(jax.random.key(0), params, {}, batch)
+        np.testing.assert_allclose(loss, whole, rtol=2e-2)
+
     def test_an_empty_batch_has_loss_and_gradient_0(self, tiny_task, tiny_data):
         params, state = tiny_task.init(KEYS[0])
         batch = batch_of(tiny_data, slice(5), np.zeros(5, np.float32))

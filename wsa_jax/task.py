@@ -56,8 +56,10 @@ def classification(
     """Make the task of classifying uint8 images by a Linen module and the mean cross-entropy.
 
     Normalisation and augmentation run inside the jitted step, after one another: images stay uint8
-    in memory. A module whose call takes ``train`` gets it; collections other than params (BatchNorm
-    statistics) are the model state; dropout draws from the step's key.
+    in memory. They get the dtype of the parameters, so that half-precision parameters compute in
+    half precision; the loss is taken in float32. A module whose call takes ``train`` gets it;
+    collections other than params (BatchNorm statistics) are the model state; dropout draws from the
+    step's key.
 
     Args:
       module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``.
@@ -81,9 +83,13 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         variables = dict(module.init(key, images, **mode(False)))
         return variables.pop("params"), variables
 
+    def inputs(params: PyTree, images: Array) -> Array:
+        # In the dtype of the parameters: float32 images would raise all that follows to float32.
+        return normalize(images, info).astype(jnp.result_type(*jax.tree.leaves(params)))
+
     def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
         augment_key, dropout_key = jax.random.split(key)
-        images = augment(augment_key, normalize(batch.images, info), mode=augmentation)
+        images = augment(augment_key, inputs(params, batch.images), mode=augmentation)
         logits, updated = module.apply(
             {"params": params, **model_state},
             images,
@@ -91,17 +97,17 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
             rngs={"dropout": dropout_key},
             **mode(True),
         )
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        entropy = _cross_entropy(logits, batch.labels)
         mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
         return mean, dict(updated)
 
     def predict(params: PyTree, model_state: PyTree, images: Array) -> Any:
         variables = {"params": params, **model_state}
-        return module.apply(variables, normalize(images, info), **mode(False))
+        return module.apply(variables, inputs(params, images), **mode(False))
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
         logits = predict(params, model_state, batch.images)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        entropy = _cross_entropy(logits, batch.labels)
         correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
         return Metrics(
             loss=jnp.sum(entropy * batch.mask),
@@ -117,6 +123,11 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         ("augmentation", augmentation),
     )
     return Task(init, loss, metrics, settings, predict)
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(wide, labels)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "batch_size"))

@@ -49,7 +49,8 @@ class Problem:
         import jax
 
         from wsa_jax.data import dataset_info
-        from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+        from wsa_jax.merging.combine.examples import labelled_examples
+        from wsa_jax.merging.combine.learning import LearningSettings
         from wsa_jax.models import MLP, vgg11
         from wsa_jax.training import classification
 
@@ -142,7 +143,8 @@ def memory(problem: Problem) -> dict[str, float]:
     loss, settings = problem.task.loss, problem.settings
 
     def merge(key: Any, models: Any, examples: Any) -> Any:
-        return np_merge(key, loss, models, examples, settings=settings).params
+        result = np_merge(key, loss, models, examples, settings=settings)
+        return result.params, result.info["coefficients"]
 
     def tune(key: Any, params: Any, examples: Any) -> Any:
         return fine_tune(key, loss, params, examples, settings=settings).params

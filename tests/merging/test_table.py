@@ -11,6 +11,7 @@ from wsa_jax.merging import (
     Evidence,
     MergeResult,
     Model,
+    align_models,
     merge_table,
     permute_units,
     scale_units,
@@ -120,6 +121,13 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     empty = (tiny_data[0][:0], tiny_data[1][:0])
     with pytest.raises(ValueError, match="test has no examples; give at least one"):
         merge_table(key, models, spec, evidence, test=empty)
+    short = evidence._replace(labels=evidence.labels[1:])
+    with pytest.raises(ValueError, match=r"evidence has \d+ images and \d+ labels; give a label"):
+        merge_table(key, models, spec, short, test=tiny_data)
+    with pytest.raises(ValueError, match="align 'wieght' is unknown; give one of 'none', 'weight'"):
+        align_models(key, spec, models, evidence, "wieght")
+    with pytest.raises(ValueError, match=r"held_out 1.0 is no share in \[0, 1\)"):
+        Budget(held_out=1.0)
     odd = evidence._replace(labels=np.where(np.arange(len(evidence.labels)) == 2, 3, 0))
     with pytest.raises(ValueError, match="label 3 is out of range; labels of .* are 0 .. 2"):
         merge_table(key, models, spec, odd, test=tiny_data)

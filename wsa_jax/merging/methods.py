@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -10,9 +10,10 @@ from jaxtyping import Array, Integer, Key, PyTree
 
 from wsa_jax.merging.align import activation_matching, align, rescale, weight_matching
 from wsa_jax.merging.combine.average import average
+from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import fine_tune
 from wsa_jax.merging.combine.fisher import diagonal_fisher, fisher_merge, task_log_likelihood
-from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+from wsa_jax.merging.combine.learning import LearningSettings
 from wsa_jax.merging.combine.np_merge import np_merge
 from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm
@@ -73,6 +74,10 @@ class Budget:
     fine_tuning_rate: float | int = 1e-3
     held_out: float | int = 0.2
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out {self.held_out} is no share in [0, 1); 0.2 is the default")
+
 
 Combine = Callable[[Array, Sequence[Model], Evidence, Budget], MergeResult]
 
@@ -109,7 +114,7 @@ def align_models(
     spec: AxisSpec,
     models: Sequence[Model],
     evidence: Evidence,
-    name: AlignName,
+    name: str,
 ) -> list[Model]:
     """Bring every model's units into correspondence with the first one's.
 
@@ -123,6 +128,9 @@ def align_models(
     Raises:
       ValueError: rescaling where no group admits it, an unknown name, and what aligns raise.
     """
+    if name not in get_args(AlignName):
+        known = ", ".join(repr(known) for known in get_args(AlignName))
+        raise ValueError(f"align {name!r} is unknown; give one of {known}")
     moved = [models[0]]
     for index, model in enumerate(models[1:]):
         variables, first = model.variables, models[0].variables

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key
 
-from wsa_jax.merging.combine.learning import check_labels
+from wsa_jax.merging.combine.examples import check_labels
 from wsa_jax.merging.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
@@ -50,17 +50,18 @@ def merge_table(
 
     Returns:
       One row a line: ``method``, ``accuracy`` in [0, 1], ``loss`` (mean, nats), ``seconds``
-      (align and combine), ``info``. First the models themselves (``model 1`` and so on), last their
-      ``ensemble``, which is no merge but an upper line, where the task has logits. A method that a
-      model does not admit (rescaling across norms) has accuracy and loss None.
+      (align and combine, compilation included), ``info`` without the state of learning. First the
+      models themselves (``model 1`` and so on), last their ``ensemble``, which is no merge but an
+      upper line, where the task has logits. A method that a model does not admit (rescaling across
+      norms) has accuracy and loss None.
 
     Guarantees: models stay as they are; equal keys give equal tables but for ``seconds``. Aligns
     are shared: methods that align alike combine the same models.
 
     Raises:
       ValueError: fewer than two models, models that differ in a leaf or hold NaN, a spec for
-        another model, no examples, a label that is none of the models' classes, or an unknown
-        method.
+        another model, no examples, images and labels of unequal number, a label that is none of
+        the models' classes, or an unknown method.
     """
     _check(models, spec, evidence, test)
     budget = Budget() if budget is None else budget
@@ -86,10 +87,12 @@ def merge_table(
             result = method.combine(combine_key, moved, evidence, budget)
         else:
             result = method(key, spec, models, evidence, budget=budget)
-        jax.block_until_ready(result.params)
+        jax.block_until_ready((result.params, result.model_state))
         seconds = spent + time.perf_counter() - begin
         merged = Model(result.params, result.model_state)
-        rows.append(_row(name, _evaluate(evidence, merged, test), seconds, result.info))
+        # The state of learning is larger than the model, and no row goes on from it.
+        info = {key: value for key, value in result.info.items() if key != "state"}
+        rows.append(_row(name, _evaluate(evidence, merged, test), seconds, info))
     if evidence.task.logits is not None:
         sums = ensemble(
             evidence.task.logits,
@@ -118,9 +121,13 @@ def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: An
     if evidence.task.logits is not None:
         logits = jax.eval_shape(evidence.task.logits, *models[0], np.asarray(evidence.images[:1]))
         classes = logits.shape[-1]
-    for what, labels in (("evidence", evidence.labels), ("test", test[1])):
+    for what, images, labels in (("evidence", *evidence[1:]), ("test", *test)):
         if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{what} has {len(images)} images and {len(labels)} labels; give a label for each"
+            )
         check_labels(labels, classes)
 
 

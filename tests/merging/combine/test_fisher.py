@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fisher import diagonal_fisher, fisher_merge, task_log_likelihood
-from wsa_jax.merging.combine.learning import labelled_examples
 from wsa_jax.training import evaluate
 
 RNG = np.random.default_rng(0)

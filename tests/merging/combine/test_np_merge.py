@@ -19,10 +19,12 @@ from wsa_jax.merging.combine.coefficients import (
     log_shares,
     mixture,
 )
+from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import fine_tune
-from wsa_jax.merging.combine.learning import LearningSettings, labelled_examples
+from wsa_jax.merging.combine.learning import LearningSettings
 from wsa_jax.merging.combine.np_merge import Strengths, np_merge
 from wsa_jax.training import classification
+from wsa_jax.tree import stack
 
 KEY = jax.random.key(7)
 UNITS, INPUTS, OUTPUTS = 8, 3, 8
@@ -258,14 +260,29 @@ class TestLoop:
             assert_close(many.info["loss"][i], alone.info["loss"])
         assert not np.allclose(many.info["loss"][0], many.info["loss"][1])
 
+    def test_vmap_over_stacked_models_equals_single_merges(self, examples):
+        pairs = ((A, B), (B, PLANTED))
+        first, second = (stack(list(side)) for side in zip(*pairs, strict=True))
+
+        def merge(a, b):
+            return np_merge(KEY, mse, (a, b), examples, settings=SHORT, learning_rate=0.1).params
+
+        many = jax.jit(jax.vmap(merge))(first, second)
+        for i, pair in enumerate(pairs):
+            assert_close(jax.tree.map(lambda x, i=i: x[i], many), merge(*pair))
+
     def test_sharded_batches_agree(self, examples):
         mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
         rows = NamedSharding(mesh, PartitionSpec("data"))
         settings = dataclasses.replace(SHORT, batch_sharding=rows)
-        alone = np_merge(KEY, mse, (A, B), examples, settings=SHORT)
-        sharded = np_merge(KEY, mse, (A, B), jax.device_put(examples, rows), settings=settings)
+        held_out = tuple(part[:128] for part in examples)
+        alone = np_merge(KEY, mse, (A, B), examples, settings=SHORT, held_out=held_out)
+        sharded = np_merge(
+            KEY, mse, (A, B), jax.device_put(examples, rows), settings=settings, held_out=held_out
+        )
         assert_close(sharded.params, alone.params)
-        assert_close(sharded.info["loss"], alone.info["loss"])
+        for curve in ("loss", "held_out_loss"):
+            assert_close(sharded.info[curve], alone.info[curve])
 
     def test_half_precision_reaches_the_loss_alone(self, examples):
         seen = []
@@ -320,9 +337,29 @@ class TestLoop:
         np.testing.assert_allclose(halving, expected(1.0, 0.5), rtol=1e-5)
         as_it_is = dataclasses.replace(settings, optimizer=optax.sgd(2.0))
         np.testing.assert_allclose(logits(settings=as_it_is), expected(2.0, 2.0), rtol=1e-5)
+        # This one keeps the rate it was made with in its state.
+        injected = dataclasses.replace(settings, optimizer=optax.inject_hyperparams(optax.sgd))
+        found = logits(settings=injected, learning_rate=2.0)
+        np.testing.assert_allclose(found, expected(2.0, 2.0), rtol=1e-5)
+        # A Polyak step is the loss over the squared gradient: (1/2) / (1/4)^2, cut off at 1.
+        polyak = dataclasses.replace(settings, steps=1, optimizer=optax.polyak_sgd)
+        np.testing.assert_allclose(logits(settings=polyak, learning_rate=1.0), expected(1.0))
+
+    def test_weight_decay_leaves_shares_of_0_and_1_alone(self, examples):
+        settings = dataclasses.replace(SHORT, optimizer=optax.adamw)
+        result = np_merge(KEY, mse, (A, B), examples, settings=settings, init=1.0)
+        assert not result.info["diverged"]
+        assert_equal(result.params, A)
 
 
 class TestDivergence:
+    def test_a_held_out_loss_that_is_no_number_is_told(self, examples):
+        held_out = (examples[0][:64], examples[1][:64] * jnp.nan)
+        result = np_merge(KEY, mse, (A, B), examples, settings=SHORT, held_out=held_out)
+        assert result.info["diverged"]
+        assert result.info["diverged_step"] == 0
+        assert_equal(result.params, interpolate({"all": jnp.array(0.0)}, (A, B)))
+
     def test_stops_and_returns_the_best_so_far(self):
         def loss_fn(key, params, model_state, batch):
             # Falls at first and is not a number once the weight is below 0.3.
@@ -442,6 +479,9 @@ class TestErrors:
     def test_models(self):
         with pytest.raises(ValueError, match="takes two models, got 3; use np_merge_many"):
             self.merge((A, A, B))
+        lost = {**B, "out": {"kernel": B["out"]["kernel"].at[0, 0].set(jnp.nan)}}
+        with pytest.raises(ValueError, match="leaf out/kernel of model 2 holds 1 NaN"):
+            self.merge((A, lost))
         wider = {**B, "out": {"kernel": jnp.ones((UNITS, 4))}}
         with pytest.raises(ValueError, match=r"leaf out/kernel has shape \(8, 8\) in the first"):
             self.merge((A, wider))
@@ -470,6 +510,9 @@ class TestErrors:
             self.merge(init=2.0)
         with pytest.raises(ValueError, match="do not both name hidden/bias"):
             self.merge(init={"hidden/kernel": jnp.ones(()), "out/kernel": jnp.ones(())})
+        shares = {name: jnp.float32(0.5) for name in coefficient_shapes(A, "layer")}
+        with pytest.raises(ValueError, match=r"init of out/kernel has shape \(3,\), its"):
+            self.merge(init=shares | {"out/kernel": jnp.full(3, 0.5)})
         with pytest.raises(ValueError, match="strengths.entropy -1.0 is not a non-negative"):
             self.merge(strengths=Strengths(entropy=-1.0))
         with pytest.raises(ValueError, match="steps 0 is below 1"):

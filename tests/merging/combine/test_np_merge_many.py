@@ -140,6 +140,15 @@ class TestJoint:
         assert np.all(np.asarray(result.info["coefficients"]["kernel"])[0] == 0)
         assert result.info["state"].variables["kernel"].shape == (3, 2, 3)
 
+    def test_vmap_over_keys_and_jit_equal_single_merges(self):
+        def merge(key):
+            settings = LearningSettings(steps=3, batch_size=2)
+            return np_merge_joint(key, loss_fn, MODELS, DATA, settings=settings).params["kernel"]
+
+        keys = jax.random.split(KEY, 2)
+        together = jax.jit(jax.vmap(merge))(keys)
+        np.testing.assert_allclose(together, [merge(key) for key in keys], rtol=1e-5, atol=1e-6)
+
     def test_granularities_share_the_code(self):
         def shares(granularity):
             result = np_merge_joint(
@@ -154,5 +163,9 @@ class TestJoint:
     def test_errors(self):
         with pytest.raises(ValueError, match=r"init of shape \(2,\) for 5 models"):
             np_merge_joint(KEY, loss_fn, MODELS, DATA, settings=ONE, init=[0.5, 0.5])
-        with pytest.raises(ValueError, match="is not a share"):
-            np_merge_joint(KEY, loss_fn, MODELS[:2], DATA, settings=ONE, init=[-1.0, 2.0])
+        for init in ([-1.0, -3.0], [0.0, 0.0], [np.nan, 1.0]):
+            with pytest.raises(ValueError, match="are no shares; give non-negative numbers"):
+                np_merge_joint(KEY, loss_fn, MODELS[:2], DATA, settings=ONE, init=init)
+        lost = {"kernel": MODELS[1]["kernel"] * jnp.inf}
+        with pytest.raises(ValueError, match="leaf kernel of model 2 holds 6 NaN or infinite"):
+            np_merge_joint(KEY, loss_fn, [MODELS[0], lost], DATA, settings=ONE, init=[1.0, 0.0])

@@ -85,7 +85,7 @@ def coefficient_shapes(params: PyTree, granularity: str) -> dict[str, tuple[int,
     }
 
 
-def interpolate(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
+def interpolate(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     r"""Mix two models by ``s = sigmoid(a)``, elementwise, ``B + s (A - B)``.
 
     .. math:: W = \begin{cases} A - (1 - s) (A - B) & s > \tfrac12 \\
@@ -104,12 +104,12 @@ def interpolate(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
-        return _interpolate_leaf(_of_leaf(coefficients, key_path(path)), a, b)
+        return _interpolate_leaf(_of_leaf(logits, key_path(path)), a, b)
 
     return jax.tree_util.tree_map_with_path(mix, first, second)
 
 
-def mixture(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
+def mixture(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     r"""Mix any number of models by ``p = softmax(a)`` over the leading axis, elementwise.
 
     .. math:: W = R + \sum_m p_m (W_m - R), \qquad R = W_{\arg\max_m p_m}
@@ -126,12 +126,12 @@ def mixture(coefficients: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, *leaves: Any) -> Any:
         if not is_weight(leaves[0]):
             return leaves[0]
-        return _mix_leaves(_of_leaf(coefficients, key_path(path)), *leaves)
+        return _mix_leaves(_of_leaf(logits, key_path(path)), *leaves)
 
     return jax.tree_util.tree_map_with_path(mix, *models)
 
 
-def log_shares(coefficients: Coefficients, *, joint: bool) -> Coefficients:
+def log_shares(logits: Coefficients, *, joint: bool) -> Coefficients:
     """Return log-shares of the models, ``[models, ...]``, no less than -30 so that all is finite.
 
     >>> log_shares({"w": jnp.array(-jnp.inf)}, joint=False)["w"].round().tolist()
@@ -146,11 +146,11 @@ def log_shares(coefficients: Coefficients, *, joint: bool) -> Coefficients:
         logit = jnp.clip(logit, _LOG_FLOOR, -_LOG_FLOOR)
         return jnp.stack([jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)])
 
-    return {name: of(logit) for name, logit in coefficients.items()}
+    return {name: of(logit) for name, logit in logits.items()}
 
 
 def distance_penalty(logs: Coefficients, center: Coefficients) -> Float[Array, ""]:
-    r"""Mean squared distance of the shares from where they began, in [0, 1] for two models.
+    r"""Mean squared distance of the shares from where they began; 1 from an average to an end.
 
     .. math:: \frac{n}{n - 1} \operatorname{mean}_i \sum_m (p_{mi} - c_{mi})^2
 
@@ -164,7 +164,7 @@ def distance_penalty(logs: Coefficients, center: Coefficients) -> Float[Array, "
     """
     models = next(iter(logs.values())).shape[0]
     squares = {name: jnp.square(jnp.exp(log) - center[name]) for name, log in logs.items()}
-    return _sum_over_mean(squares) * (models / (models - 1))
+    return _sum_over_mean(squares) * (models / max(models - 1, 1))
 
 
 def entropy_penalty(logs: Coefficients) -> Float[Array, ""]:
@@ -189,6 +189,22 @@ def check_share(init: Real[ArrayLike, "..."], what: str = "init") -> None:
     bad = values[~((values >= 0) & (values <= 1))]
     if bad.size:
         raise ValueError(f"{what} {bad[0]} is not a share in [0, 1]; 0.5 is the average")
+
+
+def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
+    """Raise a ValueError where concrete weights of models are negative, not finite or all 0.
+
+    >>> check_shares([-1.0, 2.0], "init")
+    Traceback (most recent call last):
+    ValueError: init [-1.0, 2.0] are no shares; give non-negative numbers, not all 0
+    """
+    if isinstance(weights, jax.core.Tracer):
+        return
+    values = np.asarray(weights, np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise ValueError(
+            f"{what} {values.tolist()} are no shares; give non-negative numbers, not all 0"
+        )
 
 
 # Computed again in the backward pass: elementwise work is cheap, and its intermediate results would

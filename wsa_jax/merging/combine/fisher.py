@@ -9,8 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.combine.coefficients import replace_weights, weights_by_name
-from wsa_jax.merging.combine.learning import check_examples
+from wsa_jax.merging.check import check_weights
+from wsa_jax.merging.combine.coefficients import (
+    check_shares,
+    replace_weights,
+    weights_by_name,
+)
+from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training import Task
 from wsa_jax.tree import check_same_structure
@@ -104,7 +109,8 @@ def fisher_merge(
 
     Raises:
       ValueError: no models, another number of fishers or weights, models or fishers that differ in
-        a leaf (named), a negative weight, all weights 0, or a floor that is not positive.
+        a leaf (named), a model that holds NaN, a negative weight, all weights 0, or a floor that is
+        not positive.
 
     >>> models = {"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}
     >>> fishers = {"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1.0, 0.0])}
@@ -117,17 +123,14 @@ def fisher_merge(
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
     for other in [*models[1:], *fishers]:
         check_same_structure(models[0], other)
+    for index, model in enumerate(models):
+        check_weights(model, f"model {index + 1}")
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(
             f"weights of shape {np.shape(scale)} for {len(models)} models; give one for each"
         )
-    if not isinstance(scale, jax.core.Tracer):
-        values = np.asarray(scale, np.float64)
-        if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-            raise ValueError(
-                f"weights {values.tolist()} are no shares; give non-negative numbers, not all 0"
-            )
+    check_shares(scale, "weights")
     if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
         raise ValueError(f"floor {floor} is not positive; the default is 1e-6")
     params, shares = _jitted_merge(

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Key, PyTree, Real
 
+from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.regularization import value_at
 from wsa_jax.select import is_weight
-from wsa_jax.training import Batch
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 """``(key, params, model_state, batch) -> (mean loss, model_state)``, as `training.Task.loss`."""
@@ -35,9 +34,11 @@ class LearningSettings:
       steps: gradient steps.
       batch_size: examples a step, drawn without replacement in each epoch.
       optimizer: a function of the learning rate such as ``optax.adam``, so that a sweep over rates
-        shares one compilation; or an optax transformation as it is, and the rate goes unused.
+        shares one compilation; or an optax transformation as it is, and the rate goes unused. It
+        may ask for ``value``, ``grad`` and ``value_fn`` of the batch (Polyak steps, line searches).
       eval_every: steps between two looks at the held-out examples.
-      compute_dtype: dtype the loss gets parameters in; what is learnt stays in its own.
+      compute_dtype: dtype the loss gets parameters in, and ``classification`` the images, too; what
+        is learnt stays in its own.
       batch_sharding: of each batch's leading axis over devices, or None.
     """
 
@@ -91,45 +92,6 @@ class Form(NamedTuple):
     shares: Callable[[dict[str, Array]], dict[str, Array]] | None = None
 
 
-def labelled_examples(
-    images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
-    *,
-    num_classes: int | None = None,
-) -> Batch:
-    """Make the examples that `training.Task.loss` understands of images and labels.
-
-    Raises:
-      ValueError: no images, another number of labels, or labels outside of ``0 .. num_classes - 1``
-        (below 0 alone, if num_classes is None).
-
-    >>> labelled_examples(jnp.ones((2, 3)), jnp.array([0, 1]), num_classes=2).mask.tolist()
-    [1.0, 1.0]
-    """
-    examples = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
-    check_examples(examples, 1, "images")
-    check_labels(labels, num_classes)
-    return examples
-
-
-def check_labels(
-    labels: Integer[Array | np.ndarray, " examples"], num_classes: int | None = None
-) -> None:
-    """Raise a ValueError where a concrete label is outside of ``0 .. num_classes - 1``.
-
-    >>> check_labels(np.array([0, 3]), 3)
-    Traceback (most recent call last):
-    ValueError: label 3 is out of range; labels of these models are 0 .. 2
-    """
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)
-    bad = values[(values < 0) | (values >= (num_classes or np.inf))]
-    if bad.size:
-        allowed = f"0 .. {num_classes - 1}" if num_classes else "0 or more"
-        raise ValueError(f"label {bad[0]} is out of range; labels of these models are {allowed}")
-
-
 def learn(
     key: Key[Array, ""],
     loss_fn: LossFn,
@@ -169,7 +131,9 @@ def learn(
     schedule = learning_rate if callable(learning_rate) else None
     rate = jnp.float32(0.0 if callable(learning_rate) else learning_rate)
     if state is None:
-        state = _first_state(variables, {} if model_state is None else model_state, settings)
+        first = rate if schedule is None else value_at(schedule, jnp.int32(0))
+        collections = {} if model_state is None else model_state
+        state = _first_state(variables, collections, first, settings)
     run = _jitted_run(loss_fn, form, settings, schedule)
     examples, held_out = jax.tree.map(jnp.asarray, (examples, held_out))
     state, params, model_state, info = run(
@@ -180,27 +144,6 @@ def learn(
     return MergeResult(params, model_state, info | {"state": state})
 
 
-def check_examples(examples: PyTree, batch_size: int, what: str = "examples") -> None:
-    """Raise a ValueError where examples have no rows, too few for a batch, or unequal numbers.
-
-    >>> check_examples({"x": jnp.ones((0, 2))}, 1)
-    Traceback (most recent call last):
-    ValueError: examples hold no samples; give at least one
-    """
-    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)}
-    if not counts or counts <= {(0,), ()}:
-        raise ValueError(f"{what} hold no samples; give at least one")
-    if len(counts) > 1:
-        rows = sorted(count[0] if count else "none" for count in counts)
-        raise ValueError(f"arrays of {what} have {rows} rows; give each the same number")
-    count = counts.pop()[0]
-    if not 0 < batch_size <= count:
-        raise ValueError(
-            f"batch_size {batch_size} does not fit {count} examples; "
-            "give 1 <= batch_size <= the number of examples"
-        )
-
-
 def _check_settings(settings: LearningSettings) -> None:
     for name in ("steps", "eval_every"):
         if getattr(settings, name) < 1:
@@ -209,7 +152,7 @@ def _check_settings(settings: LearningSettings) -> None:
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _first_state(
-    variables: dict[str, Array], model_state: PyTree, settings: LearningSettings
+    variables: dict[str, Array], model_state: PyTree, rate: Any, settings: LearningSettings
 ) -> LearningState:
     # Copies, since the state's buffers are donated: no array of the caller's may be among them,
     # and none twice.
@@ -222,7 +165,7 @@ def _first_state(
     return LearningState(
         step=integer(0),
         variables=copy(variables),
-        opt_state=copy(_optimizer(settings, 0.0).init(variables)),
+        opt_state=copy(_optimizer(settings, rate).init(variables)),
         model_state=copy(model_state),
         best_variables=copy(variables),
         best_model_state=copy(model_state),
@@ -232,9 +175,9 @@ def _first_state(
     )
 
 
-def _optimizer(settings: LearningSettings, rate: Any) -> optax.GradientTransformation:
+def _optimizer(settings: LearningSettings, rate: Any) -> optax.GradientTransformationExtraArgs:
     made: Any = settings.optimizer
-    return made(rate) if callable(made) else made
+    return optax.with_extra_args_support(made(rate) if callable(made) else made)
 
 
 @functools.lru_cache(maxsize=32)
@@ -313,8 +256,14 @@ def _jitted_run(
             batch = rows(
                 examples, jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
             )
-            (total, (loss, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
-                state.variables, jax.random.fold_in(loss_key, index), state.model_state, batch
+            value_of = functools.partial(
+                objective,
+                key=jax.random.fold_in(loss_key, index),
+                model_state=state.model_state,
+                batch=batch,
+            )
+            (total, (loss, model_state)), grads = jax.value_and_grad(value_of, has_aux=True)(
+                state.variables
             )
             score = total
             if held_out is not None:
@@ -323,15 +272,23 @@ def _jitted_run(
                     lambda: held_out_loss(state.variables, model_state),
                     lambda: jnp.float32(jnp.nan),
                 )
-            failed = (state.diverged_step < 0) & ~jnp.isfinite(total)
+            # Held-out examples that were looked at, not the NaN that stands for no look.
+            blind = (index % settings.eval_every != 0) | (held_out is None)
+            finite = jnp.isfinite(total) & (blind | jnp.isfinite(score))
+            failed = (state.diverged_step < 0) & ~finite
             diverged_step = jnp.where(failed, index, state.diverged_step)
             diverged = diverged_step >= 0
             better = ~diverged & (score < state.best_loss)
             now = rate if schedule is None else value_at(schedule, index)
             updates, opt_state = _optimizer(settings, now).update(
-                grads, state.opt_state, state.variables
+                grads, state.opt_state, state.variables,
+                value=total, grad=grads, value_fn=lambda variables: value_of(variables)[0],
+            )  # fmt: skip
+            moved: Any = optax.apply_updates(state.variables, updates)
+            # Infinite logits are shares of 0 and 1, which stay; weight decay would make them NaN.
+            variables = jax.tree.map(
+                lambda new, old: jnp.where(jnp.isinf(old), old, new), moved, state.variables
             )
-            variables: Any = optax.apply_updates(state.variables, updates)
             new = LearningState(
                 step=index + 1,
                 # After a divergence these are never used: holding them would cost every step.

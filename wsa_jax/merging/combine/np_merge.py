@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
+from wsa_jax.merging.check import check_weights
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_share,
@@ -127,17 +129,18 @@ def np_merge(
       ``diverged`` and ``diverged_step`` (-1 for none); ``state``, to go on.
 
     Guarantees: bitwise A where a = +inf and B where a = -inf. Where A = B the gradient is 0 and the
-    coefficient stays. Two calls of n steps (through ``state``) equal one of 2n bitwise, unless the
-    learning rate is changed. Traceable: ``jax.vmap`` over keys or stacked models does many merges.
+    coefficient stays. Two calls of n steps (through ``state``) equal one of 2n bitwise, given the
+    same rate and ``init``. Traceable: ``jax.vmap`` over keys or stacked models does many merges.
 
-    Edge cases: a loss or a weight that is not finite ends learning; the coefficients of the lowest
-      loss until then are returned and ``diverged`` is true. Floating-point leaves alone are mixed,
-      others are A's. Penalties of a strength that is a Python or NumPy 0 are not computed.
+    Edge cases: a loss, a held-out loss or a weight that is not finite ends learning; the
+      coefficients of the lowest loss until then are returned and ``diverged`` is true.
+      Floating-point leaves alone are mixed, others are A's. Penalties of a strength that is a
+      Python or NumPy 0 are not computed.
 
     Raises:
-      ValueError: other than two models, or models that differ in a leaf (named); no examples or
-        fewer than a batch; an unknown granularity; a share outside [0, 1]; a negative strength;
-        steps below 1.
+      ValueError: other than two models, models that differ in a leaf (named) or hold NaN; no
+        examples or fewer than a batch; an unknown granularity; a share outside [0, 1] or of a shape
+        that does not fit its leaf; a negative strength; steps below 1.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((batch[:, :2] @ params["w"] - batch[:, 2]) ** 2), model_state
@@ -159,6 +162,8 @@ def np_merge(
         )
     first, second = models
     check_same_structure(first, second)
+    for index, model in enumerate(models):
+        check_weights(model, f"model {index + 1}")
     variables, center = _start(first, granularity, init)
     active = active_penalties(strengths)
     reference = (
@@ -207,7 +212,20 @@ def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, d
         init = dict.fromkeys(shapes, init)
     for name, share in init.items():
         check_share(share, f"init of {name}")
+        if not _fits(np.shape(share), shapes[name]):
+            raise ValueError(
+                f"init of {name} has shape {np.shape(share)}, its coefficients {shapes[name]}; "
+                "give shares that broadcast"
+            )
     return _logits_and_center(dict(init), tuple(shapes.items()))
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another one."""
+    try:
+        return np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
 
 
 # Jitted as one: leaf by leaf, every new shape would compile on its own.

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
+from wsa_jax.merging.check import check_weights
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
-    check_share,
+    check_shares,
     coefficient_shapes,
     mixture,
 )
@@ -96,10 +97,11 @@ def np_merge_many(
       merge, of `np_merge`'s ``loss``, ``coefficients``, ``best_step``, ``diverged``,
       ``diverged_step`` and, where examples are held out, ``held_out_loss``.
 
-    Guarantees: time is linear in models, one compilation serves all merges, and at most one merge
-    beside the models is in memory (``"tree"``: half as many merges as models).
+    Guarantees: time is linear in models, and one compilation serves all merges. In memory beside
+    the models are one merge (``"tree"``: half as many as models) and the coefficients of each.
 
-    Edge cases: one model is returned as it is. A merge that diverges gives its best so far.
+    Edge cases: one model is returned as it is, and ``info`` has only ``order`` and ``merges``. A
+    merge that diverges gives its best so far.
 
     Raises:
       ValueError: no models, an unknown order or start, scores missing or of another number, or what
@@ -200,7 +202,8 @@ def np_merge_joint(
 
     Guarantees: bitwise a model whose share is 1; the gradient is 0 where all models agree. Two
     models learn what `np_merge` does, at another pace: shares depend on a difference of logits.
-    Memory holds the models and as many coefficients, no stack of them.
+    Memory holds the models, as many logits, and the optimiser's and the best ones beside them; no
+    stack of the models.
 
     Edge cases and errors: as `np_merge`; a model whose initial share is 0 stays out.
 
@@ -222,9 +225,9 @@ def np_merge_joint(
         raise ValueError(
             f"init of shape {np.shape(shares)} for {len(models)} models; give a share for each"
         )
+    check_shares(shares, "init")
     shares = jnp.asarray(shares, jnp.float32)
     shares = shares / jnp.sum(shares)
-    check_share(shares)
     variables: Coefficients = {}
     center: dict[str, Array] = {}
     for name, shape in coefficient_shapes(models[0], granularity).items():
@@ -250,8 +253,9 @@ def _shares(logits: Coefficients) -> Coefficients:
 def _check_models(models: Sequence[PyTree]) -> None:
     if not models:
         raise ValueError("no models to merge; give at least one")
-    for other in models[1:]:
-        check_same_structure(models[0], other)
+    for index, model in enumerate(models):
+        check_same_structure(models[0], model)
+        check_weights(model, f"model {index + 1}")
 
 
 def _positions(order: str, scores: Any, count: int) -> list[int]:

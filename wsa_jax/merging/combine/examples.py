@@ -1,0 +1,68 @@
+"""The few examples that a merge learns from, and what is asked of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Integer, PyTree
+
+from wsa_jax.training import Batch
+
+
+def labelled_examples(
+    images: Array | np.ndarray,
+    labels: Integer[Array | np.ndarray, " examples"],
+    *,
+    num_classes: int | None = None,
+) -> Batch:
+    """Make the examples that `training.Task.loss` understands of images and labels.
+
+    Raises:
+      ValueError: no images, another number of labels, or labels outside of ``0 .. num_classes - 1``
+        (below 0 alone, if num_classes is None).
+
+    >>> labelled_examples(jnp.ones((2, 3)), jnp.array([0, 1]), num_classes=2).mask.tolist()
+    [1.0, 1.0]
+    """
+    examples = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
+    check_examples(examples, 1, "images")
+    check_labels(labels, num_classes)
+    return examples
+
+
+def check_labels(
+    labels: Integer[Array | np.ndarray, " examples"], num_classes: int | None = None
+) -> None:
+    """Raise a ValueError where a concrete label is outside of ``0 .. num_classes - 1``.
+
+    >>> check_labels(np.array([0, 3]), 3)
+    Traceback (most recent call last):
+    ValueError: label 3 is out of range; labels of these models are 0 .. 2
+    """
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    bad = values[(values < 0) | (values >= (num_classes or np.inf))]
+    if bad.size:
+        allowed = f"0 .. {num_classes - 1}" if num_classes else "0 or more"
+        raise ValueError(f"label {bad[0]} is out of range; labels of these models are {allowed}")
+
+
+def check_examples(examples: PyTree, batch_size: int, what: str = "examples") -> None:
+    """Raise a ValueError where examples have no rows, too few for a batch, or unequal numbers.
+
+    >>> check_examples({"x": jnp.ones((0, 2))}, 1)
+    Traceback (most recent call last):
+    ValueError: examples hold no samples; give at least one
+    """
+    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(examples)}
+    if not counts or counts <= {(0,), ()}:
+        raise ValueError(f"{what} hold no samples; give at least one")
+    if len(counts) > 1:
+        rows = sorted(count[0] if count else "none" for count in counts)
+        raise ValueError(f"arrays of {what} have {rows} rows; give each the same number")
+    count = counts.pop()[0]
+    if not 0 < batch_size <= count:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit {count} examples; "
+            "give 1 <= batch_size <= the number of examples"
+        )
