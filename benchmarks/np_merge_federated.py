@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
             title,
             name,
             f"{rows[0]['megabytes_per_round']:.1f}",
-            spread([100 * row["accuracy"][len(row["accuracy"]) // 2] for row in rows]),
+            spread([100 * row["accuracy"][(len(row["accuracy"]) - 1) // 2] for row in rows]),
             spread([last_rounds(row) for row in rows]),
             str(len(rows)),
         ]

@@ -174,7 +174,7 @@ def report_growth(
     head = [growing, "ends", *shown, "seeds"]
     print(f"\n## {title}: test accuracy, %\n\n{markdown_table(head, lines)}")
     complete = range(min(len(rows) for rows in found.values()))
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
     axes = figure.subplots()
     series = {
         method: [
@@ -185,7 +185,7 @@ def report_growth(
     }
     draw_curves(axes, series, xlabel=growing, ylabel="test accuracy, %")
     axes.legend().remove()
-    figure_legend(figure, axes, columns=4)
+    figure_legend(figure, axes, columns=4 if len(shown) <= 4 else 3)
     if counts[-1] > 10 * counts[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
