@@ -1,9 +1,11 @@
 """What every public function of merging asks of the models it is given."""
 
+from collections.abc import Sequence
+
 import jax
 from jaxtyping import PyTree
 
-from wsa_jax.tree import check_finite, stack
+from wsa_jax.tree import check_finite, check_same_structure, stack
 
 
 def check_weights(params: PyTree, what: str) -> None:
@@ -15,6 +17,18 @@ def check_weights(params: PyTree, what: str) -> None:
     """
     if not is_traced(params):
         check_finite(params, what)
+
+
+def check_models(models: Sequence[PyTree]) -> None:
+    """Raise a ValueError where models differ in a leaf, or where one holds NaN or infinity.
+
+    >>> check_models([{"w": jax.numpy.ones(1)}, {"w": jax.numpy.array([jax.numpy.inf])}])
+    Traceback (most recent call last):
+    ValueError: leaf w of model 2 holds 1 NaN or infinite value of 1; ...
+    """
+    for index, model in enumerate(models):
+        check_same_structure(models[0], model)
+        check_weights(model, f"model {index + 1}")
 
 
 def is_traced(tree: PyTree) -> bool:

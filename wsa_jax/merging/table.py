@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key
 
+from wsa_jax.merging.check import check_models
 from wsa_jax.merging.combine.examples import check_labels
 from wsa_jax.merging.ensemble import ensemble
 from wsa_jax.merging.methods import (
@@ -21,7 +22,6 @@ from wsa_jax.merging.methods import (
 )
 from wsa_jax.merging.spec import AxisSpec, check_spec
 from wsa_jax.training import Metrics, evaluate
-from wsa_jax.tree import check_finite, check_same_structure
 
 Row = dict[str, Any]
 
@@ -114,9 +114,7 @@ def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: An
     if len(models) < 2:
         raise ValueError(f"{len(models)} model to merge; give at least two")
     check_spec(spec, models[0].variables)
-    for index, model in enumerate(models):
-        check_same_structure(models[0].variables, model.variables)
-        check_finite(model.variables, f"model {index + 1}")
+    check_models([model.variables for model in models])
     classes = None
     if evidence.task.logits is not None:
         logits = jax.eval_shape(evidence.task.logits, *models[0], np.asarray(evidence.images[:1]))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.check import check_weights
+from wsa_jax.merging.check import check_models
 from wsa_jax.merging.combine.coefficients import (
     check_shares,
     replace_weights,
@@ -121,10 +121,9 @@ def fisher_merge(
     """
     if not models or len(models) != len(fishers):
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
-    for other in [*models[1:], *fishers]:
-        check_same_structure(models[0], other)
-    for index, model in enumerate(models):
-        check_weights(model, f"model {index + 1}")
+    check_models(models)
+    for fisher in fishers:
+        check_same_structure(models[0], fisher)
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(

@@ -265,16 +265,16 @@ def _jitted_run(
             (total, (loss, model_state)), grads = jax.value_and_grad(value_of, has_aux=True)(
                 state.variables
             )
-            score = total
+            score, finite = total, jnp.isfinite(total)
             if held_out is not None:
+                looks = index % settings.eval_every == 0
                 score = jax.lax.cond(
-                    index % settings.eval_every == 0,
+                    looks,
                     lambda: held_out_loss(state.variables, model_state),
                     lambda: jnp.float32(jnp.nan),
                 )
-            # Held-out examples that were looked at, not the NaN that stands for no look.
-            blind = (index % settings.eval_every != 0) | (held_out is None)
-            finite = jnp.isfinite(total) & (blind | jnp.isfinite(score))
+                # Not the NaN that stands for no look.
+                finite &= ~looks | jnp.isfinite(score)
             failed = (state.diverged_step < 0) & ~finite
             diverged_step = jnp.where(failed, index, state.diverged_step)
             diverged = diverged_step >= 0

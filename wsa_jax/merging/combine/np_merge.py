@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import check_weights
+from wsa_jax.merging.check import check_models
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_share,
@@ -32,7 +32,6 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.regularization import check_strength, scope_penalty
 from wsa_jax.scope import fuse_scopes, weight_scope
 from wsa_jax.select import Rule, kernels
-from wsa_jax.tree import check_same_structure
 
 Strength = Real[ArrayLike, ""]
 
@@ -160,10 +159,8 @@ def np_merge(
         raise ValueError(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
         )
+    check_models(models)
     first, second = models
-    check_same_structure(first, second)
-    for index, model in enumerate(models):
-        check_weights(model, f"model {index + 1}")
     variables, center = _start(first, granularity, init)
     active = active_penalties(strengths)
     reference = (

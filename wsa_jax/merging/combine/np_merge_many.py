@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import check_weights
+from wsa_jax.merging.check import check_models
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_shares,
@@ -34,7 +34,6 @@ from wsa_jax.merging.combine.np_merge import (
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.scope import fuse_scopes, weight_scope
 from wsa_jax.select import Rule, kernels
-from wsa_jax.tree import check_same_structure
 
 Order = Literal["given", "accuracy", "tree"]
 Start = Literal["average", "half"]
@@ -253,9 +252,7 @@ def _shares(logits: Coefficients) -> Coefficients:
 def _check_models(models: Sequence[PyTree]) -> None:
     if not models:
         raise ValueError("no models to merge; give at least one")
-    for index, model in enumerate(models):
-        check_same_structure(models[0], model)
-        check_weights(model, f"model {index + 1}")
+    check_models(models)
 
 
 def _positions(order: str, scores: Any, count: int) -> list[int]:
