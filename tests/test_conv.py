@@ -82,6 +82,23 @@ def test_row_products_equal_lax(case, monkeypatch):
     assert_equal_to_lax(normal(0, *x_shape), normal(1, *w_shape), **plane_settings(*settings))
 
 
+@pytest.mark.parametrize("case", [PLANES[i] for i in (0, 3, 6, 9)], ids=str)
+def test_kernel_gradients_in_parts_of_the_batch_equal_lax(case, monkeypatch):
+    # As if the cache held one image's output gradient, so that each image is a part.
+    monkeypatch.setattr(conv_module, "_CACHE_BYTES", 1)
+    x_shape, w_shape, *settings = case
+    x = normal(0, 6, *x_shape[1:])
+    assert conv_module._parts(x) == 6
+    assert_equal_to_lax(x, normal(1, *w_shape), **plane_settings(*settings))
+
+
+def test_parts_divide_the_batch():
+    # 50 images of 100 KB: parts of 5, or 3.75 images if that could be.
+    assert conv_module._parts(jnp.zeros((50, 28, 28, 32))) == 10
+    assert conv_module._parts(jnp.zeros((53, 28, 28, 32))) == 53
+    assert conv_module._parts(jnp.zeros((50, 2, 2, 8))) == 1
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "numbers"),
     [

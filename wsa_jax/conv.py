@@ -26,6 +26,9 @@ __all__ = ["conv_general_dilated", "max_pool"]
 # jax 0.10's convolution on the CPU is two to three times slower than matrix products of rows.
 _SLOW_LIBRARY = jax.__version_info__ < (0, 11)
 
+# Between the second-level caches of a core, 256 KiB to 1 MiB and more.
+_CACHE_BYTES = 384 * 1024
+
 
 class _Geometry(NamedTuple):
     """A canonical convolution's static part: shapes [batch, ..., in], [..., in / groups, out]."""
@@ -224,7 +227,7 @@ def _input(geometry: _Geometry, w: Array, g: Array) -> Array:
 
 
 def _kernel(geometry: _Geometry, x: Array, g: Array) -> Array:
-    """(x, g) -> dL/dw: the input, its channels as the batch, with the output gradient as kernel."""
+    """(x, g) -> dL/dw."""
     if _depthwise(geometry):
         parts = [jnp.sum(part * g, axis=(0, 1, 2)) for _, _, part in _shifts(geometry, x)]
         return jnp.stack(parts).reshape(geometry.w_shape)
@@ -239,6 +242,16 @@ def _kernel(geometry: _Geometry, x: Array, g: Array) -> Array:
         flat = [a.reshape(-1, a.shape[-1]) for a in (g, *_columns(geometry, x))]
         parts = jnp.stack([dot(c, flat[0], pixels) for c in flat[1:]], axis=1)
         return parts.reshape(height, channels, width, out).swapaxes(1, 2)
+    parts = _parts(g)
+    if parts == 1:
+        return _library_kernel(geometry, x, g)
+    part = geometry._replace(x_shape=(len(x) // parts, *x.shape[1:]))
+    pairs = [a.reshape(parts, -1, *a.shape[1:]) for a in (x, g)]
+    return jnp.sum(lax.map(lambda pair: _library_kernel(part, *pair), pairs), axis=0)
+
+
+def _library_kernel(geometry: _Geometry, x: Array, g: Array) -> Array:
+    """(x, g) -> dL/dw: the input, its channels as the batch, with the output gradient as kernel."""
     batch, groups, spatial = x.shape[0], geometry.groups, x.ndim - 2
     # [batch, ..., in] -> [in / groups, ..., groups * batch], [batch, ..., out] -> [..., batch, out]
     lhs = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
@@ -294,6 +307,17 @@ def _rows_pay(geometry: _Geometry, x: Array) -> bool:
     # Gathered rows that outgrow the cache, or short kernels, lose to the library.
     gathered = x.size * geometry.w_shape[0] * x.dtype.itemsize
     return _SLOW_LIBRARY and _plane(geometry) and geometry.w_shape[0] >= 5 and gathered < 2**23
+
+
+def _parts(g: Array) -> int:
+    """In how many parts of the batch the library takes a kernel gradient.
+
+    It is fastest where a part of the output gradient, its kernel, stays in the second-level cache:
+    twice as fast for the federated CNN, five times for 64 channels of 32x32 (batch 50).
+    """
+    counts = [count for count in range(1, len(g) + 1) if len(g) % count == 0]
+    size = g.size * g.dtype.itemsize / _CACHE_BYTES
+    return min(counts, key=lambda count: abs(math.log(count / size)))
 
 
 def _total(terms: list[Array]) -> Array:
