@@ -84,19 +84,31 @@ def test_row_products_equal_lax(case, monkeypatch):
 
 @pytest.mark.parametrize("case", [PLANES[i] for i in (0, 3, 6, 9)], ids=str)
 def test_kernel_gradients_in_parts_of_the_batch_equal_lax(case, monkeypatch):
-    # As if the cache held one image's output gradient, so that each image is a part.
+    # As if the cache held nothing, so that each image is a part.
     monkeypatch.setattr(conv_module, "_CACHE_BYTES", 1)
     x_shape, w_shape, *settings = case
-    x = normal(0, 6, *x_shape[1:])
-    assert conv_module._parts(x) == 6
-    assert_equal_to_lax(x, normal(1, *w_shape), **plane_settings(*settings))
+    x, settings = normal(0, 6, *x_shape[1:]), plane_settings(*settings)
+    gradient = jax.grad(lambda w: conv_general_dilated(x, w, **settings).sum())
+    assert "length=6" in str(jax.make_jaxpr(gradient)(normal(1, *w_shape)))
+    assert_equal_to_lax(x, normal(1, *w_shape), **settings)
 
 
-def test_parts_divide_the_batch():
-    # 50 images of 100 KB: parts of 5, or 3.75 images if that could be.
-    assert conv_module._parts(jnp.zeros((50, 28, 28, 32))) == 10
-    assert conv_module._parts(jnp.zeros((53, 28, 28, 32))) == 53
-    assert conv_module._parts(jnp.zeros((50, 2, 2, 8))) == 1
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "parts"),
+    [
+        (50, 28, 32, 10),  # parts of 5 images of 100 KB
+        (53, 28, 32, 53),  # nothing else divides 53
+        (50, 4, 8, 1),  # fits the cache
+        (50, 2, 512, 1),  # smaller than its kernel
+    ],
+)
+def test_parts_of_the_batch(batch, size, channels, parts, monkeypatch):
+    monkeypatch.setattr(conv_module, "_SLOW_LIBRARY", False)
+    x, w = normal(0, batch, size + 2, size + 2, channels), normal(1, 3, 3, channels, channels)
+    valid = {"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": CHANNELS_LAST}
+    gradient = jax.grad(lambda w: conv_general_dilated(x, w, **valid).sum())
+    scans = str(jax.make_jaxpr(gradient)(w)).count(f"length={parts}\n")
+    assert scans == (parts > 1)
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def _kernel(geometry: _Geometry, x: Array, g: Array) -> Array:
         flat = [a.reshape(-1, a.shape[-1]) for a in (g, *_columns(geometry, x))]
         parts = jnp.stack([dot(c, flat[0], pixels) for c in flat[1:]], axis=1)
         return parts.reshape(height, channels, width, out).swapaxes(1, 2)
-    parts = _parts(g)
+    parts = _parts(geometry, g)
     if parts == 1:
         return _library_kernel(geometry, x, g)
     part = geometry._replace(x_shape=(len(x) // parts, *x.shape[1:]))
@@ -309,12 +309,15 @@ def _rows_pay(geometry: _Geometry, x: Array) -> bool:
     return _SLOW_LIBRARY and _plane(geometry) and geometry.w_shape[0] >= 5 and gathered < 2**23
 
 
-def _parts(g: Array) -> int:
+def _parts(geometry: _Geometry, g: Array) -> int:
     """In how many parts of the batch the library takes a kernel gradient.
 
     It is fastest where a part of the output gradient, its kernel, stays in the second-level cache:
-    twice as fast for the federated CNN, five times for 64 channels of 32x32 (batch 50).
+    twice as fast for the federated CNN, five times for 64 channels of 32x32 (batch 50). A kernel
+    larger than the whole output gradient would cost more to add up than that saves.
     """
+    if math.prod(geometry.w_shape) > g.size:
+        return 1
     counts = [count for count in range(1, len(g) + 1) if len(g) % count == 0]
     size = g.size * g.dtype.itemsize / _CACHE_BYTES
     return min(counts, key=lambda count: abs(math.log(count / size)))
