@@ -1,5 +1,8 @@
 """Training one model and many, and what a task guarantees."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,30 @@ class Normed(nn.Module):
     def __call__(self, x, *, train: bool):
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x.reshape(len(x), -1))
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class Sloped(nn.Module):
+    """A dense layer with what a run's identity must tell apart."""
+
+    slope: float = 0.1
+    activation: Callable = nn.relu
+    inner: nn.Module | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        return self.activation(self.slope * nn.Dense(3)(x.reshape(len(x), -1)))
+
+
+def test_settings_tell_modules_apart(tiny_info):
+    modules = [
+        Sloped(), Sloped(slope=0.2), Sloped(activation=nn.gelu), Sloped(inner=nn.Dense(2)),
+        Sloped(inner=nn.Dense(3)), Sloped(activation=partial(nn.leaky_relu, negative_slope=0.2)),
+    ]  # fmt: skip
+    found = [dict(classification(module, tiny_info).settings)["module"] for module in modules]
+    assert len(set(found)) == len(found)
+    assert found[0] == "Sloped(slope=0.1, activation=relu, inner=None)"
+    # An address would differ in the process that resumes.
+    assert "0x" not in "".join(found)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from wsa_jax.select import key_path
+from wsa_jax.tree import is_key
 
 
 class CheckpointError(ValueError):
@@ -139,7 +140,8 @@ def digest(*arrays: Any) -> str:
     True
     """
     found = hashlib.sha256()
-    for array in map(np.asarray, arrays):
+    for array in arrays:
+        array = np.asarray(jax.random.key_data(array) if is_key(array) else array)
         found.update(f"{array.dtype}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data)
     return found.hexdigest()[:16]
@@ -152,17 +154,13 @@ def _named(state: PyTree) -> dict[str, np.ndarray]:
         name = key_path(path)
         if name in named:
             raise ValueError(f"the state has two leaves named {name}; rename one of them")
-        named[name] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        named[name] = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return named
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _array(found: np.ndarray, like: Any) -> jax.Array:
     """A leaf as it was: a key is kept by its numbers."""
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(jax.numpy.asarray(found), impl=jax.random.key_impl(like))
     return jax.numpy.asarray(found)
 

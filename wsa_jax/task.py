@@ -1,8 +1,9 @@
 """What a model is trained for, as pure functions, and its evaluation over a data set."""
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,10 @@ from wsa_jax.data.registry import DatasetInfo
 
 
 class Batch(NamedTuple):
-    """Examples of fixed number; those whose mask is 0 are padding and count nowhere."""
+    """Examples of fixed number; those whose mask is 0 fill up, and count in no loss or metric.
+
+    A layer that looks at the batch as a whole (BatchNorm in training) does see them.
+    """
 
     images: Array
     labels: Integer[Array, "*models batch"]
@@ -115,14 +119,33 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
             count=jnp.sum(batch.mask),
         )
 
-    # The module's class alone: the addresses of its functions would differ in every process.
     settings = (
-        ("module", type(module).__qualname__),
+        ("module", _described(module)),
         ("dataset", info.name),
         ("normalization", f"{info.mean} {info.std} {info.scale}"),
         ("augmentation", augmentation),
     )
     return Task(init, loss, metrics, settings, predict)
+
+
+def _described(value: Any) -> str:
+    """What tells one module from another, the same in every process: functions by their name."""
+    if isinstance(value, nn.Module):
+        fields = [
+            f"{field.name}={_described(getattr(value, field.name))}"
+            for field in dataclasses.fields(value)
+            if field.name not in ("parent", "name")
+        ]
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    if isinstance(value, str | bytes | int | float | complex | None):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k!r}: {_described(v)}' for k, v in sorted(value.items()))}}}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, functools.partial):
+        return f"partial({_described((value.func, value.args, value.keywords))})"
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

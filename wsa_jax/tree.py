@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PyTree, Real
+from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.select import is_weight, key_path
 
@@ -59,8 +59,8 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
 def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree:
     """Average ``[models, ...]`` over its leading axis with weights normalised to sum to 1.
 
-    Guarantees: accumulates in float32 and keeps each leaf's dtype; a model of weight 0 is left out
-    even where it holds NaN. Edge case: weights that are all 0 give zeros.
+    Guarantees: accumulates in at least float32 and keeps each leaf's dtype; a model of weight 0 is
+    left out even where it holds NaN. Edge case: weights that are all 0 give zeros.
 
     >>> weighted_mean({"w": jnp.array([1.0, 5.0])}, jnp.array([3.0, 1.0]))["w"].item()
     2.0
@@ -73,10 +73,29 @@ def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree
         if not is_weight(leaf):
             return leaf[0]
         column = share.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        terms = jnp.where(column > 0, column * jnp.asarray(leaf, jnp.float32), 0.0)
+        terms = jnp.where(column > 0, column * wide(leaf), 0.0)
         return jnp.sum(terms, axis=0).astype(leaf.dtype)
 
     return jax.tree.map(mean, models)
+
+
+def wide(leaf: ArrayLike) -> Array:
+    """The leaf in float32, or in its own type where that is wider.
+
+    >>> wide(jnp.bfloat16(0.5)).dtype
+    dtype('float32')
+    """
+    values = jnp.asarray(leaf)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of JAX keys.
+
+    >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))
+    (True, False)
+    """
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def check_same_structure(first: PyTree, second: PyTree) -> None:

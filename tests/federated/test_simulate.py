@@ -2,24 +2,28 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from wsa_jax import constant_target, scope_window, weight_scope
 from wsa_jax.checkpoint import CheckpointError
 from wsa_jax.federated import (
     Aggregation,
     LocalSettings,
+    Partition,
     WeightScopeAlignment,
     fed_prox,
     simulate,
 )
 from wsa_jax.federated.client import ScopeForm
-from wsa_jax.training import evaluate
+from wsa_jax.models import MLP
+from wsa_jax.training import Task, classification, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +54,17 @@ def run(directory, pause=0.0, rounds=12):
         on_round=lambda row: time.sleep(pause),
     )
 """
+
+
+class Normed(nn.Module):
+    """Dense, BatchNorm, dense."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))
+
+
 namespace = {}
 exec(RUN, namespace)
 run = namespace["run"]
@@ -142,6 +157,52 @@ class TestInputs:
         result = federate(wsa=WeightScopeAlignment(target=(0, 0.5), form="proximal"), rounds=2)
         assert result.state.target.std.tolist() == [0.5, 0.5]
 
+    @pytest.mark.parametrize(
+        ("change", "layers"),
+        [
+            (lambda p: {"in": p["Dense_0"]["kernel"], "out": p["Dense_1"]["kernel"]}, "in out"),
+            (lambda p: {"w": 0 * p["Dense_0"]["kernel"], "b": jnp.zeros(72)}, "w"),
+        ],
+        ids=["other names", "zeros"],
+    )
+    def test_plain_algorithms_take_any_model(
+        self, tiny_task, tiny_data, tiny_partition, change, layers
+    ):
+        def loss(key, params, model_state, batch):
+            pixels = batch.images.reshape(len(batch.images), -1) / 16
+            if "in" in params:
+                logits = pixels @ params["in"] @ params["out"]
+            else:
+                logits = pixels @ params["w"] + params["b"][None]
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[:, None], 1)[:, 0]
+            return -jnp.sum(chosen * batch.mask) / jnp.maximum(batch.mask.sum(), 1), model_state
+
+        task = Task(lambda key: (change(tiny_task.init(key)[0]), {}), loss, tiny_task.metrics)
+        result = simulate(jax.random.key(0), task, tiny_data, tiny_partition, rounds=3)
+        assert result.history[0]["layers"] == layers.split()
+        assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+    def test_pretrained_statistics(self, tiny_data, tiny_partition, tiny_info):
+        task = classification(Normed(), tiny_info)
+        params, model_state = task.init(jax.random.key(3))
+        start = jax.tree.map(lambda leaf: leaf + 1, model_state)
+        common = {"rounds": 1, "local": LocalSettings(steps=1), "params": params}
+        run = partial(simulate, jax.random.key(0), task, tiny_data, tiny_partition, **common)
+        # One step of momentum 0.5 leaves half of where the statistics began.
+        near, far = (run(model_state=s).state.model_state for s in (model_state, start))
+        apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).min()), near, far)
+        assert min(jax.tree.leaves(apart)) == pytest.approx(0.5, abs=1e-5)
+        with pytest.raises(ValueError, match="params are given and model_state is not"):
+            run()
+
+    def test_nobody_accepted_is_told(self, federate, tiny_task):
+        params, _ = tiny_task.init(jax.random.key(0))
+        huge = jax.tree.map(lambda leaf: leaf * 1e30, params)
+        with pytest.warns(UserWarning, match=r"no client's update was accepted in rounds 1 to 2"):
+            result = federate(params=huge, rounds=2)
+        assert_bitwise(result.params, huge)
+        assert result.history[-1]["fused_std"] == result.history[-1]["average_std"]
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -150,7 +211,7 @@ class TestErrors:
             ({"participants": 5}, "participants 5 of 4 clients"),
             ({"participants": 0}, "participants 0 of 4 clients"),
             ({"rounds": 0}, "rounds 0 is below 1"),
-            ({"evaluate_every": 0}, "evaluate_every 0"),
+            ({"evaluate_every": 0}, "evaluate_every 0 is no whole number"),
             ({"checkpoint_every": 0}, "checkpoint_every 0"),
             ({"learning_rate": -0.1, "rounds": 200}, "learning_rate -0.1 is not"),
             ({"learning_rate": lambda i: float("nan")}, "learning_rate nan is not"),
@@ -197,11 +258,54 @@ class TestErrors:
             (ScopeForm(), {"form": "hard"}, "form 'hard' is unknown"),
             (ScopeForm(), {"scale": "mean"}, "scale 'mean' is unknown"),
             (WeightScopeAlignment(), {"target": "median"}, "target 'median' is unknown"),
+            (WeightScopeAlignment(), {"target": [0, 0.5]}, r"target \[0, 0.5\] is no tuple"),
         ],
     )
     def test_unknown_words(self, rejected, settings, change, message):
         with pytest.raises(ValueError, match=message):
             rejected(settings, **change)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda x, y: ((x[:20], y), None), "train has 20 images and 60 labels"),
+            (lambda x, y: ((x, y + 1), None), r"label 3 of train is out of range.* 0 .. 2"),
+            (lambda x, y: ((x, y), (x[:5], y)), "test has 5 images and 60 labels"),
+            (lambda x, y: ((x, y), (x, y - 1)), "label -1 of test is out of range"),
+        ],
+        ids=["images", "labels", "test images", "test labels"],
+    )
+    def test_arrays_that_do_not_fit(self, tiny_task, tiny_data, tiny_partition, change, message):
+        train, test = change(*tiny_data)
+        with pytest.raises(ValueError, match=message):
+            simulate(jax.random.key(0), tiny_task, train, tiny_partition, rounds=1, test=test)
+
+    @pytest.mark.parametrize(
+        ("indices", "sizes", "message"),
+        [
+            (-1, 0, "points at example -1; rows count from 0"),
+            (0, 30, "sizes of the partition are 0 to 55, its indices have room for 25"),
+        ],
+    )
+    def test_partition_out_of_range(
+        self, tiny_task, tiny_data, tiny_partition, indices, sizes, message
+    ):
+        first = np.array([sizes, 0, 0, 0], np.int32)
+        wrong = Partition(tiny_partition.indices + indices, tiny_partition.sizes + first)
+        with pytest.raises(ValueError, match=message):
+            simulate(jax.random.key(0), tiny_task, tiny_data, wrong, rounds=1)
+
+    @pytest.mark.parametrize(
+        ("leaf", "message"),
+        [
+            (jnp.arange(3), "leaf extra of params is of type int32; give floating-point arrays"),
+            (jax.nn.relu, "leaf extra of params is of type "),
+        ],
+    )
+    def test_parameters_that_no_step_can_move(self, federate, tiny_task, leaf, message):
+        params, _ = tiny_task.init(jax.random.key(0))
+        with pytest.raises(ValueError, match=message):
+            federate(params={**params, "extra": leaf})
 
     def test_partition_of_other_labels(self, tiny_task, tiny_data, tiny_partition):
         train = tuple(part[:20] for part in tiny_data)
@@ -263,3 +367,27 @@ class TestResume:
         federate(directory=tmp_path, rounds=2)
         with pytest.raises(ValueError, match=f"holds a run with {name}"):
             federate(directory=tmp_path, rounds=2, **settings)
+
+    def test_directory_of_other_data_model_or_key(
+        self, federate, tmp_path, tiny_info, tiny_task, tiny_data, tiny_partition
+    ):
+        federate(directory=tmp_path, rounds=1)
+        images, labels = tiny_data
+        same = {"key": jax.random.key(0), "task": tiny_task, "train": tiny_data}
+        other = classification(MLP(features=(72, 3), initialization="he"), tiny_info)
+        with pytest.raises(ValueError, match=r"initialization='reference'.*initialization='he'"):
+            self.reopen(tmp_path, tiny_partition, **same | {"task": other})
+        with pytest.raises(ValueError, match="holds a run with data ="):
+            self.reopen(tmp_path, tiny_partition, **same | {"train": (images + 1, labels)})
+        with pytest.raises(ValueError, match="holds a run with test = None"):
+            self.reopen(tmp_path, tiny_partition, **same, test=tiny_data)
+        with pytest.raises(ValueError, match="holds a run with key ="):
+            self.reopen(tmp_path, tiny_partition, **same | {"key": jax.random.key(1)})
+
+    @staticmethod
+    def reopen(directory, partition, *, key, task, train, **settings):
+        local = LocalSettings(steps=2, batch_size=8)
+        simulate(
+            key, task, train, partition, rounds=1, learning_rate=0.1, local=local,
+            directory=directory, **settings,
+        )  # fmt: skip

@@ -42,6 +42,12 @@ class WeightScopeAlignment:
             raise ValueError(
                 f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"
             )
+        if not isinstance(self.target, str | WeightScope) and (
+            not isinstance(self.target, tuple) or len(self.target) != 2
+        ):
+            raise ValueError(
+                f"target {self.target!r} is no tuple (mean, std); give one of two numbers"
+            )
 
 
 def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:

@@ -103,7 +103,7 @@ class RunDirectory:
 def run_identity(
     key: Array,
     task: Task,
-    initial: PyTree,
+    initial: tuple[PyTree, PyTree],
     algorithm: FederatedAlgorithm,
     partition: Partition,
     participants: int,
@@ -113,6 +113,7 @@ def run_identity(
     form: ScopeForm | None,
     layers: tuple[str, ...],
     train: tuple[Any, Any],
+    test: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed; plain numbers a round are in its rows."""
     target = None
@@ -126,7 +127,8 @@ def run_identity(
     identity = {
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "task": [list(pair) for pair in task.settings],
-        "initial parameters": digest(*jax.tree.leaves(initial)),
+        "initial parameters": digest(*jax.tree.leaves(initial[0])),
+        "initial model_state": digest(*jax.tree.leaves(initial[1])),
         "algorithm": [algorithm.name, dict(algorithm.settings)],
         "participants": participants,
         "local": dataclasses.asdict(local),
@@ -135,6 +137,7 @@ def run_identity(
         "layers": list(layers),
         "target": target,
         "data": digest(partition.indices, partition.sizes, *train),
+        "test": None if test is None else digest(*test),
     }
     return json.loads(json.dumps(identity))
 

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import numbers
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,12 @@ from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_target
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
+from wsa_jax.federated.checks import (
+    check_data,
+    check_floating,
+    check_partition,
+    diagnosed_layers,
+)
 from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
@@ -32,7 +40,6 @@ from wsa_jax.federated.round import (
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
 from wsa_jax.regularization import check_strength
 from wsa_jax.scope import weight_scope
-from wsa_jax.select import constant_layers, kernels, without
 from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import check_finite
 
@@ -80,6 +87,7 @@ def simulate(
     aggregation: Aggregation = Aggregation(),
     execution: Execution = Execution(),
     params: PyTree | None = None,
+    model_state: PyTree | None = None,
     test: tuple[Any, Any] | None = None,
     evaluate_every: int = 5,
     directory: str | os.PathLike[str] | None = None,
@@ -103,7 +111,10 @@ def simulate(
       local: settings of local training.
       aggregation: mean or a robust rule, clipping of updates, what becomes of NaN.
       execution: performance settings; none changes a result beyond rounding.
-      params: initial parameters instead of the task's own.
+      params: initial parameters instead of the task's own. In half precision, local steps below
+        its resolution are lost; the server computes in float32 and keeps the parameters' dtype.
+      model_state: what no gradient moves (BatchNorm statistics), instead of the task's own; to be
+        given with params where there is any.
       test: images and labels to evaluate the global model on.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       directory: where checkpoints and ``metrics.jsonl`` go; a run found there is resumed.
@@ -117,9 +128,13 @@ def simulate(
     and started again ends in bitwise the same parameters. With several processes
     (`jax.distributed`) every one calls this with the same arguments; the first one writes.
 
+    Edge cases: models without a kernel are diagnosed on all their leaves. A warning says when no
+    client was accepted in any round since the last evaluation.
+
     Raises:
-      ValueError: settings that do not fit, NaN in the parameters, a target of other layers,
-        explicit WSA outside its stability bound, or a directory that holds another run.
+      ValueError: settings or arrays that do not fit, NaN in the parameters, parameters that are no
+        floating-point arrays, a target of other layers, explicit WSA outside its stability bound,
+        or a directory that holds another run.
       CheckpointError: the newest checkpoint is torn.
 
     Source: WSA, Algorithm 1 and section 5.3.
@@ -127,17 +142,26 @@ def simulate(
     images, labels = train
     participants = partition.clients if participants is None else participants
     _check_settings(partition, len(labels), rounds, participants, evaluate_every, checkpoint_every)
+    check_partition(partition)
     algorithm = fed_avg() if algorithm is None else algorithm
     rates = _values(learning_rate, rounds, "learning_rate")
     strengths = _values(wsa.strength if wsa else 0.0, rounds, "strength")
 
-    initial, model_state = task.init(jax.random.fold_in(key, 0))
-    initial = jax.tree.map(jnp.asarray, initial if params is None else params)
+    initial, initial_state = task.init(jax.random.fold_in(key, 0))
+    if params is not None and model_state is None and jax.tree.leaves(initial_state):
+        raise ValueError(
+            "params are given and model_state is not, but this task has one; give both, or "
+            "model_state=task.init(key)[1] for fresh statistics"
+        )
+    initial_state = initial_state if model_state is None else model_state
+    initial = initial if params is None else params
+    check_floating(initial)
+    initial = jax.tree.map(jnp.asarray, initial)
     check_finite(initial)
-    select = wsa.select if wsa else kernels
-    left_out = constant_layers(initial, select)
-    if left_out:
-        select = without(select, left_out)
+    check_data(task, initial, initial_state, train, "train")
+    if test is not None:
+        check_data(task, initial, initial_state, test, "test")
+    select, left_out = diagnosed_layers(initial, wsa)
     scope = weight_scope(initial, select=select)
     target = initial_target(scope, wsa)
     form = ScopeForm(form=wsa.form, scale=wsa.scale, select=select) if wsa else None
@@ -146,7 +170,7 @@ def simulate(
 
     state = ServerState(
         params=initial,
-        model_state=model_state,
+        model_state=initial_state,
         target=target,
         server=algorithm.init_server(initial),
         clients=jax.vmap(lambda _: algorithm.init_client(initial))(jnp.arange(partition.clients)),
@@ -176,8 +200,8 @@ def simulate(
     history: list[dict[str, Any]] = []
     if directory is not None:
         identity = run_identity(
-            key, task, initial, algorithm, partition, participants, local, aggregation, wsa, form,
-            target.names, train,
+            key, task, (initial, initial_state), algorithm, partition, participants, local,
+            aggregation, wsa, form, target.names, train, test,
         )  # fmt: skip
         run = RunDirectory(Path(directory), identity)
         state, history = run.resume(state, rates, strengths)
@@ -199,8 +223,8 @@ def simulate(
     since = time.perf_counter()
     with _progress(progress and jax.process_index() == 0, done, rounds) as advance:
         for index in range(done, rounds):
-            numbers = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
-            settings = put(numbers)
+            plain = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
+            settings = put(plain)
             state, info = round_fn(round_key, state, data, settings)
             pending.append((index, info))
             last = index + 1 == rounds
@@ -215,6 +239,13 @@ def simulate(
                 round_row(i, info, rates[i], strengths[i], seconds, client_scopes)
                 for i, info in pending
             ]
+            if not any(np.asarray(info.accepted).any() for _, info in pending):
+                warnings.warn(
+                    f"no client's update was accepted in rounds {rows[0]['round']} to {index + 1}: "
+                    "all were NaN or infinite, or had no examples; lower learning_rate "
+                    f"{rates[index]} or look at the loss",
+                    stacklevel=2,
+                )
             pending.clear()
             if evaluates and held_out is not None:
                 server, params, model_state = local_copy(
@@ -255,11 +286,9 @@ def _check_settings(
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
     check_participants(participants, partition.clients)
-    if evaluate_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
-        raise ValueError(
-            f"evaluate_every {evaluate_every} or checkpoint_every {checkpoint_every} is not "
-            "positive; give at least 1"
-        )
+    for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
+        if value is not None and (not isinstance(value, numbers.Integral) or value < 1):
+            raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "

@@ -1,0 +1,98 @@
+"""What a simulation asks of its arrays before the first round: one line says what does not fit."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from wsa_jax.federated.add_on import WeightScopeAlignment
+from wsa_jax.federated.partition import Partition
+from wsa_jax.select import (
+    Rule,
+    all_leaves,
+    constant_layers,
+    is_weight,
+    kernels,
+    key_path,
+    select_layers,
+    without,
+)
+from wsa_jax.training import Task
+
+
+def check_partition(partition: Partition) -> None:
+    """Raise a ValueError where a client's size or rows are out of range."""
+    capacity = partition.indices.shape[1]
+    if not 0 <= partition.sizes.min() <= partition.sizes.max() <= capacity:
+        raise ValueError(
+            f"sizes of the partition are {partition.sizes.min()} to {partition.sizes.max()}, its "
+            f"indices have room for {capacity}; give sizes within 0 .. {capacity}"
+        )
+    if partition.indices.min() < 0:
+        raise ValueError(
+            f"the partition points at example {partition.indices.min()}; rows count from 0"
+        )
+
+
+def check_data(
+    task: Task, params: PyTree, model_state: PyTree, data: tuple[Any, Any], what: str
+) -> None:
+    """Raise a ValueError unless images and labels are as many, and labels are the model's classes.
+
+    The number of classes is that of the task's logits; a task without logits has no bound.
+    """
+    images, labels = data
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{what} has {len(images)} images and {len(labels)} labels; give one label an image"
+        )
+    labels = np.asarray(labels)
+    if task.logits is None or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+        return
+    one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), images.dtype)
+    classes = jax.eval_shape(task.logits, params, model_state, one).shape[-1]
+    bad = labels[(labels < 0) | (labels >= classes)]
+    if bad.size:
+        raise ValueError(
+            f"label {bad[0]} of {what} is out of range; the model has classes 0 .. {classes - 1}"
+        )
+
+
+def check_floating(params: PyTree) -> None:
+    """Raise a ValueError that names the first leaf that local steps cannot move.
+
+    >>> check_floating({"w": jnp.ones(2), "count": jnp.arange(2)})
+    Traceback (most recent call last):
+    ValueError: leaf count of params is of type int32; ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, float) or is_weight(leaf):
+            continue
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        raise ValueError(
+            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays alone, "
+            "and carry what is not trained in the model state or inside the task's functions"
+        )
+
+
+def diagnosed_layers(
+    params: PyTree, wsa: WeightScopeAlignment | None
+) -> tuple[Rule, tuple[str, ...]]:
+    """The rule of the layers whose scope is followed, and the constant layers it leaves out.
+
+    A plain algorithm needs no scope: it is diagnosed on its kernels, or on all leaves where it has
+    none, and a layer without a spread is left out only if there are others.
+    """
+    if wsa is None:
+        named = jax.tree_util.tree_leaves_with_path(params)
+        found = any(leaf.size and kernels(key_path(path), leaf) for path, leaf in named)
+        select: Rule = kernels if found else all_leaves
+    else:
+        select = wsa.select
+    left_out = constant_layers(params, select)
+    if wsa is None and len(left_out) == len(
+        {layer.leaf for layer in select_layers(params, select)}
+    ):
+        return select, ()
+    return (without(select, left_out) if left_out else select), left_out
