@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import best_against_best, paper_numbers
@@ -14,6 +15,7 @@ from benchmarks.ledger import RESULTS, Ledger, cell_id
 from benchmarks.paper_table import Args, comparison_table, ordered_cells, recorded
 from benchmarks.rounds_to_accuracy import reached
 from tests.benchmarks.planting import plant, planted_row
+from wsa_jax.checkpoint import digest
 
 SCRIPTS = (
     "table2_cross_silo",
@@ -45,13 +47,14 @@ def smoke_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
-    before = sorted(path.name for path in RESULTS.iterdir())
+    before = {path.name: digest(np.fromfile(path, np.uint8)) for path in RESULTS.iterdir()}
     script(name).main(["--preset", "smoke", "--no-progress", "--output", str(smoke_folder)])
     last = last_line(capsys)
     assert (last["benchmark"], last["preset"]) == (name, "smoke")
     assert (smoke_folder / f"{name}.png").stat().st_size > 10_000
     assert all(row["status"] == "done" for row in Ledger(smoke_folder / "federated.jsonl").rows())
-    assert sorted(path.name for path in RESULTS.iterdir()) == before
+    after = {path.name: digest(np.fromfile(path, np.uint8)) for path in RESULTS.iterdir()}
+    assert after == before
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])

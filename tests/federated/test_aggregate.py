@@ -17,7 +17,16 @@ from wsa_jax.federated import (
     scaffold,
     trimmed_mean,
 )
-from wsa_jax.federated.aggregate import all_finite, as_numbers, clip_update, like
+from wsa_jax.federated.aggregate import (
+    Sent,
+    aggregate,
+    all_finite,
+    clip_update,
+    from_numbers,
+    term,
+    to_numbers,
+)
+from wsa_jax.federated.algorithms.base import add_update
 
 MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(11.0)[::-1]}
 
@@ -65,12 +74,30 @@ def test_a_clip_does_not_hide_divergence():
     np.testing.assert_array_equal(huge, np.float32(3e38))
 
 
+def test_float64_is_not_rounded():
+    with jax.enable_x64():
+        params = {"w": jnp.array([1.0 + 1e-12, 2.0])}
+        one = jnp.ones(())
+        total = term(Sent(params, params, one, one))
+        found = aggregate(total, Aggregation())
+        kept = add_update(found.by_samples, {"w": jnp.array([0.0, 1e-12])})
+        np.testing.assert_array_equal(kept["w"], [1.0 + 1e-12, 2.0 + 1e-12])
+        median = coordinate_median(jax.tree.map(lambda x: x[None], params), jnp.ones(1))
+        np.testing.assert_array_equal(median["w"], params["w"])
+
+
 def test_leaves_that_are_no_floats():
-    state = {"key": jax.random.key(1), "step": jnp.int32(7), "mean": jnp.bfloat16(0.5)}
+    state = {
+        "key": jax.random.key(1), "step": jnp.int32(2**24 + 1), "down": jnp.uint32(3),
+        "flag": jnp.array(True), "mean": jnp.bfloat16(0.5),
+    }  # fmt: skip
+    new = {**state, "step": state["step"] + 4, "down": state["down"] - 2}
     assert bool(all_finite(state))
-    back = like({**as_numbers(state), "step": jnp.float32(6.9999)}, state)
-    assert back["step"] == 7
-    assert back["mean"].dtype == jnp.bfloat16
+    sent = jax.tree.map(lambda x: x * 0.9999, to_numbers(new, state))
+    back = from_numbers(sent, state)
+    assert jax.tree.map(jnp.result_type, back) == jax.tree.map(jnp.result_type, state)
+    # Beyond 2^24 a float32 does not hold every integer.
+    assert (int(back["step"]), int(back["down"]), bool(back["flag"])) == (2**24 + 5, 1, True)
     assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
 
 

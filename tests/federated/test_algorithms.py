@@ -164,6 +164,18 @@ class TestServerOptimizer:
         with pytest.raises(ValueError, match=message):
             make()
 
+    def test_half_precision_loses_nothing_of_the_running_means(self):
+        algorithm, params = fed_adam(), {"w": jnp.ones(3, jnp.bfloat16)}
+        server = algorithm.init_server(params)
+        none = jnp.float32(1.0)
+        for step in range(200):
+            update = {"w": jnp.full(3, 1e-3)}
+            context = ServerContext(params, update, (), none, jnp.int32(step), none, none)
+            params, server = algorithm.apply(server, context)
+        assert params["w"].dtype == jnp.bfloat16
+        # In bfloat16 the mean of squares would stop where 1 % of it is below half a bit.
+        np.testing.assert_allclose(server[0].nu["w"], 1e-6 * (1 - 0.99**200), rtol=1e-4)
+
     def test_no_momentum_is_fed_avg(self, federation, assert_close):
         assert_close(
             play(federation, fed_avg_m(momentum=0.0))[0][-1].params,

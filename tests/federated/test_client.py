@@ -36,6 +36,14 @@ class TestDrawBatches:
         _, mask = draw(jax.random.key(0), jnp.int32(10), **SHAPE)
         assert mask.sum(axis=1).tolist() == [4, 4, 2] * 3
 
+    @pytest.mark.parametrize("size", [1, 3, 5, 12, 13])
+    def test_what_a_batch_lacks_is_filled_up_evenly(self, size):
+        positions, _ = draw(jax.random.key(0), jnp.int32(size), **SHAPE)
+        for row in np.asarray(positions):
+            counts = np.bincount(row, minlength=size)
+            assert len(counts) == size
+            assert counts.max() - counts.min() <= 1
+
     def test_no_examples_give_empty_batches_that_are_safe_to_gather(self):
         positions, mask = draw(jax.random.key(0), jnp.int32(0), **SHAPE)
         assert not mask.any()
@@ -129,9 +137,25 @@ class TestTrainClient:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("momentum", 1.5, r"momentum 1.5 is not in \[0, 1\)"),
+            ("weight_decay", float("nan"), r"weight_decay nan is not in \[0, inf\)"),
+            ("weight_decay", -1.0, r"weight_decay -1.0 is not in"),
+        ],
+    )
+    def test_rates_are_in_their_range(self, name, value, message):
+        with pytest.raises(ValueError, match=message):
+            LocalSettings(**{name: value})
+
+    def test_steps_are_whole(self, rejected):
+        with pytest.raises(ValueError, match=r"steps 2.5 is no whole number from 1 on"):
+            rejected(LocalSettings(), steps=2.5)
+
     @pytest.mark.parametrize("name", ["steps", "batch_size"])
     def test_counts_are_positive(self, name):
-        with pytest.raises(ValueError, match=f"{name} 0 is below 1"):
+        with pytest.raises(ValueError, match=f"{name} 0 is no whole number"):
             LocalSettings(**{name: 0})
 
     def test_clip_norm_is_positive(self):

@@ -9,7 +9,7 @@ import pytest
 
 from wsa_jax import constant_target
 from wsa_jax.federated import Execution, fed_avg
-from wsa_jax.federated.client import train_client
+from wsa_jax.federated.client import draw_batches, train_client
 from wsa_jax.training import Batch
 
 SIZES = np.array([25, 10, 0, 7])
@@ -103,16 +103,40 @@ def test_scopes_and_norms_equal_numpy(outcome, trained, start):
 
 
 def test_loss_is_the_mean_over_the_local_steps(federation, start):
-    params = start.params
-    data = federation.data
+    data, local, client = federation.data, federation.local, 1
     settings = federation.settings(learning_rate=0.0)
     info = federation.round(fed_avg())(federation.key, start, data, settings)[1]
-    # At learning rate 0 the first epoch of the second client (8 + 2 examples) comes twice.
-    loss = jax.jit(lambda batch: federation.task.loss(federation.key, params, {}, batch)[0])
-    rows = np.asarray(data.indices[1][:10])
-    whole = float(loss(Batch(data.images[rows], data.labels[rows], jnp.ones(10))))
-    assert 0.5 * whole < info.loss[1] < 2 * whole
+    train_key = jax.random.split(jax.random.fold_in(federation.key, 0))[1]
+    data_key, _ = jax.random.split(jax.random.fold_in(train_key, client))
+    positions, masks = draw_batches(
+        data_key, data.sizes[client], capacity=data.indices.shape[1], steps=local.steps,
+        batch_size=local.batch_size, epochs=federation.epochs,
+    )  # fmt: skip
+    # 8 + 2 examples, twice: the model stays what it is at learning rate 0.
+    assert masks.sum(axis=1).tolist() == [8, 2, 8, 2]
+    loss = jax.jit(lambda batch: federation.task.loss(federation.key, start.params, {}, batch)[0])
+    rows = data.indices[client][positions]
+    losses = [
+        loss(Batch(data.images[row], data.labels[row], mask))
+        for row, mask in zip(rows, masks, strict=True)
+    ]
+    np.testing.assert_allclose(info.loss[client], np.mean(losses), rtol=1e-5)
     assert info.loss[2] == 0
+
+
+def test_memory_does_not_grow_with_the_clients(federation, start):
+    def compiled(clients):
+        many = federation.data._replace(
+            indices=jnp.zeros((clients, 25), jnp.int32), sizes=jnp.full(clients, 25, jnp.int32)
+        )
+        # Flat arguments: what lowering puts in the place of arrays is no weight scope.
+        leaves, structure = jax.tree.flatten((start, many, federation.settings()))
+        run = federation.round(fed_avg())
+        flat = jax.jit(lambda key, leaves: run(key, *jax.tree.unflatten(structure, leaves)))
+        return flat.lower(federation.key, leaves).compile().memory_analysis().temp_size_in_bytes
+
+    # A permutation of the clients is drawn: a few bytes for each, where a model has thousands.
+    assert compiled(1000) - compiled(10) < 20 * 1000
 
 
 def test_a_client_without_examples_has_no_influence(federation, outcome, start):

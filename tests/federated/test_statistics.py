@@ -71,10 +71,31 @@ def test_statistics_are_averaged_by_sample_count(federation, task, start):
     assert min(jax.tree.leaves(moved)) > 0.01
 
 
+@pytest.mark.parametrize("batch_size", [7, 14])
+def test_statistics_are_those_of_the_clients_own_examples(federation, task, start, batch_size):
+    data, client = federation.data, 3  # of 7 examples: one batch, or twice each
+    found = train_client(
+        jax.random.key(0), start.params, start.model_state, start.target, (), (),
+        data.images, data.labels, data.indices[client], data.sizes[client], SETTINGS, task=task,
+        algorithm=fed_avg(), local=LocalSettings(steps=1, batch_size=batch_size), scope_form=None,
+        epochs=1,
+    ).model_state["batch_stats"]["BatchNorm_0"]  # fmt: skip
+    images = np.float64(data.images[data.indices[client][:7]]).reshape(7, -1)
+    dense = jax.tree.map(np.float64, start.params["Dense_0"])
+    hidden = ((images / 16 - 0.5) / 0.25) @ dense["kernel"] + dense["bias"]
+    # Momentum 0.5, from mean 0 and variance 1.
+    np.testing.assert_allclose(found["mean"], hidden.mean(axis=0) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["var"], (1 + hidden.var(axis=0)) / 2, rtol=1e-4)
+
+
 def test_counters_and_keys_survive(federation, task, start):
+    drawn = []
+
     def loss(key, params, model_state, batch):
         value, statistics = task.loss(key, params, model_state["own"], batch)
-        carried = {"own": statistics, "steps": model_state["steps"] + 1, "key": model_state["key"]}
+        own, following = jax.random.split(model_state["key"])
+        jax.debug.callback(lambda noise: drawn.append(float(noise)), jax.random.uniform(own))
+        carried = {"own": statistics, "steps": model_state["steps"] + 1, "key": following}
         return value, carried
 
     extra = {"own": start.model_state, "steps": jnp.int32(100), "key": jax.random.key(3)}
@@ -84,6 +105,10 @@ def test_counters_and_keys_survive(federation, task, start):
     found, _ = run(federation.key, state, federation.data, SETTINGS)
     assert found.model_state["steps"].dtype == jnp.int32
     assert int(found.model_state["steps"]) == 103
+    found, _ = run(federation.key, found, federation.data, SETTINGS)
+    jax.effects_barrier()
+    # Four clients, three steps, two rounds: no noise is drawn twice.
+    assert len(set(drawn)) == len(drawn) == 24
     expected = jax.random.key_data(jax.random.key(3))
     np.testing.assert_array_equal(jax.random.key_data(found.model_state["key"]), expected)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 
+from wsa_jax.tree import wide
+
 Rule = Literal["mean", "median", "trimmed_mean"]
 
 
@@ -66,12 +68,10 @@ class Sent(NamedTuple):
 
 
 def term(sent: Sent) -> Sent:
-    """One client's term of the sums, in float32: 0 if it is not accepted, even where it is NaN."""
+    """One client's term of the sums: 0 if it is not accepted, even where it is NaN."""
 
     def times(tree: PyTree, weight: Array) -> PyTree:
-        return jax.tree.map(
-            lambda x: jnp.where(weight > 0, weight * x.astype(jnp.float32), 0.0), tree
-        )
+        return jax.tree.map(lambda x: jnp.where(weight > 0, weight * wide(x), 0.0), tree)
 
     return Sent(
         times(sent.by_samples, sent.weight),
@@ -107,13 +107,29 @@ def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
     return Sent(rule(sent.by_samples), rule(sent.by_client), sent.weight.sum(), sent.count.sum())
 
 
-def as_numbers(tree: PyTree) -> PyTree:
-    """Replace leaves that cannot be averaged, such as keys, by 0; see `like`.
+def to_numbers(tree: PyTree, old: PyTree) -> PyTree:
+    """What a client sends of its model state, as numbers that can be averaged; see `from_numbers`.
 
-    >>> as_numbers({"key": jax.random.key(0), "w": jnp.ones(1)})["key"].item()
-    0.0
+    Of integers the change is sent, so that counters stay exact beyond what a float holds; of what
+    is no number (keys) 0.
+
+    >>> sent = to_numbers({"key": jax.random.key(0), "step": jnp.int32(7)},
+    ...                   {"key": jax.random.key(0), "step": jnp.int32(4)})
+    >>> sent["key"].item(), sent["step"].item()
+    (0.0, 3)
     """
-    return jax.tree.map(lambda x: jnp.asarray(x) if _is_number(x) else jnp.zeros(()), tree)
+
+    def number(new: Any, old: Any) -> Array:
+        if not _is_number(new):
+            return jnp.zeros(())
+        new = jnp.asarray(new)
+        if not jnp.issubdtype(new.dtype, jnp.integer):
+            return new
+        # Of unsigned ones a decrease wraps around, and back again as a signed number.
+        signed = jnp.dtype(f"int{8 * new.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(new - jnp.asarray(old), signed)
+
+    return jax.tree.map(number, tree, old)
 
 
 def clip_update(update: PyTree, clip_norm: float | int | None) -> PyTree:
@@ -195,21 +211,23 @@ def trimmed_mean(
     return jax.tree.map(mean, models)
 
 
-def like(values: PyTree, old: PyTree) -> PyTree:
-    """Bring aggregated float32 values back to the dtypes of ``old``.
+def from_numbers(values: PyTree, old: PyTree) -> PyTree:
+    """Make a model state of aggregated numbers, in the dtypes of ``old``; see `to_numbers`.
 
-    Integers are rounded; leaves that are no numbers are those of ``old``.
+    An integer is ``old`` and the rounded mean change; what is no number is that of ``old``.
 
-    >>> like({"step": jnp.float32(2.9999)}, {"step": jnp.int32(0)})["step"].item()
-    3
+    >>> from_numbers({"step": jnp.float32(2.9999)}, {"step": jnp.int32(4)})["step"].item()
+    7
     """
 
     def convert(value: Array, leaf: Any) -> Any:
         if not _is_number(leaf):
             return leaf
-        dtype = jnp.result_type(leaf)
-        rounded = value if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(value)
-        return rounded.astype(dtype)
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return value.astype(leaf.dtype)
+        change = jnp.round(value).astype(int)
+        return change.astype(bool) if leaf.dtype == bool else leaf + change.astype(leaf.dtype)
 
     return jax.tree.map(convert, values, old)
 
@@ -228,4 +246,4 @@ def _kept(keep: Any) -> tuple[Array, Integer[Array, ""]]:
 def _ordered(leaf: Array, kept: Array) -> Array:
     """Kept values in ascending order, then the others."""
     rows = kept.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return jnp.sort(jnp.where(rows, jnp.asarray(leaf, jnp.float32), jnp.inf), axis=0)
+    return jnp.sort(jnp.where(rows, wide(leaf), jnp.inf), axis=0)

@@ -1,5 +1,7 @@
 """Local training of one client: one `lax.scan` over batches drawn without replacement."""
 
+import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +17,7 @@ from wsa_jax.regularization import Scale, regularize_scope, scope_penalty
 from wsa_jax.scope import WeightScope
 from wsa_jax.select import Rule, kernels
 from wsa_jax.training import Batch, Task
+from wsa_jax.tree import is_key, wide
 
 Form = Literal["gradient", "penalty", "proximal"]
 
@@ -39,12 +42,19 @@ class LocalSettings:
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is below 1; give a positive number")
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
             )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay {self.weight_decay} is not in [0, inf); give 0 for none"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum {self.momentum} is not in [0, 1); give 0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,9 @@ def draw_batches(
     """Draw the positions of the examples of each local step, without replacement in an epoch.
 
     The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new
-    order begins. All shapes are static, whatever the size.
+    order begins. All shapes are static, whatever the size: what a batch lacks is filled up with the
+    client's examples from the beginning of its order, so that statistics of a batch (BatchNorm) are
+    those of the client's own examples, each as often as the others or once more.
 
     Args:
       key: a JAX key.
@@ -104,7 +116,7 @@ def draw_batches(
       epochs: at least ``ceil(steps / ceil(size / batch_size))``, see `epochs_needed`.
 
     Returns:
-      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for padding.
+      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for what fills up.
 
     >>> positions, mask = draw_batches(
     ...     jax.random.key(0), jnp.int32(3), capacity=5, steps=2, batch_size=2, epochs=1
@@ -122,8 +134,8 @@ def draw_batches(
     step = jnp.arange(steps)
     position = (step % per_epoch)[:, None] * batch_size + jnp.arange(batch_size)[None, :]
     valid = position < size
-    positions = orders[(step // per_epoch)[:, None], jnp.where(valid, position, 0)]
-    return jnp.where(valid, positions, 0), valid.astype(jnp.float32)
+    positions = orders[(step // per_epoch)[:, None], position % jnp.maximum(size, 1)]
+    return jnp.where(size > 0, positions, 0), valid.astype(jnp.float32)
 
 
 def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
@@ -134,6 +146,26 @@ def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
     """
     per_epoch = max(-(-smallest // batch_size), 1)
     return -(-steps // per_epoch)
+
+
+def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
+    """Make the keys in a model state this client's and this round's own; other leaves stay.
+
+    Without it all clients would draw the same noise, and the same again in every round. Legacy keys
+    (``jax.random.PRNGKey``) are plain integers to JAX: they cannot be told from counters.
+
+    >>> own_keys(jax.random.key(0), {"step": 3})
+    {'step': 3}
+    """
+    salt = jax.random.bits(jax.random.fold_in(key, 2))
+
+    def fold(leaf: Any) -> Any:
+        if not is_key(leaf):
+            return leaf
+        folded = jax.vmap(lambda k: jax.random.fold_in(k, salt))(leaf.reshape(-1))
+        return folded.reshape(leaf.shape)
+
+    return jax.tree.map(fold, model_state)
 
 
 def train_client(
@@ -164,7 +196,7 @@ def train_client(
     algorithm broadcasts.
 
     Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
-    is 0. A NaN loss makes the client's update NaN.
+    is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's own.
 
     Source: WSA, Algorithm 1, lines 5-9; order and hyper-parameters of FedExP's public experiments.
     """
@@ -202,13 +234,11 @@ def train_client(
         updates, opt_state = optimizer.update(grads, opt_state, params, target=target)
         return (optax.apply_updates(params, updates), model_state, opt_state), loss
 
-    carry = (params, model_state, optimizer.init(params))
+    carry = (params, own_keys(key, model_state), optimizer.init(params))
     (trained, model_state, _), losses = jax.lax.scan(
         step, carry, (jnp.arange(local.steps), positions, mask)
     )
-    update = jax.tree.map(
-        lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), trained, params
-    )
+    update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, params)
     update = clip_update(update, update_clip_norm)
     client, message = algorithm.finish(update, context)
     return ClientResult(update, model_state, message, client, jnp.mean(losses))

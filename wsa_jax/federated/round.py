@@ -19,9 +19,9 @@ from wsa_jax.federated.aggregate import (
     Sent,
     aggregate,
     all_finite,
-    as_numbers,
-    like,
+    from_numbers,
     term,
+    to_numbers,
 )
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, add_update
 from wsa_jax.federated.client import (
@@ -180,7 +180,8 @@ def make_round(
             update_clip_norm=aggregation.clip_norm,
         )
         scope = weight_scope(add_update(state.params, result.update), select=select)
-        by_samples = as_numbers((result.update, result.message, result.model_state))
+        sent_state = to_numbers(result.model_state, state.model_state)
+        by_samples = (result.update, result.message, sent_state)
         by_client = (scope.mean, jnp.square(scope.std))
         finite = jnp.array(True)
         if aggregation.drop_nonfinite:
@@ -330,14 +331,15 @@ def make_round(
         )
         params, server = algorithm.apply(state.server, context)
         scope_mean, scope_variance = mean.by_client
-        fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
         trains = mean.count > 0
         keep_old = functools.partial(jax.tree.map, lambda new, old: jnp.where(trains, new, old))
+        fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
+        fused = keep_old(fused, state.target)
         params = keep_old(params, state.params)
         new_state = ServerState(
             params=params,
-            model_state=keep_old(like(model_state, state.model_state), state.model_state),
-            target=keep_old(fused, state.target) if fuse_target else state.target,
+            model_state=keep_old(from_numbers(model_state, state.model_state), state.model_state),
+            target=fused if fuse_target else state.target,
             server=keep_old(server, state.server),
             clients=clients,
             round=state.round + 1,

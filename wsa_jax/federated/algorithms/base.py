@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
+
+from wsa_jax.tree import wide
 
 Arguments = ParamSpec("Arguments")
 
@@ -36,7 +37,7 @@ class ServerContext(NamedTuple):
     Attributes:
       params: the global parameters the round began with.
       update: the clients' updates, aggregated: as a rule ``sum_i p_i (w_i - w) / sum_i p_i``, or
-        the robust rule asked for; float32.
+        the robust rule asked for; at least float32.
       message: the clients' messages, aggregated alike; a tree of the algorithm's choice.
       learning_rate: of this round's local steps.
       round: number of rounds done before this one.
@@ -84,10 +85,10 @@ def current(server: Any, params: PyTree) -> PyTree:
 
 
 def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
-    """Return ``params + scale update``, computed in float32 and kept in each leaf's dtype."""
+    """Return ``params + scale update``, taken in at least float32 and kept in each leaf's dtype."""
 
     def add(w: Array, d: Array) -> Array:
-        return (w.astype(jnp.float32) + scale * d.astype(jnp.float32)).astype(w.dtype)
+        return (wide(w) + scale * wide(d)).astype(w.dtype)
 
     return jax.tree.map(add, params, update)
 

@@ -18,7 +18,7 @@ from wsa_jax.federated.algorithms.base import (
 
 def _finish(update: PyTree, context: LocalContext) -> tuple[tuple[()], Array]:
     del context
-    return (), optax.tree.norm(update, squared=True).astype(jnp.float32)
+    return (), optax.tree.norm(update, squared=True)
 
 
 def _mean_of_iterates(server: PyTree, params: PyTree) -> PyTree:
@@ -71,7 +71,7 @@ def fed_exp(
         small = epsilon * jnp.float32(epsilon_decay) ** (2 * (context.round + 1))
         if epsilon_form == "code":
             small = small * context.participants
-        mean_norm = optax.tree.norm(context.update, squared=True).astype(jnp.float32)
+        mean_norm = optax.tree.norm(context.update, squared=True)
         step = jnp.maximum(1.0, context.message / (2 * (mean_norm + small)))
         params = add_update(context.params, context.update, step)
         return params, _previous(context, params)

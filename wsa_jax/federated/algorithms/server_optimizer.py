@@ -7,7 +7,13 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, one_object
+from wsa_jax.federated.algorithms.base import (
+    FederatedAlgorithm,
+    ServerContext,
+    add_update,
+    one_object,
+)
+from wsa_jax.tree import wide
 
 
 @one_object
@@ -26,8 +32,9 @@ def server_optimizer(
         compilation.
       settings: its hyper-parameters, so that a run is resumed only by the same.
 
-    Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg. The gradient has the
-    parameters' dtype, and so has the optimiser's state.
+    Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg. The optimiser sees gradients
+    and parameters in at least float32, and keeps its state so: the small terms of a running mean
+    would be lost in half precision.
 
     >>> server_optimizer("fed_sgd", optax.sgd(1.0), (("learning_rate", 1.0),)).name
     'fed_sgd'
@@ -36,11 +43,14 @@ def server_optimizer(
     """
 
     def apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
-        gradient = jax.tree.map(lambda w, d: (-d).astype(w.dtype), context.params, context.update)
-        updates, server = optimizer.update(gradient, server, context.params)
-        return optax.apply_updates(context.params, updates), server
+        gradient = jax.tree.map(lambda d: -wide(d), context.update)
+        updates, server = optimizer.update(gradient, server, jax.tree.map(wide, context.params))
+        return add_update(context.params, updates), server
 
-    return FederatedAlgorithm(name, apply, settings, init_server=optimizer.init)
+    def init_server(params: PyTree) -> Any:
+        return optimizer.init(jax.tree.map(wide, params))
+
+    return FederatedAlgorithm(name, apply, settings, init_server=init_server)
 
 
 @one_object
