@@ -38,6 +38,26 @@ def paired_curves(ours: Iterable[Row], theirs: Iterable[Row]) -> dict[int, tuple
     return pairs
 
 
+def paired_rows(ours: Iterable[Row], theirs: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Both rows of each shared seed, cut to the rounds that both evaluated: as of the last one.
+
+    Accuracies of an unfinished row and a finished one are then of one round, as their gain is.
+    """
+    baseline = {row["config"]["seed"]: row for row in theirs}
+    pairs = []
+    for row in sorted(ours, key=lambda row: row["config"]["seed"]):
+        other = baseline.get(row["config"]["seed"])
+        shared = {p[0] for p in row["curve"]} & {p[0] for p in other["curve"]} if other else set()
+        if other and shared:
+            pairs.append((_as_of(row, max(shared)), _as_of(other, max(shared))))
+    return pairs
+
+
+def _as_of(row: Row, last: int) -> Row:
+    curve = [point for point in row["curve"] if point[0] <= last]
+    return row | {"curve": curve, "accuracy": curve[-1][1], "rounds_done": last}
+
+
 def paired_gains(ours: Iterable[Row], theirs: Iterable[Row]) -> list[float]:
     """Gain of each shared seed, in points, at the last round that both evaluated."""
     return [gains[-1] for _, gains in paired_curves(ours, theirs).values()]
@@ -50,20 +70,20 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def verdict(gains: Sequence[float], *, level: float = 0.95) -> str:
-    """What paired differences say: "gain" or "loss" if the t interval leaves out 0, else "tie".
+    """What paired differences say: "gain" or "loss" if the t interval leaves 0 out, or "undecided".
 
     >>> verdict([1.0, 1.2, 1.1]), verdict([-1.0, -1.2, -1.1]), verdict([1.0, -1.2, 0.1])
-    ('gain', 'loss', 'tie')
+    ('gain', 'loss', 'undecided')
     >>> verdict([2.0])
-    'tie'
+    'undecided'
     """
     from scipy.stats import t
 
     mean, error = mean_and_error(gains)
     if error is None:
-        return "tie"
+        return "undecided"
     reach = float(t.ppf((1 + level) / 2, len(gains) - 1)) * error
-    return "gain" if mean > reach else "loss" if mean < -reach else "tie"
+    return "gain" if mean > reach else "loss" if mean < -reach else "undecided"
 
 
 def spread(values: Sequence[float]) -> str:

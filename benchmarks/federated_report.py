@@ -5,6 +5,7 @@
 prints the table in Markdown and writes the figures beside the results.
 """
 
+import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.cells import Cell
 from benchmarks.comparison import Row, paired_curves, paired_gains
 from benchmarks.figures import Curve, accuracy_curves, figure_legend, legend_below, shared_length
 from benchmarks.ledger import RESULTS, Ledger
@@ -55,16 +57,23 @@ def paired_gain(group: list[Row], baseline: list[Row]) -> float | None:
 
 
 def of_one_context(rows: list[Row]) -> list[Row]:
-    """The rows that share the first one's data, model, clients and algorithm.
+    """The rows of the first record's data, model, clients, algorithm and test set.
 
-    What the first record varied may differ; other tables of the same ledger stay out.
+    What the first record varied may differ; other tables of the same ledger stay out. Where none is
+    of that context, it is that of the first row.
     """
     varied = {"init", "form", "scale", "strength", "target", "target_std", "learning_rate", "seed"}
+    varied |= {"rounds", "evaluate_every"}
 
-    def context(row: Row) -> Row:
-        return {name: value for name, value in row["config"].items() if name not in varied}
+    def context(config: Row) -> Row:
+        return {name: value for name, value in config.items() if name not in varied}
 
-    return [row for row in rows if context(row) == context(rows[0])]
+    def like(config: Row) -> list[Row]:
+        return [row for row in rows if context(row["config"]) == context(config)]
+
+    # As a row has it: JSON knows no tuples.
+    first = json.loads(json.dumps(dataclasses.asdict(Cell().canonical())))
+    return like(first) or like(rows[0]["config"])
 
 
 def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
@@ -132,7 +141,7 @@ def figure(groups: dict[str, list[Row]]) -> Any:
     for axes in (controls, gains):
         legend_below(axes)
     controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
-    gains.set_title("Gain on the same seed (bands: two seeds)", fontsize=10)
+    gains.set_title("Gain on the same seed (bands: its seeds)", fontsize=10)
     return picture
 
 
@@ -209,7 +218,10 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.results} holds no run of {args.rounds} rounds; "
             "make one with python -m benchmarks.federated"
         )
-    groups = by_label(of_one_context(rows))
+    shown = of_one_context(rows)
+    groups = by_label(shown)
+    if len(rows) > len(shown):
+        print(f"{len(rows) - len(shown)} of {len(rows)} rows are of other experiments\n")
     print(markdown(groups, args.rounds))
     for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
         make(groups).savefig(args.output / f"{name}.png", dpi=150)

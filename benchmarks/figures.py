@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.cells import ALGORITHM_NAMES
-from benchmarks.comparison import Comparison, Row, mean_and_error, paired_curves, paired_gains
+from benchmarks.comparison import (
+    Comparison,
+    Row,
+    mean_and_error,
+    paired_curves,
+    paired_gains,
+    paired_rows,
+)
+from benchmarks.paper_numbers import PAPER_ROUNDS
 from wsa_jax.plots import PALETTE, draw_curves
 
 if TYPE_CHECKING:
@@ -192,20 +200,22 @@ def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("gain of +WSA, points", fontsize=9)
         axes.set_title(section, fontsize=10)
-    _gain_legend(figure, comparisons)
+    _gain_legend(figure, comparisons, rows_of)
     return figure
 
 
-def _gain_legend(figure: "Figure", comparisons: Sequence[Comparison]) -> None:
+def _gain_legend(figure: "Figure", comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
+    """Says after how many rounds our gains are: those that were run, not those asked for."""
     from matplotlib.lines import Line2D
 
-    rounds = sorted({comparison.treated.rounds for comparison in comparisons})
-    length = f"{rounds[0]:,}" if len(rounds) == 1 else f"{rounds[0]:,} to {rounds[-1]:,}"
+    pairs = [paired_rows(rows_of(line.treated), rows_of(line.baseline)) for line in comparisons]
+    done = sorted({pair[0]["rounds_done"] for of_line in pairs for pair in of_line})
+    length = " to ".join(f"{count:,}" for count in sorted({done[0], done[-1]})) if done else "no"
     handles = [
         Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"ours, {length} rounds"),
         Line2D(
             [], [], marker="D", linestyle="", color=PALETTE[1], markerfacecolor="white",
-            label="paper, 1,500 rounds",
+            label=f"paper, {PAPER_ROUNDS:,} rounds",
         ),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

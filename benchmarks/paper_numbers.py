@@ -1,5 +1,8 @@
 """What the papers report, each with its source: test accuracies in percent."""
 
+PAPER_ROUNDS = 1500
+"""Of every federated table and figure."""
+
 # WSA (Xu, Li, Gan, Zhan: "Weight Scope Alignment: A Frustratingly Easy Method for Model Merging"),
 # Table 2 (section 5.3): 10 clients, all in every round, CNN, 1,500 rounds.
 # (data set, alpha) -> algorithm -> (baseline, +WSA).

@@ -22,12 +22,14 @@ from benchmarks.comparison import (
     accuracies,
     markdown_table,
     paired_gains,
+    paired_rows,
     rounds_done,
     signed,
     spread,
 )
 from benchmarks.figures import RowsOf, curve_panels
 from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id
+from benchmarks.paper_numbers import PAPER_ROUNDS
 from benchmarks.run_cells import RunOptions, missing_data, run_cells
 
 Preset = Literal["smoke", "cpu", "paper"]
@@ -177,20 +179,22 @@ def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[
 
 
 def sides(comparison: Comparison, rows_of: RowsOf) -> tuple[list[Row], list[Row]]:
-    """Rows of the baseline and of the setting; of the baseline only the setting's seeds.
+    """Rows of the baseline and of the setting, of the seeds and rounds that both have.
 
-    Means over other seeds would not be the gain's own. A setting not run has the whole baseline.
+    Means over other seeds or rounds would not be the gain's own. A side that stands alone is whole.
     """
     theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
-    seeds = {row["config"]["seed"] for row in ours}
-    return [row for row in theirs if not ours or row["config"]["seed"] in seeds], ours
+    if pairs := paired_rows(ours, theirs):
+        return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
+    return theirs, ours
 
 
 def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
     """Our numbers beside the paper's, our paired gain beside its gain; Markdown."""
     compared = any(comparison.paper for comparison in comparisons)
     head = ["data", "setting", "seeds", "rounds", "baseline, %", "setting, %", "gain, paired"]
-    head += ["paper: baseline", "paper: setting", "paper: gain"] if compared else []
+    names = ("baseline", "setting", "gain") if compared else ()
+    head += [f"paper, {PAPER_ROUNDS:,} rounds: {name}" for name in names]
     lines = []
     for comparison in comparisons:
         theirs, ours = sides(comparison, rows_of)
@@ -225,7 +229,11 @@ def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[dict[str
                 "baseline": accuracies(theirs),
                 "accuracy": accuracies(ours),
                 "gain": sum(gains) / len(gains) if gains else None,
+                "seeds": [row["config"]["seed"] for row in ours],
+                "rounds": [row["rounds_done"] for row in ours],
+                "rounds_asked": comparison.treated.rounds,
                 "paper": comparison.paper,
+                "paper_rounds": PAPER_ROUNDS if comparison.paper else None,
             }
         )
     return lines
@@ -237,7 +245,10 @@ def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: R
     table = comparison_table if experiment.table is None else experiment.table
     print(table(comparisons, rows_of))
     cells = [cell for line in comparisons for cell in (line.baseline, line.treated)]
-    dropped = {row["label"]: row.get("dropped", 0) for cell in cells for row in rows_of(cell)}
+    rows = {row["id"]: row for cell in cells for row in rows_of(cell)}
+    dropped: dict[str, int] = {}
+    for row in rows.values():
+        dropped[row["label"]] = dropped.get(row["label"], 0) + row.get("dropped", 0)
     for label, count in dropped.items():
         if count:
             print(f"\n{label}: {count} updates were not finite and were dropped.")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.cells import ALGORITHM_NAMES
-from benchmarks.comparison import Comparison, Row, markdown_table
+from benchmarks.comparison import Comparison, Row, markdown_table, rounds_done
 from benchmarks.figures import RowsOf, legend_below, panels, sections
 from benchmarks.paper_table import Experiment, run_experiment, sides
 from benchmarks.table2_cross_silo import comparisons
@@ -46,15 +46,24 @@ def run_lines(lines: Sequence[Comparison], rows_of: RowsOf) -> list[Comparison]:
 
 
 def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
-    """Baseline / +WSA under each accuracy that some run reached."""
+    """Baseline / +WSA under each accuracy that some run reached; a dash is "not in these rounds".
+
+    Both sides are cut to the rounds that both have.
+    """
     lines = run_lines(lines, rows_of)
     pairs = [sides(line, rows_of) for line in lines]
     shown = [a for a in ACCURACIES if any(reached(rows, a) for pair in pairs for rows in pair)]
-    head = ["data", "setting", *(f"{accuracy} %: baseline / setting" for accuracy in shown)]
+    head = [
+        "data",
+        "setting",
+        "rounds",
+        *(f"{accuracy} %: baseline / setting" for accuracy in shown),
+    ]
     body = []
     for line, pair in zip(lines, pairs, strict=True):
         rounds = [" / ".join(reached(rows, a) or "–" for rows in pair) for a in shown]
-        body.append([line.section, line.label, *rounds])
+        done = rounds_done([row for rows in pair for row in rows], line.treated.rounds)
+        body.append([line.section, line.label, done, *rounds])
     return markdown_table(head, body)
 
 

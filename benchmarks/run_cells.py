@@ -133,7 +133,10 @@ def cell_wsa(cell: Cell) -> Any:
 
 
 def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
-    """Run one cell to its end, resuming what is there; its row is current after each evaluation."""
+    """Run one cell to its end, resuming what is there; its row is current after each evaluation.
+
+    A resumed row says under "before" on which machine and code it began, and how far it got there.
+    """
     import jax
 
     from wsa_jax.data import dataset_info
@@ -148,14 +151,21 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
 
     name = cell_id(cell)
     row = new_row(cell) | provenance()
+    found = ledger.find(name)
+    kept = 0 if found is None else found["rounds_done"]
 
     def record(update: dict[str, Any]) -> None:
         add_round(row, cell, update)
-        if "test_accuracy" in update and options.process == 0:
+        # A row brought from elsewhere without its checkpoint stays until this run is as far.
+        if "test_accuracy" in update and options.process == 0 and row["rounds_done"] >= kept:
             ledger.write(row)
 
     directory = options.runs / name
-    for update in _restored_rows(directory / "metrics.jsonl", directory):
+    restored = _restored_rows(directory / "metrics.jsonl", directory)
+    if restored and found is not None:
+        began = {key: found[key] for key in ("versions", "machine", "time", "rounds_done")}
+        row["before"] = [*found.get("before", []), began]
+    for update in restored:
         record(update)
     result = simulate(
         jax.random.key(cell.seed),
@@ -217,7 +227,7 @@ def new_row(cell: Cell) -> dict[str, Any]:
 
 def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
     """Add what the simulation says of one round to a row."""
-    row["seconds"] = round(row["seconds"] + update["seconds"], 1)
+    row["seconds"] = round(row["seconds"] + update["seconds"], 4)
     row["rounds_done"] = update["round"]
     # Rounds recorded before clients could be dropped do not say it of themselves.
     row["dropped"] += update.get("dropped", 0)

@@ -107,6 +107,7 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     ledger.write(planted_row(line.treated, 0.66, seed=1))
     table = comparison_table(lines[:2], recorded(ledger, (0, 1))).splitlines()
     assert table[0].startswith("| data | setting | seeds | rounds | baseline, % | setting, %")
+    assert "paper, 1,500 rounds: baseline" in table[0]
     assert table[2] == (
         "| CIFAR-10, alpha 0.5 | FedAvg +WSA | 0, 1 | 1500 | 61.00 ± 1.41 | 64.50 ± 2.12 "
         "| +3.50 ± 0.50 | 68.42 | 72.39 | +3.97 |"
@@ -119,7 +120,9 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     script("table2_cross_silo").main(
         [*options, "--results", str(ledger.path), "--output", str(tmp_path)]
     )
-    assert last_line(capsys)["lines"][0]["gain"] == pytest.approx(3.5)
+    line = last_line(capsys)["lines"][0]
+    assert line["gain"] == pytest.approx(3.5)
+    assert (line["seeds"], line["rounds"], line["paper_rounds"]) == ([0, 1], [1500, 1500], 1500)
 
 
 def test_baseline_counts_only_the_settings_seeds(tmp_path):
@@ -131,15 +134,17 @@ def test_baseline_counts_only_the_settings_seeds(tmp_path):
     assert table.endswith("+WSA 10 |  | 0 of 100 | 45.00 ± 7.07 |  |  |")
     ledger.write(planted_row(line.treated, 0.41, seed=0, rounds=50))
     table = comparison_table([line], recorded(ledger, (0, 1)))
-    assert "+WSA 10 | 0 | 50 to 100 of 100 | 40.00 | 41.00 |" in table
+    assert "+WSA 10 | 0 | 50 of 100 | 32.00 | 41.00 | +9.00 |" in table
 
 
 def test_dropped_updates_are_reported(tmp_path, capsys):
     cell, *_ = ordered_cells(script("strength_sweep").comparisons(Args(preset="smoke")), (0,))
-    Ledger(tmp_path / "federated.jsonl").write(planted_row(cell, 0.5) | {"dropped": 3})
+    ledger = Ledger(tmp_path / "federated.jsonl")
+    for seed, dropped in ((0, 7), (1, 0), (2, 3)):
+        ledger.write(planted_row(cell, 0.5, seed=seed) | {"dropped": dropped})
     options = ["--preset", "smoke", "--report-only", "--output", str(tmp_path)]
-    script("strength_sweep").main(options)
-    expected = "FedAvg, digits, 4 clients: 3 updates were not finite and were dropped."
+    script("strength_sweep").main([*options, "--seed", "0", "1", "2"])
+    expected = "FedAvg, digits, 4 clients: 10 updates were not finite and were dropped."
     assert expected in capsys.readouterr().out
 
 
@@ -205,7 +210,7 @@ def test_rounds_to_accuracy_says_how_many_seeds_got_there():
 
 @pytest.mark.parametrize(
     ("gains", "expected"),
-    [((0.05, 0.051), "gain"), ((-0.05, -0.051), "loss"), ((0.02, -0.03), "tie")],
+    [((0.05, 0.051), "gain"), ((-0.05, -0.051), "loss"), ((0.02, -0.03), "undecided")],
 )
 def test_best_against_best_decides_on_planted_rows(gains, expected, tmp_path, capsys):
     args = Args(preset="smoke")
