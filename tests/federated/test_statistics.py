@@ -124,7 +124,7 @@ def test_keys_and_counters_are_checkpointed(tmp_path, federation, task, tiny_dat
 
     def run(rounds):
         return simulate(
-            jax.random.key(1), task._replace(init=init, loss=loss), tiny_data,
+            jax.random.key(1), task._replace(init=init, loss=loss, logits=None), tiny_data,
             federation.partition, rounds=rounds, local=LOCAL, directory=tmp_path,
         ).state.model_state  # fmt: skip
 
@@ -137,11 +137,13 @@ def test_keys_and_counters_are_checkpointed(tmp_path, federation, task, tiny_dat
 
 
 def test_dropout_follows_the_key_and_evaluation_uses_the_statistics(task, tiny_data, federation):
+    params, model_state = task.init(jax.random.key(7))
+
     def accuracy(seed):
         result = simulate(
             jax.random.key(seed), task, tiny_data, federation.partition, rounds=6, local=LOCAL,
             learning_rate=0.3, test=tiny_data, evaluate_every=6,
-            params=task.init(jax.random.key(7))[0],
+            params=params, model_state=model_state,
         )  # fmt: skip
         return result.history[-1]["test_accuracy"], result.history[-1]["test_loss"]
 

@@ -62,7 +62,7 @@ def check_data(
 def check_floating(params: PyTree) -> None:
     """Raise a ValueError that names the first leaf that local steps cannot move.
 
-    >>> check_floating({"w": jnp.ones(2), "count": jnp.arange(2)})
+    >>> check_floating({"w": np.ones(2), "count": np.arange(2, dtype=np.int32)})
     Traceback (most recent call last):
     ValueError: leaf count of params is of type int32; ...
     """
