@@ -116,6 +116,8 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
             legend_below(lower, **_drawn(upper))
             upper.get_legend().remove()
             lower.set_xlabel("round")
+            if any(gains.values()):
+                lower.xaxis.get_major_locator().set_params(integer=True)
         upper.set_title(section, fontsize=10)
     return figure
 
