@@ -43,14 +43,11 @@ def paired_rows(ours: Iterable[Row], theirs: Iterable[Row]) -> list[tuple[Row, R
 
     Accuracies of an unfinished row and a finished one are then of one round, as their gain is.
     """
-    baseline = {row["config"]["seed"]: row for row in theirs}
-    pairs = []
-    for row in sorted(ours, key=lambda row: row["config"]["seed"]):
-        other = baseline.get(row["config"]["seed"])
-        shared = {p[0] for p in row["curve"]} & {p[0] for p in other["curve"]} if other else set()
-        if other and shared:
-            pairs.append((_as_of(row, max(shared)), _as_of(other, max(shared))))
-    return pairs
+    mine, others = ({row["config"]["seed"]: row for row in rows} for rows in (ours, theirs))
+    return [
+        (_as_of(mine[seed], rounds[-1]), _as_of(others[seed], rounds[-1]))
+        for seed, (rounds, _) in paired_curves(mine.values(), others.values()).items()
+    ]
 
 
 def _as_of(row: Row, last: int) -> Row:

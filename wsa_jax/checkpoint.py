@@ -140,8 +140,7 @@ def digest(*arrays: Any) -> str:
     True
     """
     found = hashlib.sha256()
-    for array in arrays:
-        array = np.asarray(jax.random.key_data(array) if is_key(array) else array)
+    for array in map(_numbers, arrays):
         found.update(f"{array.dtype}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data)
     return found.hexdigest()[:16]
@@ -154,8 +153,12 @@ def _named(state: PyTree) -> dict[str, np.ndarray]:
         name = key_path(path)
         if name in named:
             raise ValueError(f"the state has two leaves named {name}; rename one of them")
-        named[name] = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        named[name] = _numbers(leaf)
     return named
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _array(found: np.ndarray, like: Any) -> jax.Array:

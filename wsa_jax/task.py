@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.tree import wide
 
 
 class Batch(NamedTuple):
@@ -149,8 +150,7 @@ def _described(value: Any) -> str:
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(wide, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(wide(logits), labels)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "batch_size"))

@@ -22,6 +22,12 @@ from wsa_jax.tree import is_key, wide
 Form = Literal["gradient", "penalty", "proximal"]
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless a setting is a whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
     """Science settings of a client's local training; the defaults are the reference ones.
@@ -42,9 +48,7 @@ class LocalSettings:
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
+            check_count(name, getattr(self, name))
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"clip_norm {self.clip_norm} is not positive; give None for no clipping"

@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Integer, PyTree
 
+from wsa_jax.tree import is_key
+
 AXIS = "clients"
 
 
@@ -52,7 +54,7 @@ def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec(
     def put(leaf: Any) -> Array:
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        if is_key(leaf):
             # Keys cannot be put on devices of other processes, their numbers can.
             return jax.random.wrap_key_data(
                 put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import numbers
 import os
 import time
 import warnings
@@ -26,7 +25,13 @@ from wsa_jax.federated.checks import (
     check_partition,
     diagnosed_layers,
 )
-from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, epochs_needed
+from wsa_jax.federated.client import (
+    LocalSettings,
+    RoundSettings,
+    ScopeForm,
+    check_count,
+    epochs_needed,
+)
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
@@ -223,8 +228,8 @@ def simulate(
     since = time.perf_counter()
     with _progress(progress and jax.process_index() == 0, done, rounds) as advance:
         for index in range(done, rounds):
-            plain = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
-            settings = put(plain)
+            numbers = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
+            settings = put(numbers)
             state, info = round_fn(round_key, state, data, settings)
             pending.append((index, info))
             last = index + 1 == rounds
@@ -286,9 +291,9 @@ def _check_settings(
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
     check_participants(participants, partition.clients)
-    for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
-        if value is not None and (not isinstance(value, numbers.Integral) or value < 1):
-            raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
+    check_count("evaluate_every", evaluate_every)
+    if checkpoint_every is not None:
+        check_count("checkpoint_every", checkpoint_every)
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "
