@@ -122,14 +122,14 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     with pytest.raises(ValueError, match="test has no examples; give at least one"):
         merge_table(key, models, spec, evidence, test=empty)
     short = evidence._replace(labels=evidence.labels[1:])
-    with pytest.raises(ValueError, match=r"evidence has \d+ images and \d+ labels; give a label"):
+    with pytest.raises(ValueError, match=r"evidence has \d+ images and \d+ labels; give one label"):
         merge_table(key, models, spec, short, test=tiny_data)
     with pytest.raises(ValueError, match="align 'wieght' is unknown; give one of 'none', 'weight'"):
         align_models(key, spec, models, evidence, "wieght")
     with pytest.raises(ValueError, match=r"held_out 1.0 is no share in \[0, 1\)"):
         Budget(held_out=1.0)
     odd = evidence._replace(labels=np.where(np.arange(len(evidence.labels)) == 2, 3, 0))
-    with pytest.raises(ValueError, match="label 3 is out of range; labels of .* are 0 .. 2"):
+    with pytest.raises(ValueError, match="label 3 of evidence is out of range; classes are 0 .. 2"):
         merge_table(key, models, spec, odd, test=tiny_data)
     nan = Model(jax.tree.map(lambda leaf: leaf * jnp.nan, models[1].params), {})
     with pytest.raises(ValueError, match="of model 2 holds .* NaN"):

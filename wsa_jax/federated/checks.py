@@ -1,9 +1,6 @@
 """What a simulation asks of its arrays before the first round: one line says what does not fit."""
 
-from typing import Any
-
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from wsa_jax.federated.add_on import WeightScopeAlignment
@@ -18,7 +15,6 @@ from wsa_jax.select import (
     select_layers,
     without,
 )
-from wsa_jax.training import Task
 
 
 def check_partition(partition: Partition) -> None:
@@ -35,33 +31,10 @@ def check_partition(partition: Partition) -> None:
         )
 
 
-def check_data(
-    task: Task, params: PyTree, model_state: PyTree, data: tuple[Any, Any], what: str
-) -> None:
-    """Raise a ValueError unless images and labels are as many, and labels are the model's classes.
-
-    The number of classes is that of the task's logits; a task without logits has no bound.
-    """
-    images, labels = data
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{what} has {len(images)} images and {len(labels)} labels; give one label an image"
-        )
-    labels = np.asarray(labels)
-    if task.logits is None or not labels.size or not np.issubdtype(labels.dtype, np.integer):
-        return
-    one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), images.dtype)
-    classes = jax.eval_shape(task.logits, params, model_state, one).shape[-1]
-    bad = labels[(labels < 0) | (labels >= classes)]
-    if bad.size:
-        raise ValueError(
-            f"label {bad[0]} of {what} is out of range; the model has classes 0 .. {classes - 1}"
-        )
-
-
 def check_floating(params: PyTree) -> None:
     """Raise a ValueError that names the first leaf that local steps cannot move.
 
+    >>> import numpy as np
     >>> check_floating({"w": np.ones(2), "count": np.arange(2, dtype=np.int32)})
     Traceback (most recent call last):
     ValueError: leaf count of params is of type int32; ...

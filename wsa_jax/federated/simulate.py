@@ -20,7 +20,6 @@ from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.checks import (
-    check_data,
     check_floating,
     check_partition,
     diagnosed_layers,
@@ -43,6 +42,7 @@ from wsa_jax.federated.round import (
     make_round,
 )
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
+from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.regularization import check_strength
 from wsa_jax.scope import weight_scope
 from wsa_jax.training import Task, evaluate
@@ -163,9 +163,14 @@ def simulate(
     check_floating(initial)
     initial = jax.tree.map(jnp.asarray, initial)
     check_finite(initial)
-    check_data(task, initial, initial_state, train, "train")
-    if test is not None:
-        check_data(task, initial, initial_state, test, "test")
+    classes = class_count(task, initial, initial_state, train[0])
+    for what, data in (("train", train), ("test", test)):
+        if data is None:
+            continue
+        check_one_label_each(*data, what)
+        # Only a task with logits says what its labels mean.
+        if classes is not None:
+            check_labels(data[1], classes, what)
     select, left_out = diagnosed_layers(initial, wsa)
     scope = weight_scope(initial, select=select)
     target = initial_target(scope, wsa)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key
 
+from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.merging.check import check_models
-from wsa_jax.merging.combine.examples import check_labels
 from wsa_jax.merging.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
@@ -115,18 +115,12 @@ def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: An
         raise ValueError(f"{len(models)} model to merge; give at least two")
     check_spec(spec, models[0].variables)
     check_models([model.variables for model in models])
-    classes = None
-    if evidence.task.logits is not None:
-        logits = jax.eval_shape(evidence.task.logits, *models[0], np.asarray(evidence.images[:1]))
-        classes = logits.shape[-1]
+    classes = class_count(evidence.task, *models[0], evidence.images)
     for what, images, labels in (("evidence", *evidence[1:]), ("test", *test)):
         if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
-        if len(images) != len(labels):
-            raise ValueError(
-                f"{what} has {len(images)} images and {len(labels)} labels; give a label for each"
-            )
-        check_labels(labels, classes)
+        check_one_label_each(images, labels, what)
+        check_labels(labels, classes, what)
 
 
 def _evaluate(evidence: Evidence, model: Model, test: Any) -> Metrics:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, PyTree
 
+from wsa_jax.labels import check_labels
 from wsa_jax.training import Batch
 
 
@@ -25,26 +26,8 @@ def labelled_examples(
     """
     examples = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels)))
     check_examples(examples, 1, "images")
-    check_labels(labels, num_classes)
+    check_labels(labels, num_classes, "examples")
     return examples
-
-
-def check_labels(
-    labels: Integer[Array | np.ndarray, " examples"], num_classes: int | None = None
-) -> None:
-    """Raise a ValueError where a concrete label is outside of ``0 .. num_classes - 1``.
-
-    >>> check_labels(np.array([0, 3]), 3)
-    Traceback (most recent call last):
-    ValueError: label 3 is out of range; labels of these models are 0 .. 2
-    """
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)
-    bad = values[(values < 0) | (values >= (num_classes or np.inf))]
-    if bad.size:
-        allowed = f"0 .. {num_classes - 1}" if num_classes else "0 or more"
-        raise ValueError(f"label {bad[0]} is out of range; labels of these models are {allowed}")
 
 
 def check_examples(examples: PyTree, batch_size: int, what: str = "examples") -> None:

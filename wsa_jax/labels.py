@@ -1,0 +1,45 @@
+"""What images and labels are asked before anything is compiled."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from wsa_jax.task import Task
+
+
+def class_count(task: Task, params: PyTree, model_state: PyTree, images: Any) -> int | None:
+    """How many classes a task's logits tell apart; None for a task without logits."""
+    if task.logits is None:
+        return None
+    one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), images.dtype)
+    return jax.eval_shape(task.logits, params, model_state, one).shape[-1]
+
+
+def check_one_label_each(images: Any, labels: Any, what: str) -> None:
+    """Raise a ValueError unless there are as many labels as images."""
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{what} has {len(images)} images and {len(labels)} labels; give one label an image"
+        )
+
+
+def check_labels(labels: Any, num_classes: int | None, what: str) -> None:
+    """Raise a ValueError where a label is outside of ``0 .. num_classes - 1``.
+
+    Below 0 alone, if num_classes is None. Labels that are traced or no integers are not looked at.
+
+    >>> check_labels(np.array([0, 3]), 3, "test")
+    Traceback (most recent call last):
+    ValueError: label 3 of test is out of range; classes are 0 .. 2
+    """
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    if not np.issubdtype(values.dtype, np.integer):
+        return
+    bad = values[(values < 0) | (values >= (np.inf if num_classes is None else num_classes))]
+    if bad.size:
+        allowed = "count from 0" if num_classes is None else f"are 0 .. {num_classes - 1}"
+        raise ValueError(f"label {bad[0]} of {what} is out of range; classes {allowed}")
