@@ -35,7 +35,7 @@ from benchmarks.comparison import (
 from benchmarks.figures import RowsOf, panels
 from benchmarks.ledger import Ledger
 from benchmarks.paper_table import (
-    Args,
+    CommonArgs,
     comparison_table,
     data_name,
     ordered_cells,
@@ -89,7 +89,7 @@ GRIDS = {
 }
 
 
-def trials(args: Args) -> tuple[list[Cell], list[Cell]]:
+def trials(args: CommonArgs) -> tuple[list[Cell], list[Cell]]:
     """The trials of the baseline and of WSA."""
     grid = GRIDS[args.preset]
     baseline, wsa = (
@@ -108,7 +108,7 @@ def winner(cells: Sequence[Cell], rows_of: RowsOf) -> Cell | None:
     return cells[best]
 
 
-def final(args: Args, ledger: Ledger) -> Comparison | None:
+def final(args: CommonArgs, ledger: Ledger) -> Comparison | None:
     """Both winners on the test set, None while trials are missing."""
     rows_of = recorded(ledger, (0,))
     best = [winner(side, rows_of) for side in trials(args)]
@@ -125,7 +125,7 @@ def final(args: Args, ledger: Ledger) -> Comparison | None:
     )
 
 
-def trial_table(args: Args, rows_of: RowsOf) -> str:
+def trial_table(args: CommonArgs, rows_of: RowsOf) -> str:
     """Validation accuracy of every trial."""
     lines = []
     for cell in (cell for side in trials(args) for cell in side):
@@ -150,7 +150,7 @@ def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> d
     }  # fmt: skip
 
 
-def figure(args: Args, trial_rows: RowsOf, result: dict[str, Any]) -> Any:
+def figure(args: CommonArgs, trial_rows: RowsOf, result: dict[str, Any]) -> Any:
     """Trials by learning rate, and the winners' paired difference on each seed."""
     picture, (left, right) = panels(2)
     for side, (name, marker) in enumerate((("FedAvg", "o"), ("FedAvg +WSA", "^"))):
@@ -191,7 +191,7 @@ def figure(args: Args, trial_rows: RowsOf, result: dict[str, Any]) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = tyro.cli(CommonArgs, args=argv, description=__doc__)
     options, ledger, output = resolve(args)
     seeds = args.seed or GRIDS[args.preset].seeds
     if 0 in seeds:

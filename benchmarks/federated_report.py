@@ -89,6 +89,12 @@ def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
     return []
 
 
+def largest_stability(row: Row) -> float:
+    """Over all rounds; older rows hold it of evaluated rounds alone."""
+    evaluated = [each["stability"] or 0.0 for each in row["diagnostics"]]
+    return max([row.get("stability", 0.0), *evaluated])
+
+
 def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     """The table, one line a setting."""
     lines = [
@@ -104,7 +110,7 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
             if group[0]["config"]["strength"]
             else None
         )
-        share = max((d["stability"] or 0.0) for row in group for d in row["diagnostics"])
+        share = max(largest_stability(row) for row in group)
         explicit = group[0]["config"]["form"] in ("gradient", "penalty")
         lines.append(
             f"| {label} | {', '.join(str(row['config']['seed']) for row in group)} "

@@ -36,7 +36,7 @@ Preset = Literal["smoke", "cpu", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunOptions):
+class CommonArgs(RunOptions):
     """Arguments of every script; finished cells are skipped, interrupted ones resume."""
 
     preset: Preset = "cpu"
@@ -45,8 +45,6 @@ class Args(RunOptions):
     """Seeds instead of the preset's."""
     rounds: int | None = None
     """Rounds instead of the preset's: cells of their own."""
-    strength: float = 10.0
-    """Of +WSA; the paper does not say its own."""
     dry_run: bool = False
     """List the cells and how far they are, and run nothing."""
     report_only: bool = False
@@ -64,6 +62,14 @@ class Args(RunOptions):
     def cell(self, **extra: Any) -> Cell:
         """A canonical cell of the preset, seed 0."""
         return Cell(**self.base(**extra)).canonical()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(CommonArgs):
+    """Arguments of scripts that compare one strength; those that compare strengths have none."""
+
+    strength: float = 10.0
+    """Of +WSA; the paper does not say its own."""
 
 
 def data_name(cell: Cell) -> str:
@@ -114,8 +120,10 @@ class Experiment:
     title: str
     description: str
     """The script's docstring, for its --help."""
-    comparisons: Callable[[Args], list[Comparison]]
+    comparisons: Callable[[Any], list[Comparison]]
+    """Of the arguments."""
     seeds: dict[Preset, tuple[int, ...]]
+    arguments: type[CommonArgs] = Args
     claim: str = ""
     """What the paper says where it gives no numbers."""
     table: Callable[[Sequence[Comparison], RowsOf], str] | None = None
@@ -123,7 +131,7 @@ class Experiment:
     figure: Callable[[Sequence[Comparison], RowsOf], Any] = curve_panels
 
 
-def resolve(args: Args) -> tuple[RunOptions, Ledger, Path]:
+def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
     """Options, ledger and figure folder; smoke runs never touch the committed results."""
     smoke = args.preset == "smoke"
     output = args.output
@@ -268,7 +276,7 @@ def print_states(
 
 def run_experiment(experiment: Experiment, argv: list[str] | None = None) -> None:
     """The main function of a script."""
-    args = tyro.cli(Args, args=argv, description=experiment.description)
+    args = tyro.cli(experiment.arguments, args=argv, description=experiment.description)
     options, ledger, output = resolve(args)
     seeds = args.seed or experiment.seeds[args.preset]
     comparisons = experiment.comparisons(args)

@@ -221,7 +221,7 @@ def new_row(cell: Cell) -> dict[str, Any]:
     return {
         "id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell),
         "status": "started", "rounds_done": 0, "accuracy": None, "curve": [], "diagnostics": [],
-        "dropped": 0, "seconds": 0.0,
+        "dropped": 0, "seconds": 0.0, "stability": 0.0,
     }  # fmt: skip
 
 
@@ -231,6 +231,8 @@ def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
     row["rounds_done"] = update["round"]
     # Rounds recorded before clients could be dropped do not say it of themselves.
     row["dropped"] += update.get("dropped", 0)
+    # Weights are smallest, and the share largest, in the first rounds, which nobody evaluates.
+    row["stability"] = max(row["stability"], _short(update["stability"]) or 0.0)
     if "test_accuracy" in update:
         row["accuracy"] = update["test_accuracy"]
         row["curve"].append([update["round"], update["test_accuracy"], update["test_loss"]])

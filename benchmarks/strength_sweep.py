@@ -10,12 +10,12 @@ chosen here (see best_against_best).
 import sys
 
 from benchmarks.comparison import Comparison
-from benchmarks.paper_table import Args, Experiment, data_name, run_experiment
+from benchmarks.paper_table import CommonArgs, Experiment, data_name, run_experiment
 
 STRENGTHS = (10.0, 1.0, 50.0, 5.0)
 
 
-def comparisons(args: Args) -> list[Comparison]:
+def comparisons(args: CommonArgs) -> list[Comparison]:
     """The tables' own strength first."""
     strengths = (1.0, 10.0) if args.preset == "smoke" else STRENGTHS
     return [
@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
     title="Strength of WSA",
     description=__doc__,
     comparisons=comparisons,
+    arguments=CommonArgs,
     seeds={"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)},
 )
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.cells import Cell
 from benchmarks.federated import Args, cells_of
+from benchmarks.federated_report import largest_stability
 from benchmarks.import_rows import main as import_rows
 from benchmarks.ledger import RESULTS, Ledger, cell_id
 from benchmarks.run_cells import RunOptions, add_round, cell_partition, new_row, run_cell, run_cells
@@ -108,7 +109,8 @@ def test_client_scopes_of_one_layer_are_kept_and_thinned():
     for index in range(900):
         scopes = {"mean": [[0.0, 0.1], [0.0, 0.2]], "std": [[1.0, 2.0], [1.0, 3.0]]}
         update = {"round": index + 1, "seconds": 0.0, "layers": ["a", "b"], "client_scopes": scopes}
-        add_round(row, cell, update)
+        add_round(row, cell, update | {"stability": None if index else 0.3})
+    assert (row["stability"], largest_stability(row)) == (0.3, 0.3)
     kept = row["client_scopes"]
     assert len(kept["round"]) == 300
     assert (kept["mean"][0], kept["std"][-1]) == ([0.1, 0.2], [2.0, 3.0])

@@ -87,6 +87,13 @@ def test_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
     assert ledger.path.read_text() == text
 
 
+@pytest.mark.parametrize("name", ["strength_sweep", "best_against_best"])
+def test_scripts_with_strengths_of_their_own_take_none(name, capsys):
+    with pytest.raises(SystemExit):
+        script(name).main(["--preset", "smoke", "--dry-run", "--strength", "2"])
+    assert "--strength" in capsys.readouterr().err
+
+
 def test_cells_without_data_are_listed_and_left_out(tmp_path, capsys):
     options = ["--preset", "cpu", "--data-dir", str(tmp_path), "--output", str(tmp_path)]
     options += ["--results", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
