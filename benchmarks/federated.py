@@ -34,7 +34,7 @@ STUDY: tuple[dict[str, Any], ...] = (
     {"strength": 1.0, "scale": "size", "form": "proximal"},
     {"strength": 0.001, "scale": "size"},
     _WSA | {"init": "he"},
-    _WSA | {"target": "fixed"},
+    _WSA | {"scale": "size", "form": "proximal"},
     {"strength": 1.0, "form": "proximal"},
     {"learning_rate": 0.1},
     _WSA | {"learning_rate": 0.1},

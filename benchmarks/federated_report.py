@@ -29,7 +29,7 @@ class Args:
     results: Path = RESULTS / "federated.jsonl"
     output: Path = RESULTS
     rounds: int = 100
-    """Rows of runs of this length."""
+    """Rows of runs of this length; figures of another than the first record's are named by it."""
 
 
 def by_label(rows: list[Row]) -> dict[str, list[Row]]:
@@ -229,8 +229,9 @@ def main(argv: list[str] | None = None) -> None:
     if len(rows) > len(shown):
         print(f"{len(rows) - len(shown)} of {len(rows)} rows are of other experiments\n")
     print(markdown(groups, args.rounds))
+    length = "" if args.rounds == Args.rounds else f"_{args.rounds}"
     for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
-        make(groups).savefig(args.output / f"{name}.png", dpi=150)
+        make(groups).savefig(args.output / f"{name}{length}.png", dpi=150)
     gains = {
         label: paired_gain(group, baseline_of(group[0], groups))
         for label, group in groups.items()

@@ -105,4 +105,4 @@ def test_report_pairs_seeds_and_rounds(smoke, capsys):
     assert markdown(groups, 3).count("\n") == 3
     report(["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"])
     assert "gain" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (smoke[0] / "federated.png").stat().st_size > 10_000
+    assert (smoke[0] / "federated_3.png").stat().st_size > 10_000
