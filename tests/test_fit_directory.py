@@ -1,5 +1,6 @@
 """Training killed at a random moment and started again ends in bitwise the same models."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import optax
 import pytest
 
 from wsa_jax.data import load_dataset
+from wsa_jax.fit_directory import fit_identity
 from wsa_jax.scope import weight_scope
 from wsa_jax.training import FitSettings, _jitted_fit, classification, fit
 
@@ -137,9 +139,20 @@ def test_a_directory_of_another_run_is_refused(saved, changed, name):
     assert str(saved[0]) in str(error.value)
 
 
+def test_settings_may_be_numbers_of_numpy():
+    # A class of its own: under test, arguments of FitSettings are checked for Python's types.
+    settings = dataclasses.make_dataclass("Settings", ["steps", "momentum"])
+    numbers = (np.zeros(1), None, 0.0, {}, (np.zeros(1), np.zeros(1)))
+    ours, theirs = (
+        fit_identity(jax.random.key(0), (), settings(*given), *numbers)
+        for given in ((np.int64(3), np.float32(0.5)), (3, 0.5))
+    )
+    assert ours == theirs
+
+
 def test_other_initial_models_are_refused(saved, whole):
     with pytest.raises(ValueError, match="holds a run with initial model = "):
-        train(saved[0], params=whole.params)
+        train(saved[0], params=whole.params, model_state=whole.model_state)
 
 
 def test_a_federated_run_is_refused(tmp_path):

@@ -54,7 +54,19 @@ class TestStep:
 
     def test_strength_0_changes_nothing(self):
         moved = proximal(PARAMS, TARGET, step_size=0.1, strength=0.0)["kernel"]
-        np.testing.assert_allclose(moved, PARAMS["kernel"], rtol=1e-6)
+        np.testing.assert_array_equal(moved, PARAMS["kernel"])
+
+    def test_float64_weights_are_not_rounded(self):
+        with jax.enable_x64():
+            params = {"kernel": jnp.asarray(WEIGHTS)}
+            target = weight_scope(params)
+            moved = proximal_scope_step(params, target, step_size=1.0, strength=1e-12)["kernel"]
+            assert moved.dtype == jnp.float64
+            np.testing.assert_allclose(moved - moved.mean(), WEIGHTS - WEIGHTS.mean(), rtol=1e-6)
+            # Differences between weights far below float32's resolution stay.
+            nudged = {"kernel": params["kernel"].at[0, 0].add(1e-11)}
+            again = proximal_scope_step(nudged, target, step_size=1.0, strength=1e-12)["kernel"]
+            assert float((again - moved)[0, 0]) == pytest.approx(1e-11, rel=0.01)
 
     @pytest.mark.parametrize("target_std", [0.05, 0.8])
     def test_monotone_in_strength_and_never_past_the_target(self, target_std):

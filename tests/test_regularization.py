@@ -116,6 +116,18 @@ class TestOneGradient:
 
 
 class TestTransform:
+    def test_half_precision_equals_autodiff(self):
+        # 1/n alone is below float16's smallest number, strength times 1/n is not.
+        weights = jax.random.normal(jax.random.key(0), (512, 512)) * 0.02
+        params = {"kernel": weights.astype(jnp.float16)}
+        target = constant_target(weight_scope(params), mean=0.0, std=0.02005)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        found = step(regularize_scope(1e4), params, zeros, target)
+        wide = {"kernel": params["kernel"].astype(jnp.float32)}
+        exact = 1e4 * jax.grad(scope_penalty)(wide, target)["kernel"]
+        error = np.abs(np.asarray(found["kernel"], np.float32) - exact).max()
+        assert error < 1e-3 * np.abs(exact).max()
+
     @pytest.mark.parametrize("scale", ["sum", "size"])
     def test_adds_strength_times_the_gradient_of_the_loss_term(self, scale):
         target = target_for()

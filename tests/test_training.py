@@ -193,11 +193,47 @@ class TestFit:
         with pytest.raises(ValueError, match="learning_rate"):
             fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, learning_rate=rate)
 
-    @pytest.mark.parametrize("batch_size", [0, 61])
-    def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data, batch_size):
-        settings = FitSettings(steps=1, batch_size=batch_size)
-        with pytest.raises(ValueError, match=f"batch_size {batch_size} does not fit 60 examples"):
+    def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data):
+        settings = FitSettings(steps=1, batch_size=61)
+        with pytest.raises(ValueError, match="batch_size 61 does not fit 60 examples"):
             fit(KEYS[0], tiny_task, *tiny_data, settings=settings)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"steps": -1}, "steps -1 is no whole number"),
+            ({"batch_size": 0}, "batch_size 0 is no whole number"),
+            ({"momentum": -3}, r"momentum -3 is not in \[0, 1\)"),
+            ({"weight_decay": -1}, r"weight_decay -1 is not in \[0, inf\)"),
+            ({"clip_norm": -1}, "clip_norm -1 is not positive"),
+        ],
+    )
+    def test_settings_out_of_range(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            FitSettings(**({"steps": 1} | change))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda x, y: (x[:20], y), "the training data has 20 images and 60 labels"),
+            (lambda x, y: (x, y + 1), r"label 3 of the training data is out of range; .* 0 \.\. 2"),
+            (lambda x, y: (x, -y), "label -[12] of the training data is out of range"),
+        ],
+        ids=["images", "too large", "negative"],
+    )
+    def test_data_that_does_not_fit(self, tiny_task, tiny_data, change, message):
+        with pytest.raises(ValueError, match=message):
+            fit(KEYS, tiny_task, *change(*tiny_data), settings=SETTINGS)
+
+    def test_regularization_outside_its_bound(self, tiny_task, tiny_data):
+        target = weight_scope(tiny_task.init(KEYS[0])[0])
+        with pytest.raises(ValueError, match=r"unstable in layer Dense_1/kernel: .* 1e\+06"):
+            fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=1e6)
+
+    def test_models_without_their_statistics(self, normed_task, tiny_data):
+        params, _ = normed_task.init(KEYS[0])
+        with pytest.raises(ValueError, match="params are given and model_state is not"):
+            fit(KEYS[0], normed_task, *tiny_data, settings=SETTINGS, params=params)
 
     def test_negative_strength(self, tiny_task, tiny_data):
         with pytest.raises(ValueError, match=r"strength -1.0 is not"):

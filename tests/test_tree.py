@@ -71,6 +71,23 @@ def test_lerp_keeps_low_precision_under_jit():
     assert jax.jit(lerp)(first, second, 0.5)["dense"]["kernel"].dtype == jnp.bfloat16
 
 
+def test_lerp_rounds_once():
+    first, second = (
+        {"w": jax.random.normal(jax.random.key(seed), (999,), jnp.bfloat16)} for seed in (0, 1)
+    )
+    exact = 0.7 * np.asarray(first["w"], np.float64) + 0.3 * np.asarray(second["w"], np.float64)
+    # Rounded after each operation, four in ten differ; ties alone may.
+    assert np.mean(lerp(first, second, 0.3)["w"] != exact.astype(jnp.bfloat16)) < 0.01
+
+
+def test_stack_and_unstack_leave_functions_of_a_module_alone():
+    modules = [eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(i)) for i in range(2)]
+    both = stack(modules)
+    assert both.activation is modules[0].activation
+    assert both.layers[0].weight.shape == (2, 2, 2)
+    np.testing.assert_array_equal(unstack(both)[1].layers[0].weight, modules[1].layers[0].weight)
+
+
 def test_lerp_leaves_functions_of_a_module_alone():
     modules = [eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(i)) for i in range(2)]
     found = lerp(*modules, 1.0)

@@ -88,4 +88,5 @@ def fit_identity(
         "initial model": digest(*jax.tree.leaves(initial)),
         "data": digest(*data),
     }
-    return json.loads(json.dumps(identity))
+    # Settings may be numbers of NumPy or JAX.
+    return json.loads(json.dumps(identity, default=lambda number: number.item()))

@@ -47,7 +47,7 @@ def proximal_scope_step(
       Parameters of the same structure, shapes and dtypes.
 
     Guarantees: stable for every step size and strength, where the explicit gradient is not: mean
-    and std move monotonically towards the target and never past it. Strength 0 keeps the scope.
+    and std move monotonically towards the target and never past it. Strength 0 is the identity.
 
     Edge cases: std below `STD_FLOOR` moves the mean only (the standardised weights are undefined).
 
@@ -76,8 +76,11 @@ def proximal_scope_step(
     moves = scope.std > STD_FLOOR
     ratio = jnp.where(moves, std / jnp.where(moves, scope.std, 1.0), 1.0)
     return map_layers(
-        lambda weight, old, new, ratio: new + (weight - old) * ratio,
-        params, select_layers(params, select), (scope.mean, mean, ratio), other=lambda leaf: leaf,
+        lambda weight, old, new, ratio, k: jnp.where(k > 0, new + (weight - old) * ratio, weight),
+        params,
+        select_layers(params, select),
+        (scope.mean, mean, ratio, k),
+        other=lambda leaf: leaf,
     )  # fmt: skip
 
 

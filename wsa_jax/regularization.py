@@ -85,10 +85,17 @@ def scope_gradient(
     >>> bool(jnp.allclose(scope_gradient(params, target)["kernel"], by_autodiff, rtol=1e-5))
     True
     """
+    return _gradient(params, target, 1.0, select, scale)
+
+
+def _gradient(
+    params: PyTree, target: WeightScope, strength: Any, select: Rule, scale: Scale
+) -> PyTree:
+    """``strength`` times the gradient: 1/n alone would be rounded to 0 in half precision."""
     scope = weight_scope(params, select=select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)
-    per_weight = layer_weights(target.sizes, scale) / size
+    per_weight = strength * layer_weights(target.sizes, scale) / size
     target_precision = 1.0 / jnp.square(jnp.maximum(target.std, STD_FLOOR))
     precision = 1.0 / jnp.square(jnp.maximum(scope.std, STD_FLOOR))
     slope = per_weight * jnp.where(scope.std > STD_FLOOR, target_precision - precision, 0.0)
@@ -135,9 +142,8 @@ def regularize_scope(
     check_strength(strength)
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
-        scaled = value_at(strength, count)
-        gradient = scope_gradient(params, target, select=select, scale=scale)
-        return jax.tree.map(lambda u, g: u + (scaled * g).astype(u.dtype), updates, gradient)
+        gradient = _gradient(params, target, value_at(strength, count), select, scale)
+        return jax.tree.map(lambda u, g: u + g.astype(u.dtype), updates, gradient)
 
     return targeted_transformation("regularize_scope", change, select)
 

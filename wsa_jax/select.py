@@ -161,7 +161,8 @@ def map_layers(
     """Apply ``fun(leaf, *values of its layer)`` to selected leaves and ``other`` to the rest.
 
     Args:
-      fun: gets the leaf in float32 and, for each vector, its layer's value, ready to broadcast.
+      fun: gets the leaf in at least float32 and, for each vector, its layer's value, ready to
+        broadcast.
       params: any pytree of arrays.
       layers: of `select_layers` on the same tree.
       vectors: one number a layer each, ``[layers]``.
@@ -189,7 +190,8 @@ def map_layers(
             count = weight.shape[axis]
             shape = tuple(count if i == axis else 1 for i in range(weight.ndim))
             values = [vector[position : position + count].reshape(shape) for vector in vectors]
-        mapped[leaf] = fun(weight.astype(jnp.float32), *values).astype(weight.dtype)
+        wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+        mapped[leaf] = fun(wide, *values).astype(weight.dtype)
     return jax.tree.unflatten(structure, mapped)
 
 

@@ -1,9 +1,8 @@
 """What a model is trained for, as pure functions, and its evaluation over a data set."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.described import described
 from wsa_jax.tree import wide
 
 
@@ -121,32 +121,12 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         )
 
     settings = (
-        ("module", _described(module)),
+        ("module", described(module)),
         ("dataset", info.name),
         ("normalization", f"{info.mean} {info.std} {info.scale}"),
         ("augmentation", augmentation),
     )
     return Task(init, loss, metrics, settings, predict)
-
-
-def _described(value: Any) -> str:
-    """What tells one module from another, the same in every process: functions by their name."""
-    if isinstance(value, nn.Module):
-        fields = [
-            f"{field.name}={_described(getattr(value, field.name))}"
-            for field in dataclasses.fields(value)
-            if field.name not in ("parent", "name")
-        ]
-        return f"{type(value).__qualname__}({', '.join(fields)})"
-    if isinstance(value, str | bytes | int | float | complex | None):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k!r}: {_described(v)}' for k, v in sorted(value.items()))}}}"
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_described, value))})"
-    if isinstance(value, functools.partial):
-        return f"partial({_described((value.func, value.args, value.keywords))})"
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

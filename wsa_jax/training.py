@@ -13,9 +13,12 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.fit_directory import FitDirectory, fit_identity
+from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.regularization import check_strength, regularize_scope
-from wsa_jax.scope import WeightScope
+from wsa_jax.scope import WeightScope, weight_scope
 from wsa_jax.select import Rule, kernels
+from wsa_jax.settings import check_sgd
+from wsa_jax.stability import check_stability
 from wsa_jax.task import Batch as Batch
 from wsa_jax.task import Metrics as Metrics
 from wsa_jax.task import Task as Task
@@ -34,6 +37,9 @@ class FitSettings:
     weight_decay: float | int = 0.0
     clip_norm: float | int | None = None
     select: Rule = kernels
+
+    def __post_init__(self):
+        check_sgd(self)
 
 
 class FitResult(NamedTuple):
@@ -62,8 +68,9 @@ def fit(
 ) -> FitResult:
     """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
 
-    Each epoch goes through the data once in a fresh order. With a target, weight scope
-    regularization of the given strength acts on the gradient, before clipping and decay.
+    Each epoch goes through whole batches of the data in a fresh order; examples that fill no batch
+    are left to another epoch's order. With a target, weight scope regularization of the given
+    strength acts on the gradient, before clipping and decay.
 
     Args:
       key: one key, or keys ``[models]``: each draws its own initial weights and data order.
@@ -86,11 +93,14 @@ def fit(
     moment and started again. One compilation serves all its parts.
 
     Raises:
-      ValueError: no examples, fewer examples than a batch, a negative strength or learning rate,
-        parameters of another architecture or with NaN, or a directory that holds another run.
+      ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
+        label that is none of the model's classes, a negative strength or learning rate,
+        regularization outside its stability bound, parameters of another architecture or with NaN
+        or without the statistics they go with, or a directory that holds another run.
       CheckpointError: the newest checkpoint is torn.
     """
     check_strength(strength)
+    check_one_label_each(images, labels, "the training data")
     count, steps = labels.shape[0], settings.steps
     if not 0 < settings.batch_size <= count:
         raise ValueError(
@@ -102,10 +112,20 @@ def fit(
     rates = _rates(learning_rate, steps)
     check_strength(rates, "learning_rate")
     _check_initial(key, task, params, model_state)
+    _check_classes(key, task, images, labels)
     map_models = jax.default_backend() == "cpu" if map_models is None else map_models
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
     state, done, every, run = start(key, params, model_state, target, count), 0, steps, None
+    if target is not None:
+        select = functools.partial(weight_scope, select=settings.select)
+        scope = (jax.vmap(select) if key.ndim else select)(state.params)
+        check_stability(
+            scope,
+            target,
+            learning_rate=rates.max().item(),
+            strength=np.asarray(strength, np.float32).item(),
+        )
     if directory is not None:
         identity = fit_identity(
             key, task.settings, settings, rates, target, strength,
@@ -259,9 +279,28 @@ def _check_initial(key: Array, task: Task, params: PyTree, model_state: PyTree) 
     if params is None and model_state is None:
         return
     shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
+    check_statistics(params, model_state, shapes[1])
     for given, like, name in zip(
         (params, model_state), shapes, ("params", "model_state"), strict=True
     ):
         if given is not None:
             check_same_structure(given, like)
             check_finite(given, name)
+
+
+def check_statistics(params: PyTree, model_state: PyTree, initial_state: PyTree) -> None:
+    """Raise a ValueError where parameters are given without the statistics they go with."""
+    if params is not None and model_state is None and jax.tree.leaves(initial_state):
+        raise ValueError(
+            "params are given and model_state is not, but this task has one; give both, or "
+            "model_state=task.init(key)[1] for fresh statistics"
+        )
+
+
+def _check_classes(key: Array, task: Task, images: Any, labels: Any) -> None:
+    one = jax.eval_shape(lambda key: key.ravel()[0], key)
+    params, model_state = jax.eval_shape(task.init, one)
+    classes = class_count(task, params, model_state, images)
+    # Only a task with logits says what its labels mean.
+    if classes is not None:
+        check_labels(labels, classes, "the training data")

@@ -1,6 +1,5 @@
 """Pytrees of models: stacking, interpolation and weighted means, where optax.tree has none."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ from wsa_jax.select import is_weight, key_path
 def stack(models: Sequence[PyTree]) -> PyTree:
     """Stack models of one structure along a new leading axis, ``[models, ...]``.
 
+    Leaves that are no arrays or numbers, such as functions, are the first model's.
+
     Raises:
       ValueError: no model, or structures or shapes differ; names the first leaf that does.
 
@@ -25,7 +26,9 @@ def stack(models: Sequence[PyTree]) -> PyTree:
         raise ValueError("stack was given no model; give at least one")
     for other in models[1:]:
         check_same_structure(models[0], other)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves) if is_array(leaves[0]) else leaves[0], *models
+    )
 
 
 def unstack(models: PyTree) -> list[PyTree]:
@@ -34,8 +37,11 @@ def unstack(models: PyTree) -> list[PyTree]:
     >>> [float(model["w"]) for model in unstack({"w": jnp.arange(3.0)})]
     [0.0, 1.0, 2.0]
     """
-    count = jax.tree.leaves(models)[0].shape[0]
-    return [jax.tree.map(operator.itemgetter(i), models) for i in range(count)]
+    count = next(leaf.shape[0] for leaf in jax.tree.leaves(models) if is_array(leaf))
+    return [
+        jax.tree.map(lambda leaf, i=i: leaf[i] if is_array(leaf) else leaf, models)
+        for i in range(count)
+    ]
 
 
 def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
@@ -51,7 +57,7 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     def mix(a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
-        return ((1 - t) * a + t * b).astype(a.dtype)
+        return ((1 - t) * wide(a) + t * wide(b)).astype(a.dtype)
 
     return jax.tree.map(mix, first, second)
 
@@ -71,12 +77,21 @@ def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree
 
     def mean(leaf: Any) -> Any:
         if not is_weight(leaf):
-            return leaf[0]
+            return leaf[0] if is_array(leaf) else leaf
         column = share.reshape((-1,) + (1,) * (leaf.ndim - 1))
         terms = jnp.where(column > 0, column * wide(leaf), 0.0)
         return jnp.sum(terms, axis=0).astype(leaf.dtype)
 
     return jax.tree.map(mean, models)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or a number, not for example a function in an Equinox module.
+
+    >>> is_array(jnp.ones(2)), is_array(2.0), is_array(jax.nn.relu)
+    (True, True, False)
+    """
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def wide(leaf: ArrayLike) -> Array:

@@ -18,16 +18,21 @@ from wsa_jax.models import CNN
 
 PARAMS = {"kernel": jnp.ones((5, 4)), "bias": jnp.ones(4), "half": jnp.ones(8, jnp.bfloat16)}
 SIZE = 4 * (20 + 4) + 2 * 8
+UPDATE = 4 * (20 + 4 + 8)  # in float32, as it is subtracted and averaged
 
 
 @pytest.mark.parametrize(
     ("algorithm", "down", "up"),
     [
-        (fed_avg(), SIZE, SIZE),
-        (fed_prox(), SIZE, SIZE),
-        (fed_exp(), SIZE, SIZE + 4),  # the squared norm of the update; iterates stay on the server
-        (fed_adam(), SIZE, SIZE),  # so do the moments
-        (scaffold(), 2 * SIZE, 2 * SIZE),
+        (fed_avg(), SIZE, UPDATE),
+        (fed_prox(), SIZE, UPDATE),
+        (
+            fed_exp(),
+            SIZE,
+            UPDATE + 4,
+        ),  # a squared norm; iterates stay there
+        (fed_adam(), SIZE, UPDATE),  # as do the moments
+        (scaffold(), 2 * SIZE, SIZE + UPDATE),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

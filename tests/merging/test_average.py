@@ -2,6 +2,7 @@
 
 import inspect
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,13 @@ class TestAverage:
 
     def test_copies_average_to_themselves(self):
         np.testing.assert_array_equal(flat(average([FIRST] * 4)), flat(FIRST))
+
+    def test_functions_of_a_module_are_the_first_models(self):
+        modules = [eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(i)) for i in range(2)]
+        for models in (modules, stack(modules)):
+            found = average(models, weights=[0, 1])
+            assert found.activation is modules[0].activation
+            np.testing.assert_array_equal(found.layers[0].weight, modules[1].layers[0].weight)
 
     def test_under_jit(self):
         models = stack([FIRST, SECOND])

@@ -17,6 +17,7 @@ from wsa_jax.merging import (
     scale_units,
     trace_spec,
 )
+from wsa_jax.merging.methods import _activations
 from wsa_jax.tree import check_same_structure
 
 BUDGET = Budget(steps=4, batch_size=10)
@@ -128,6 +129,8 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
         align_models(key, spec, models, evidence, "wieght")
     with pytest.raises(ValueError, match=r"held_out 1.0 is no share in \[0, 1\)"):
         Budget(held_out=1.0)
+    with pytest.raises(ValueError, match="np_learning_rate -0.1 is not a non-negative number"):
+        Budget(np_learning_rate=-0.1)
     odd = evidence._replace(labels=np.where(np.arange(len(evidence.labels)) == 2, 3, 0))
     with pytest.raises(ValueError, match="label 3 of evidence is out of range; classes are 0 .. 2"):
         merge_table(key, models, spec, odd, test=tiny_data)
@@ -137,3 +140,7 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     mute = evidence._replace(task=tiny_task._replace(logits=None))
     with pytest.raises(ValueError, match="the task has no logits"):
         merge_table(key, models, spec, mute, test=tiny_data, methods=("activation matching",))
+
+
+def test_activation_matching_compiles_once_a_task(models, spec, evidence):
+    assert _activations(spec, evidence.task) is _activations(spec, evidence.task)

@@ -5,6 +5,8 @@ from wsa_jax.federated.aggregate import Aggregation as Aggregation
 from wsa_jax.federated.aggregate import coordinate_median as coordinate_median
 from wsa_jax.federated.aggregate import trimmed_mean as trimmed_mean
 from wsa_jax.federated.algorithms import FederatedAlgorithm as FederatedAlgorithm
+from wsa_jax.federated.algorithms import LocalContext as LocalContext
+from wsa_jax.federated.algorithms import ServerContext as ServerContext
 from wsa_jax.federated.algorithms import fed_adam as fed_adam
 from wsa_jax.federated.algorithms import fed_avg as fed_avg
 from wsa_jax.federated.algorithms import fed_avg_m as fed_avg_m
@@ -14,6 +16,9 @@ from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
 from wsa_jax.federated.algorithms import scaffold as scaffold
 from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
 from wsa_jax.federated.client import LocalSettings as LocalSettings
+from wsa_jax.federated.client import RoundSettings as RoundSettings
+from wsa_jax.federated.client import ScopeForm as ScopeForm
+from wsa_jax.federated.client import epochs_needed as epochs_needed
 from wsa_jax.federated.communication import RoundBytes as RoundBytes
 from wsa_jax.federated.communication import bytes_per_round as bytes_per_round
 from wsa_jax.federated.diagnostics import RoundInfo as RoundInfo

@@ -1,7 +1,5 @@
 """Local training of one client: one `lax.scan` over batches drawn without replacement."""
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,16 +14,11 @@ from wsa_jax.proximal import proximal_scope
 from wsa_jax.regularization import Scale, regularize_scope, scope_penalty
 from wsa_jax.scope import WeightScope
 from wsa_jax.select import Rule, kernels
+from wsa_jax.settings import check_sgd
 from wsa_jax.training import Batch, Task
 from wsa_jax.tree import is_key, wide
 
 Form = Literal["gradient", "penalty", "proximal"]
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless a setting is a whole number of at least 1."""
-    if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +40,7 @@ class LocalSettings:
     momentum: float | int = 0.0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size"):
-            check_count(name, getattr(self, name))
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
-                f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"weight_decay {self.weight_decay} is not in [0, inf); give 0 for none"
-            )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum {self.momentum} is not in [0, 1); give 0 for none")
+        check_sgd(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.select import select_layers
+from wsa_jax.tree import wide
 
 
 class RoundBytes(NamedTuple):
@@ -38,9 +39,9 @@ def bytes_per_round(
     """Count what one participant receives and sends in a round, uncompressed.
 
     Down: parameters, statistics, what the algorithm broadcasts, and with weight scope alignment
-    the target, two float32 numbers a layer. Up: the update and statistics, the algorithm's message,
-    and with alignment the mean and variance of each layer. Nothing is computed, so shapes
-    (`jax.ShapeDtypeStruct`) do. Multiply by the participants for a round of all.
+    the target, two float32 numbers a layer. Up: the update, in at least float32, and statistics,
+    the algorithm's message, and with alignment the mean and variance of each layer. Nothing is
+    computed, so shapes (`jax.ShapeDtypeStruct`) do. Multiply by the participants for all of them.
 
     Args:
       algorithm: FedAvg, ...
@@ -62,14 +63,16 @@ def bytes_per_round(
     broadcast = jax.eval_shape(algorithm.broadcast, server)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def message(params: PyTree, broadcast: Any, client: Any, rate: Any) -> Any:
-        return algorithm.finish(params, LocalContext(params, broadcast, client, rate, 1))[1]
+    def sent(params: PyTree, broadcast: Any, client: Any, rate: Any) -> Any:
+        update = jax.tree.map(wide, params)
+        context = LocalContext(params, broadcast, client, rate, 1)
+        return update, algorithm.finish(update, context)[1]
 
-    sent = jax.eval_shape(message, params, broadcast, client, rate)
-    both = _bytes(params) + _bytes(model_state)
+    up = jax.eval_shape(sent, params, broadcast, client, rate)
+    both = _bytes(model_state)
     if wsa is not None:
         both += 2 * 4 * len(select_layers(params, wsa.select))
-    return RoundBytes(down=both + _bytes(broadcast), up=both + _bytes(sent))
+    return RoundBytes(down=both + _bytes((params, broadcast)), up=both + _bytes(up))
 
 
 def _bytes(tree: PyTree) -> int:

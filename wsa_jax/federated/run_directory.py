@@ -139,7 +139,8 @@ def run_identity(
         "data": digest(partition.indices, partition.sizes, *train),
         "test": None if test is None else digest(*test),
     }
-    return json.loads(json.dumps(identity))
+    # Settings may be numbers of NumPy or JAX.
+    return json.loads(json.dumps(identity, default=lambda number: number.item()))
 
 
 def round_row(

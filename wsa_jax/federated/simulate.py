@@ -28,7 +28,6 @@ from wsa_jax.federated.client import (
     LocalSettings,
     RoundSettings,
     ScopeForm,
-    check_count,
     epochs_needed,
 )
 from wsa_jax.federated.diagnostics import RoundInfo
@@ -45,7 +44,8 @@ from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row
 from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.regularization import check_strength
 from wsa_jax.scope import weight_scope
-from wsa_jax.training import Task, evaluate
+from wsa_jax.settings import check_count
+from wsa_jax.training import Task, check_statistics, evaluate
 from wsa_jax.tree import check_finite
 
 Schedule = Callable[[int], Any]
@@ -153,11 +153,7 @@ def simulate(
     strengths = _values(wsa.strength if wsa else 0.0, rounds, "strength")
 
     initial, initial_state = task.init(jax.random.fold_in(key, 0))
-    if params is not None and model_state is None and jax.tree.leaves(initial_state):
-        raise ValueError(
-            "params are given and model_state is not, but this task has one; give both, or "
-            "model_state=task.init(key)[1] for fresh statistics"
-        )
+    check_statistics(params, model_state, initial_state)
     initial_state = initial_state if model_state is None else model_state
     initial = initial if params is None else params
     check_floating(initial)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import PyTree
 
-from wsa_jax.tree import check_finite, check_same_structure, stack
+from wsa_jax.tree import check_finite, check_same_structure, is_array, stack
 
 
 def check_weights(params: PyTree, what: str) -> None:
@@ -39,6 +39,9 @@ def is_traced(tree: PyTree) -> bool:
 def as_stack(models: PyTree) -> PyTree:
     """Take a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
 
+    A list is always one of models: a stack of models that are lists of layers themselves has to be
+    given as the list of its models (`wsa_jax.tree.unstack`).
+
     Raises:
       ValueError: no model, models that differ (the leaf is named), or a leaf of another length.
 
@@ -47,7 +50,8 @@ def as_stack(models: PyTree) -> PyTree:
     """
     if type(models) in (list, tuple):
         return stack(models)
-    lengths = {jax.numpy.shape(leaf)[:1] for leaf in jax.tree.leaves(models)}
+    leaves = filter(is_array, jax.tree.leaves(models))
+    lengths = {jax.numpy.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) > 1 or lengths & {(), (0,)}:
         raise ValueError(
             f"models is no stack: its leaves' leading axes are {sorted(lengths)}; "

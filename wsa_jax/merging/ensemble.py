@@ -34,7 +34,8 @@ def ensemble(
     Args:
       logits_fn: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode; one
         object for all calls, a new one compiles again.
-      models: parameters, a stack ``[models, ...]`` or a plain list or tuple of models.
+      models: parameters, a stack ``[models, ...]`` or a plain list or tuple of models; a list is
+        never taken for a stack.
       images: examples, as logits_fn takes them.
       labels: their labels.
       model_states: non-parameter collections, stacked or listed as the models; none by default.

@@ -1,5 +1,6 @@
 """Merging methods by name: each aligns, combines and repairs models on one budget of data."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,6 +22,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.taps import taps
 from wsa_jax.merging.units import scale_units
+from wsa_jax.regularization import check_strength
 from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import stack
 
@@ -75,6 +77,8 @@ class Budget:
     held_out: float | int = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("np_learning_rate", "fine_tuning_rate"):
+            check_strength(getattr(self, name), name)
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out {self.held_out} is no share in [0, 1); 0.2 is the default")
 
@@ -273,6 +277,7 @@ def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=16)
 def _activations(spec: AxisSpec, task: Task) -> Callable[[PyTree, Array], dict[str, Array]]:
     """The activations of every group, of variables and images as they are stored."""
     if task.logits is None:

@@ -25,8 +25,8 @@ def layer_initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer
 
     Guarantees: initialisers have Flax's signature `(key, shape, dtype)`; the bounds hold exactly.
 
-    Edge cases: He's biases are a constant, so their scope has std 0 and they are left out of
-    every selection of layers.
+    Edge cases: He's biases are a constant, so their scope has std 0: leave them out of a selection
+    of layers (`wsa_jax.constant_layers` names them; `simulate` leaves them out itself).
 
     Errors: an unknown name or a `fan_in` below 1 is a `ValueError`.
 
@@ -46,7 +46,7 @@ def layer_initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer
         return uniform, uniform
     if name == "he":
         return _flat(nn.initializers.normal(math.sqrt(2 / fan_in))), nn.initializers.zeros
-    raise ValueError(f"init must be 'reference' or 'he', got {name!r}")
+    raise ValueError(f"initialization must be 'reference' or 'he', got {name!r}")
 
 
 def _uniform(bound: float) -> Initializer:

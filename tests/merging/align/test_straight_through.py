@@ -95,6 +95,30 @@ def test_errors_name_the_setting(models, tiny_task, tiny_data):
         straight_through(KEY, spec, first, second, tiny_task, images[:0], labels[:0])
     with pytest.raises(ValueError, match="steps 0, batch_size 500 and max_sweeps 100 must be"):
         straight_through(KEY, spec, first, second, tiny_task, images, labels, steps=0)
+    with pytest.raises(ValueError, match=r"learning_rate -1.0 is not a non-negative number"):
+        straight_through(KEY, spec, first, second, tiny_task, images, labels, learning_rate=-1.0)
     broken = second | {"Dense_0": second["Dense_0"] | {"bias": jnp.full(72, jnp.nan)}}
     with pytest.raises(ValueError, match="leaf Dense_0/bias of the second model holds 72 NaN"):
         straight_through(KEY, spec, first, broken, tiny_task, images, labels)
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(models, tiny_task, tiny_data):
+    spec, first, second = models
+
+    def search(first_loss):
+        # The losses of the steps, one after another.
+        losses = iter([first_loss, *[jnp.nan] * 5] if np.isnan(first_loss) else [jnp.nan, 1.0, 1.0])
+
+        def loss(key, params, model_state, batch):
+            del key, batch
+            value = jax.experimental.io_callback(
+                lambda: np.float32(next(losses)), jax.ShapeDtypeStruct((), np.float32)
+            )
+            return value + 0 * sum(leaf.sum() for leaf in jax.tree.leaves(params)), model_state
+
+        task = tiny_task._replace(loss=loss)
+        return straight_through(KEY, spec, first, second, task, *tiny_data, steps=3, batch_size=60)
+
+    assert search(1.0).info["best_step"] == 1
+    with pytest.raises(ValueError, match="no loss of 3 steps was finite, the first nan; give a"):
+        search(np.nan)

@@ -100,5 +100,12 @@ def test_errors():
             fisher_merge([model] * 2, [model] * 2, weights=weights)
     with pytest.raises(ValueError, match=r"floor 0.0 is not positive"):
         fisher_merge([model], [model], floor=0.0)
+    with pytest.raises(ValueError, match="leaf w of fisher 2 holds 1 NaN"):
+        fisher_merge([model] * 2, [model, {"w": jnp.array([1.0, jnp.nan])}], weights=[1.0, 0.0])
+    # Under a trace no value is looked at, and a model of weight 0 is left out all the same.
+    merged = jax.jit(
+        lambda fishers, weights: fisher_merge([model] * 2, fishers, weights=weights).params
+    )([model, {"w": jnp.array([1.0, jnp.nan])}], jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(merged["w"], model["w"])
     with pytest.raises(ValueError, match="examples hold no samples"):
         diagonal_fisher(log_likelihood, model, jnp.ones((0, 2)))

@@ -486,6 +486,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"leaf out/kernel has shape \(8, 8\) in the first"):
             self.merge((A, wider))
 
+    def test_learning_rate(self):
+        with pytest.raises(ValueError, match=r"learning_rate -1.0 is not a non-negative number"):
+            self.merge(learning_rate=-1.0)
+
     def test_examples(self):
         with pytest.raises(ValueError, match="examples hold no samples"):
             self.merge(examples=(np.ones((0, 4)), np.ones((0, 3))))

@@ -16,6 +16,7 @@ from wsa_jax.merging.align.similarity import lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import identity_permutations
+from wsa_jax.regularization import check_strength
 from wsa_jax.training import Batch, Task
 from wsa_jax.tree import lerp
 
@@ -71,7 +72,8 @@ def straight_through(
     to judge by the whole set.
 
     Raises:
-      ValueError: no data, fewer than one step or example a batch, or as `weight_matching`.
+      ValueError: no data, fewer than one step or example a batch, a negative learning rate, no
+        finite loss, or as `weight_matching`.
 
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (one epoch's
     random batches, momentum); keeping the best is what they state.
@@ -83,13 +85,14 @@ def straight_through(
         raise ValueError(
             f"steps {steps}, batch_size {batch_size} and max_sweeps {max_sweeps} must be at least 1"
         )
+    check_strength(learning_rate, "learning_rate")
     prepare(spec, first, second)
     rng, size = generator(key), min(batch_size, len(labels))
     step = _step(task)
     free, velocity = first, jax.tree.map(jnp.zeros_like, first)
     state = {} if model_state is None else model_state
     permutations = identity_permutations(spec)
-    best, best_step, losses, matching_seconds = permutations, 0, [], 0.0
+    best, best_step, best_loss, losses, matching_seconds = permutations, 0, np.inf, [], 0.0
     order = np.zeros(0, int)
     for index in range(steps):
         start = time.perf_counter()
@@ -106,8 +109,13 @@ def straight_through(
             jnp.float32(learning_rate), jnp.float32(momentum),
         )  # fmt: skip
         losses.append(float(loss))
-        if losses[index] < losses[best_step] or index == 0:
-            best, best_step = permutations, index
+        if losses[index] < best_loss:
+            best, best_step, best_loss = permutations, index, losses[index]
+    if not np.isfinite(best_loss):
+        raise ValueError(
+            f"no loss of {steps} steps was finite, the first {losses[0]}; "
+            f"give a learning_rate below {learning_rate}, or other models or examples"
+        )
     info: dict[str, Any] = {
         "loss": np.asarray(losses),
         "best_step": best_step,

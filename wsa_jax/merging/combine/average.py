@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.merging.check import as_stack, check_weights, is_traced
 from wsa_jax.select import is_weight
-from wsa_jax.tree import check_same_structure, weighted_mean
+from wsa_jax.tree import check_same_structure, is_array, weighted_mean
 
 # Below this angle great circle and line agree to float32's rounding; as close to half a turn the
 # circle is not determined.
@@ -25,7 +25,8 @@ def average(
     r"""Average models: :math:`\sum_i p_i w_i / \sum_i p_i`, uniform by default.
 
     Args:
-      models: a stack ``[models, ...]``, or a plain list or tuple of models.
+      models: a stack ``[models, ...]``, or a plain list or tuple of models; a list is never taken
+        for a stack, even where a model is a list of layers.
       weights: at least 0, not all 0, ``[models]``; normalised here.
 
     Guarantees: sums in float32, keeps dtypes; a model of weight 0 has no effect, even if it holds
@@ -46,7 +47,7 @@ def average(
     Source: WSA, section 3; McMahan et al., 2017, algorithm 1, for the weights.
     """
     models = as_stack(models)
-    leaves = jax.tree.leaves(models)
+    leaves = [leaf for leaf in jax.tree.leaves(models) if is_array(leaf)]
     if not leaves:
         return models
     count = leaves[0].shape[0]
@@ -58,10 +59,11 @@ def average(
         if not (np.isfinite(known).all() and (known >= 0).all() and (known > 0).any()):
             raise ValueError(f"weights {known.tolist()} must be finite, at least 0 and not all 0")
         kept = np.flatnonzero(known)
-        check_weights(
-            models if len(kept) == count else jax.tree.map(lambda leaf: leaf[kept], models),
-            "the models",
-        )
+
+        def pick(leaf: Any) -> Any:
+            return leaf[kept] if is_array(leaf) else leaf
+
+        check_weights(models if len(kept) == count else jax.tree.map(pick, models), "the models")
     return weighted_mean(models, weights)
 
 

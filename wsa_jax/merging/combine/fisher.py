@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.check import check_models
+from wsa_jax.merging.check import check_models, check_weights
 from wsa_jax.merging.combine.coefficients import (
     check_shares,
     replace_weights,
@@ -109,7 +109,7 @@ def fisher_merge(
 
     Raises:
       ValueError: no models, another number of fishers or weights, models or fishers that differ in
-        a leaf (named), a model that holds NaN, a negative weight, all weights 0, or a floor that is
+        a leaf (named), one that holds NaN, a negative weight, all weights 0, or a floor that is
         not positive.
 
     >>> models = {"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}
@@ -122,8 +122,9 @@ def fisher_merge(
     if not models or len(models) != len(fishers):
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
     check_models(models)
-    for fisher in fishers:
+    for index, fisher in enumerate(fishers):
         check_same_structure(models[0], fisher)
+        check_weights(fisher, f"fisher {index + 1}")
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(
@@ -191,7 +192,10 @@ def _jitted_merge(
     for name, first in named[0].items():
         precision = jnp.stack(
             [
-                weight * jnp.maximum(fisher[name].astype(jnp.float32), floor)
+                # Where the weight is 0, whatever the Fisher information is under a trace.
+                jnp.where(
+                    weight > 0, weight * jnp.maximum(fisher[name].astype(jnp.float32), floor), 0.0
+                )
                 for weight, fisher in zip(scale, information, strict=True)
             ]
         )

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.regularization import value_at
+from wsa_jax.regularization import check_strength, value_at
 from wsa_jax.select import is_weight
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
@@ -128,6 +128,7 @@ def learn(
     check_examples(examples, settings.batch_size)
     if held_out is not None:
         check_examples(held_out, 1, "held_out")
+    check_strength(learning_rate, "learning_rate")
     schedule = learning_rate if callable(learning_rate) else None
     rate = jnp.float32(0.0 if callable(learning_rate) else learning_rate)
     if state is None:
