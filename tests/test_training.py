@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from wsa_jax import constant_target, scope_divergence, weight_scope
+from wsa_jax.stability import stability
 from wsa_jax.training import Batch, FitSettings, _rates, classification, evaluate, fit
 
 SETTINGS = FitSettings(steps=60, batch_size=20)
@@ -229,6 +230,15 @@ class TestFit:
         target = weight_scope(tiny_task.init(KEYS[0])[0])
         with pytest.raises(ValueError, match=r"unstable in layer Dense_1/kernel: .* 1e\+06"):
             fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=1e6)
+
+    def test_a_target_that_is_itself_outside_the_bound(self, tiny_task, tiny_data):
+        scope = weight_scope(tiny_task.init(KEYS[0])[0])
+        narrow = constant_target(scope, mean=0.0, std=0.01)
+        settings = {"learning_rate": 0.1, "strength": 0.3}
+        at_start, at_target = (stability(x, narrow, **settings).max() for x in (scope, narrow))
+        assert at_start < 1 < at_target
+        with pytest.raises(ValueError, match="unstable in layer Dense_1/kernel"):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, target=narrow, **settings)
 
     def test_models_without_their_statistics(self, normed_task, tiny_data):
         params, _ = normed_task.init(KEYS[0])

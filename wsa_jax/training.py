@@ -120,12 +120,14 @@ def fit(
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
-        check_stability(
-            scope,
-            target,
-            learning_rate=rates.max().item(),
-            strength=np.asarray(strength, np.float32).item(),
-        )
+        # Where the run begins, and where the target leads it.
+        for reached in (scope, target):
+            check_stability(
+                reached,
+                target,
+                learning_rate=rates.max().item(),
+                strength=np.asarray(strength, np.float32).item(),
+            )
     if directory is not None:
         identity = fit_identity(
             key, task.settings, settings, rates, target, strength,
