@@ -245,6 +245,12 @@ class TestErrors:
         with pytest.raises(ValueError, match="strength 10000 "):
             federate(wsa=wsa)
 
+    def test_the_bound_looks_at_a_fixed_target(self, federate):
+        # 0.9 of the range where the run begins, 1.8 where the target leads it.
+        wsa = WeightScopeAlignment(strength=0.4, target=(0.0, 0.01))
+        with pytest.raises(ValueError, match="unstable in layer Dense_1/kernel.* uses 1.8"):
+            federate(wsa=wsa)
+
     def test_target_of_other_layers(self, federate):
         wsa = WeightScopeAlignment(target=weight_scope({"w": jnp.eye(3)}))
         with pytest.raises(

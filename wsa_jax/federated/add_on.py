@@ -72,12 +72,16 @@ def check_bound(
     rates: np.ndarray,
     strengths: np.ndarray,
 ) -> None:
-    """The bound at the round with the largest product; later rounds show theirs in the info."""
+    """The bound at the round with the largest product, at the first scope and at the target.
+
+    Later rounds show theirs in the info.
+    """
     worst = int(np.argmax(rates * strengths))
-    check_stability(
-        scope,
-        target,
-        learning_rate=float(rates[worst]),
-        strength=float(strengths[worst]),
-        scale=form.scale,
-    )
+    for reached in (scope, target):
+        check_stability(
+            reached,
+            target,
+            learning_rate=float(rates[worst]),
+            strength=float(strengths[worst]),
+            scale=form.scale,
+        )
