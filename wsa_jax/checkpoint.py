@@ -133,6 +133,15 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
             )
 
 
+def as_json(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a file will say of an identity; its numbers may be NumPy's or JAX's.
+
+    >>> as_json({"steps": np.int64(3), "range": (0, 1)})
+    {'steps': 3, 'range': [0, 1]}
+    """
+    return json.loads(json.dumps(identity, default=lambda number: number.item()))
+
+
 def digest(*arrays: Any) -> str:
     """Sixteen hexadecimal digits that follow from arrays' dtypes, shapes and values.
 

@@ -80,7 +80,7 @@ def _function(value: Any, inner: Any) -> str:
 
 def _code(code: types.CodeType, doc: str | None = None) -> str:
     constants = [
-        _code(constant) if isinstance(constant, types.CodeType) else repr(constant)
+        _code(constant) if isinstance(constant, types.CodeType) else described(constant)
         for constant in code.co_consts
         if constant is not doc
     ]

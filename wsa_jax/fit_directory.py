@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.checkpoint import Checkpoints, check_identity, digest, write_atomically
+from wsa_jax.checkpoint import Checkpoints, as_json, check_identity, digest, write_atomically
 from wsa_jax.scope import WeightScope
 
 
@@ -88,5 +88,4 @@ def fit_identity(
         "initial model": digest(*jax.tree.leaves(initial)),
         "data": digest(*data),
     }
-    # Settings may be numbers of NumPy or JAX.
-    return json.loads(json.dumps(identity, default=lambda number: number.item()))
+    return as_json(identity)

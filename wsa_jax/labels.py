@@ -1,5 +1,6 @@
 """What images and labels are asked before anything is compiled."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,3 +44,19 @@ def check_labels(labels: Any, num_classes: int | None, what: str) -> None:
     if bad.size:
         allowed = "count from 0" if num_classes is None else f"are 0 .. {num_classes - 1}"
         raise ValueError(f"label {bad[0]} of {what} is out of range; classes {allowed}")
+
+
+def check_data(
+    task: Task, params: PyTree, model_state: PyTree, sets: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Check the images and labels of each data set, by its name, against a task's classes.
+
+    Only a task with logits says what its labels mean: without, their number alone is looked at.
+    """
+    for what, (images, labels) in sets.items():
+        check_one_label_each(images, labels, what)
+    images, _ = next(iter(sets.values()))
+    classes = class_count(task, params, model_state, images)
+    if classes is not None:
+        for what, (_, labels) in sets.items():
+            check_labels(labels, classes, what)

@@ -74,3 +74,32 @@ def check_stability(
             f"of the stable range (n = {scope.sizes[worst]}); use the proximal form, "
             f"strength < {largest:.3g}, a smaller learning rate, or leave the layer out by select"
         )
+
+
+def check_bound(
+    scope: WeightScope,
+    target: WeightScope,
+    rates: np.ndarray,
+    strengths: np.ndarray,
+    *,
+    scale: Scale = "sum",
+) -> None:
+    """`check_stability` of a run: at its largest step, where it begins and where its target leads.
+
+    ``rates`` and ``strengths`` are one number a step or round each.
+
+    >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("bias",), sizes=(10,))
+    >>> narrow = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.05), names=("bias",), sizes=(10,))
+    >>> check_bound(scope, narrow, np.full(2, 0.01), np.array([0.0, 3.0]))
+    Traceback (most recent call last):
+    ValueError: weight scope regularization is unstable in layer bias: ... uses 1.2 of the ...
+    """
+    worst = int(np.argmax(rates * strengths))
+    for reached in (scope, target):
+        check_stability(
+            reached,
+            target,
+            learning_rate=float(rates[worst]),
+            strength=float(strengths[worst]),
+            scale=scale,
+        )

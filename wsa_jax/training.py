@@ -13,12 +13,12 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.fit_directory import FitDirectory, fit_identity
-from wsa_jax.labels import check_labels, check_one_label_each, class_count
+from wsa_jax.labels import check_data
 from wsa_jax.regularization import check_strength, regularize_scope
 from wsa_jax.scope import WeightScope, weight_scope
 from wsa_jax.select import Rule, kernels
 from wsa_jax.settings import check_sgd
-from wsa_jax.stability import check_stability
+from wsa_jax.stability import check_bound
 from wsa_jax.task import Batch as Batch
 from wsa_jax.task import Metrics as Metrics
 from wsa_jax.task import Task as Task
@@ -100,7 +100,6 @@ def fit(
       CheckpointError: the newest checkpoint is torn.
     """
     check_strength(strength)
-    check_one_label_each(images, labels, "the training data")
     count, steps = labels.shape[0], settings.steps
     if not 0 < settings.batch_size <= count:
         raise ValueError(
@@ -111,8 +110,12 @@ def fit(
         raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
     rates = _rates(learning_rate, steps)
     check_strength(rates, "learning_rate")
-    _check_initial(key, task, params, model_state)
-    _check_classes(key, task, images, labels)
+    shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
+    _check_initial(params, model_state, shapes)
+    one_params, one_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype), shapes
+    )
+    check_data(task, one_params, one_state, {"the training data": (images, labels)})
     map_models = jax.default_backend() == "cpu" if map_models is None else map_models
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
@@ -120,14 +123,7 @@ def fit(
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
-        # Where the run begins, and where the target leads it.
-        for reached in (scope, target):
-            check_stability(
-                reached,
-                target,
-                learning_rate=rates.max().item(),
-                strength=np.asarray(strength, np.float32).item(),
-            )
+        check_bound(scope, target, rates, np.full(steps, strength, np.float32))
     if directory is not None:
         identity = fit_identity(
             key, task.settings, settings, rates, target, strength,
@@ -277,10 +273,7 @@ def _rates(learning_rate: Any, steps: int) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def _check_initial(key: Array, task: Task, params: PyTree, model_state: PyTree) -> None:
-    if params is None and model_state is None:
-        return
-    shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
+def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:
     check_statistics(params, model_state, shapes[1])
     for given, like, name in zip(
         (params, model_state), shapes, ("params", "model_state"), strict=True
@@ -297,12 +290,3 @@ def check_statistics(params: PyTree, model_state: PyTree, initial_state: PyTree)
             "params are given and model_state is not, but this task has one; give both, or "
             "model_state=task.init(key)[1] for fresh statistics"
         )
-
-
-def _check_classes(key: Array, task: Task, images: Any, labels: Any) -> None:
-    one = jax.eval_shape(lambda key: key.ravel()[0], key)
-    params, model_state = jax.eval_shape(task.init, one)
-    classes = class_count(task, params, model_state, images)
-    # Only a task with logits says what its labels mean.
-    if classes is not None:
-        check_labels(labels, classes, "the training data")

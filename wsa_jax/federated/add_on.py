@@ -4,14 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax.federated.client import Form, ScopeForm
 from wsa_jax.regularization import Scale, check_strength
 from wsa_jax.scope import WeightScope, check_same_layers, constant_target
 from wsa_jax.select import Rule, kernels
-from wsa_jax.stability import check_stability
 
 Schedule = Callable[[int], Any]
 
@@ -63,25 +61,3 @@ def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> Weig
         return constant_target(scope, mean=mean, std=std)
     check_same_layers(scope, wsa.target)
     return wsa.target
-
-
-def check_bound(
-    scope: WeightScope,
-    target: WeightScope,
-    form: ScopeForm,
-    rates: np.ndarray,
-    strengths: np.ndarray,
-) -> None:
-    """The bound at the round with the largest product, at the first scope and at the target.
-
-    Later rounds show theirs in the info.
-    """
-    worst = int(np.argmax(rates * strengths))
-    for reached in (scope, target):
-        check_stability(
-            reached,
-            target,
-            learning_rate=float(rates[worst]),
-            strength=float(strengths[worst]),
-            scale=form.scale,
-        )

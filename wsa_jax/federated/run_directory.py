@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from wsa_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
+    as_json,
     check_identity,
     digest,
     write_atomically,
@@ -139,8 +140,7 @@ def run_identity(
         "data": digest(partition.indices, partition.sizes, *train),
         "test": None if test is None else digest(*test),
     }
-    # Settings may be numbers of NumPy or JAX.
-    return json.loads(json.dumps(identity, default=lambda number: number.item()))
+    return as_json(identity)
 
 
 def round_row(

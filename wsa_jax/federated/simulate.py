@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.federated.add_on import WeightScopeAlignment, check_bound, initial_target
+from wsa_jax.federated.add_on import WeightScopeAlignment, initial_target
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.checks import (
@@ -24,12 +24,7 @@ from wsa_jax.federated.checks import (
     check_partition,
     diagnosed_layers,
 )
-from wsa_jax.federated.client import (
-    LocalSettings,
-    RoundSettings,
-    ScopeForm,
-    epochs_needed,
-)
+from wsa_jax.federated.client import LocalSettings, RoundSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
@@ -41,10 +36,11 @@ from wsa_jax.federated.round import (
     make_round,
 )
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
-from wsa_jax.labels import check_labels, check_one_label_each, class_count
+from wsa_jax.labels import check_data
 from wsa_jax.regularization import check_strength
 from wsa_jax.scope import weight_scope
 from wsa_jax.settings import check_count
+from wsa_jax.stability import check_bound
 from wsa_jax.training import Task, check_statistics, evaluate
 from wsa_jax.tree import check_finite
 
@@ -159,20 +155,14 @@ def simulate(
     check_floating(initial)
     initial = jax.tree.map(jnp.asarray, initial)
     check_finite(initial)
-    classes = class_count(task, initial, initial_state, train[0])
-    for what, data in (("train", train), ("test", test)):
-        if data is None:
-            continue
-        check_one_label_each(*data, what)
-        # Only a task with logits says what its labels mean.
-        if classes is not None:
-            check_labels(data[1], classes, what)
+    sets = {"train": train} if test is None else {"train": train, "test": test}
+    check_data(task, initial, initial_state, sets)
     select, left_out = diagnosed_layers(initial, wsa)
     scope = weight_scope(initial, select=select)
     target = initial_target(scope, wsa)
     form = ScopeForm(form=wsa.form, scale=wsa.scale, select=select) if wsa else None
     if form is not None and form.form != "proximal":
-        check_bound(scope, target, form, rates, strengths)
+        check_bound(scope, target, rates, strengths, scale=form.scale)
 
     state = ServerState(
         params=initial,
