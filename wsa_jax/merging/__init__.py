@@ -1,5 +1,8 @@
 """Model merging: specs of a model's symmetries, then align, combine, repair, evaluate."""
 
+from wsa_jax.merging.align import Matching as Matching
+from wsa_jax.merging.align import Rescaling as Rescaling
+from wsa_jax.merging.align import ScaledMatching as ScaledMatching
 from wsa_jax.merging.align import activation_matching as activation_matching
 from wsa_jax.merging.align import align as align
 from wsa_jax.merging.align import normalize_scales as normalize_scales

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from wsa_jax.merging.align.apply import align
 from wsa_jax.merging.align.rescale_and_match import rescale_and_match
-from wsa_jax.merging.align.rescaling import normalize_scales, rescale
+from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.scaling import scale_layer
 from wsa_jax.merging.spec import AxisSpec, Group, Pinned, Tie, hand_written
 from wsa_jax.merging.units import identity_permutations, permute_units, scale_units, unit_rows
@@ -382,6 +383,9 @@ def test_planted_scales_and_permutations_are_undone_together(net, objective):
         np.testing.assert_array_equal(order[found.permutations[name]], np.arange(order.size))
     moved = permute_units(spec, SCALE(spec, second, found.scales), found.permutations)
     _assert_close(moved, first, 1e-4)
+    _assert_close(align(spec, second, found), moved, 1e-6)
+    only_scaled = align(spec, second, Rescaling(found.scales, {}))
+    _assert_close(only_scaled, SCALE(spec, second, found.scales), 1e-6)
 
 
 def test_alternation_keeps_the_closest_round_and_stops(mlp):

@@ -1,10 +1,11 @@
 """Bring models' units into correspondence; every function here keeps the model's function."""
 
 from wsa_jax.merging.align.activation_matching import activation_matching as activation_matching
+from wsa_jax.merging.align.apply import align as align
 from wsa_jax.merging.align.assignment import Matching as Matching
-from wsa_jax.merging.align.assignment import align as align
 from wsa_jax.merging.align.assignment import assign as assign
 from wsa_jax.merging.align.match_many import weight_matching_many as weight_matching_many
+from wsa_jax.merging.align.rescale_and_match import ScaledMatching as ScaledMatching
 from wsa_jax.merging.align.rescale_and_match import rescale_and_match as rescale_and_match
 from wsa_jax.merging.align.rescaling import Rescaling as Rescaling
 from wsa_jax.merging.align.rescaling import normalize_scales as normalize_scales

@@ -28,23 +28,8 @@ class Matching(NamedTuple):
     info: dict[str, Any]
 
 
-def align(spec: AxisSpec, second: PyTree, matching: Matching) -> PyTree:
-    """Bring the second model's units into the first's order; its function is unchanged.
-
-    Statistics that the spec names (BatchNorm) move along. `permute_units`, compiled.
-
-    >>> from wsa_jax.merging.spec import Tie, hand_written
-    >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
-    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
-    >>> spec = hand_written({"hidden": ties}, params)
-    >>> align(spec, params, Matching({"hidden": np.array([1, 0])}, {}))["b"].tolist()
-    [[4.0], [1.0]]
-    """
-    return move(spec, second, matching.permutations)
-
-
 def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
-    """`permute_units` under jit; leaves that do not move, be they no arrays, are passed on."""
+    """`permute_units` under jit; leaves that do not move, arrays or not, stay."""
     moved = _permute(spec, moving_leaves(spec, params), permutations)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: moved.get(key_path(path), leaf), params

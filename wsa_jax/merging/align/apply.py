@@ -1,0 +1,45 @@
+"""Apply what an align found to a model: its permutations, its scales, or both."""
+
+from typing import TypeAlias
+
+import jax
+from jaxtyping import PyTree
+
+from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.rescale_and_match import ScaledMatching
+from wsa_jax.merging.align.rescaling import Rescaling
+from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.units import scale_units
+
+Found: TypeAlias = Matching | Rescaling | ScaledMatching
+
+_scale = jax.jit(scale_units, static_argnames="spec")
+
+
+def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
+    """Bring the second model into correspondence with the first; its function is unchanged.
+
+    Args:
+      spec: which axes move together.
+      second: the model that was matched or rescaled; statistics that the spec names (BatchNorm)
+        move along.
+      found: of `weight_matching`, `activation_matching`, `straight_through`, `rescale`,
+        `normalize_scales` or `rescale_and_match`; of the last, scales are applied first.
+
+    Returns:
+      the structure and dtypes of second. Equal to `scale_units` and `permute_units`, compiled.
+
+    >>> import numpy as np
+    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
+    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, params, admits="scaling")
+    >>> swap, scales = {"hidden": np.array([1, 0])}, {"hidden": np.float32([1.0, 2.0])}
+    >>> align(spec, params, Matching(swap, {}))["b"].tolist()
+    [[4.0], [1.0]]
+    >>> align(spec, params, ScaledMatching(swap, scales, {}))["b"].tolist()
+    [[2.0], [1.0]]
+    """
+    if not isinstance(found, Matching):
+        second = _scale(spec, second, found.scales)
+    return second if isinstance(found, Rescaling) else move(spec, second, found.permutations)
