@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from wsa_jax import all_leaves, constant_layers, kernels, matching, stacked, without
+from wsa_jax import all_leaves, constant_layers, kernels, matching, matrices, stacked, without
 from wsa_jax.select import select_layers
 
 PARAMS = {
@@ -91,6 +91,33 @@ def test_without_keeps_the_declared_axis():
 def test_stacked_axis_outside_the_shape_names_leaf_and_shape():
     with pytest.raises(ValueError, match=r"axis 3 of leaf kernel is outside its shape \(2, 4\)"):
         names({"kernel": jnp.ones((2, 4))}, stacked(kernels, "kernel", axis=3))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (without(kernels, ("conv/kernel", "cnov/bias")), "without names cnov/bias, which is not a"),
+        (stacked(kernels, "block/.*"), "stacked has pattern 'block/.*', which matches no leaf"),
+        (without(stacked(kernels, "block/.*"), ("conv/bias",)), "stacked has pattern"),
+    ],
+)
+def test_a_rule_that_names_what_there_is_not(rule, message):
+    with pytest.raises(ValueError, match=message) as error:
+        names(PARAMS, rule)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pattern_that_is_none():
+    for make in (matching, lambda pattern: stacked(kernels, pattern)):
+        with pytest.raises(ValueError, match=r"pattern '\(' is not a regular expression"):
+            make("(")
+
+
+def test_matrices_finds_kernels_of_any_name():
+    cell = eqx.nn.GRUCell(3, 2, key=jax.random.key(0))
+    assert names(cell, matrices) == ["weight_ih", "weight_hh"]
+    with pytest.raises(ValueError, match="selects none"):
+        names(cell)
 
 
 def test_error_lists_the_leaves_there_are():

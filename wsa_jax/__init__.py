@@ -15,6 +15,7 @@ from wsa_jax.select import all_leaves as all_leaves
 from wsa_jax.select import constant_layers as constant_layers
 from wsa_jax.select import kernels as kernels
 from wsa_jax.select import matching as matching
+from wsa_jax.select import matrices as matrices
 from wsa_jax.select import stacked as stacked
 from wsa_jax.select import without as without
 from wsa_jax.stability import check_stability as check_stability

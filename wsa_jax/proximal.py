@@ -10,6 +10,7 @@ from wsa_jax.regularization import (
     Strength,
     check_strength,
     layer_weights,
+    map_updates,
     targeted_transformation,
     value_at,
 )
@@ -85,12 +86,18 @@ def proximal_scope_step(
 
 
 def proximal_scope(
-    learning_rate: Strength, strength: Strength, *, select: Rule = kernels, scale: Scale = "sum"
+    learning_rate: Strength,
+    strength: Strength,
+    *,
+    target: WeightScope | None = None,
+    select: Rule = kernels,
+    scale: Scale = "sum",
 ) -> optax.GradientTransformationExtraArgs:
     """Follow the updates before it by `proximal_scope_step`, as the last link of an optax chain.
 
     ``optax.chain(optax.sgd(rate), proximal_scope(rate, strength))``: the updates it returns lead
-    from params to the proximal step of ``params + updates``.
+    from params to the proximal step of ``params + updates``. Arguments, schedules and updates that
+    are None are as in `regularize_scope`; learning_rate is that of the optimiser before it.
 
     Raises:
       ValueError: strength is negative or NaN, or an update lacks params or target.
@@ -109,14 +116,19 @@ def proximal_scope(
         check_strength(learning_rate, "learning_rate")
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
+        # Where an update is None the parameters stay; optax applies no such update.
+        filled = jax.tree.map(
+            lambda u, w: jax.tree.map(jnp.zeros_like, w) if u is None else u,
+            updates, params, is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
         moved = proximal_scope_step(
-            optax.apply_updates(params, updates),
+            optax.apply_updates(params, filled),
             target,
             step_size=value_at(learning_rate, count),
             strength=value_at(strength, count),
             select=select,
             scale=scale,
         )
-        return jax.tree.map(lambda u, new, old: (new - old).astype(u.dtype), updates, moved, params)
+        return map_updates(lambda u, new, old: (new - old).astype(u.dtype), updates, moved, params)
 
-    return targeted_transformation("proximal_scope", change, select)
+    return targeted_transformation("proximal_scope", change, select, target)

@@ -107,35 +107,47 @@ def _gradient(
 
 
 def regularize_scope(
-    strength: Strength, *, select: Rule = kernels, scale: Scale = "sum"
+    strength: Strength,
+    *,
+    target: WeightScope | None = None,
+    select: Rule = kernels,
+    scale: Scale = "sum",
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``strength`` times the gradient of the scope penalty to the updates.
 
-    Chain it before clipping and before the optimiser, and give the target at each update::
+    Chain it before clipping and before the optimiser, and give the target at each update, or once::
 
         optimizer = optax.chain(wsa_jax.regularize_scope(1.0), optax.sgd(0.1))
         updates, state = optimizer.update(grads, state, params, target=target)
 
+        fixed = optax.chain(wsa_jax.regularize_scope(1.0, target=target), optax.sgd(0.1))
+        train_state = flax.training.train_state.TrainState.create(..., tx=fixed)
+
     Args:
-      strength: a non-negative number, a traced scalar, or a schedule of the number of updates.
+      strength: a non-negative number, a traced scalar, or a schedule of the number of updates made
+        so far, which begins at 0.
+      target: where an update gives none, as Flax's ``TrainState`` and other loops that call
+        ``update(updates, state, params)`` do not; an update's own target comes first.
       select: rule that says which leaves are layers.
       scale: see `scope_penalty`.
 
     Guarantees: equal to the loss term by autodiff to rounding; composes under ``optax.chain``,
-    ``jit``, ``vmap`` and ``scan``; dtypes of the updates are kept. Strength 0 leaves them
-    as they are.
+    ``jit``, ``vmap`` and ``scan``; dtypes of the updates are kept, and so are updates that are None
+    (leaves that Equinox filters out). Strength 0 leaves them as they are. Under
+    ``optax.inject_hyperparams`` give ``static_args=("select",)``.
 
     Raises:
       ValueError: strength is negative or NaN, or an update lacks params or target.
 
     >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.eye(2)}
-    >>> transform = regularize_scope(1.0)
+    >>> params = {"kernel": jnp.eye(2)}  # mean 0.5, std 0.5
+    >>> transform = regularize_scope(2.0)
     >>> zeros = {"kernel": jnp.zeros((2, 2))}
-    >>> target = weight_scope(params)
-    >>> updates, _ = transform.update(zeros, transform.init(params), params, target=target)
-    >>> float(jnp.abs(updates["kernel"]).max())
-    0.0
+    >>> wide = weight_scope({"kernel": 1.0 + 2.0 * jnp.eye(2)})
+    >>> updates, _ = transform.update(zeros, transform.init(params), params, target=wide)
+    >>> expected = 2.0 * scope_gradient(params, wide)["kernel"]
+    >>> bool(jnp.allclose(updates["kernel"], expected)), bool(jnp.all(expected == 0))
+    (True, False)
 
     Source: WSA, Eq. 10 and its gradient.
     """
@@ -143,23 +155,40 @@ def regularize_scope(
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
         gradient = _gradient(params, target, value_at(strength, count), select, scale)
-        return jax.tree.map(lambda u, g: u + g.astype(u.dtype), updates, gradient)
+        return map_updates(lambda u, g: u + g.astype(u.dtype), updates, gradient)
 
-    return targeted_transformation("regularize_scope", change, select)
+    return targeted_transformation("regularize_scope", change, select, target)
+
+
+def map_updates(fun: Callable[..., Array], updates: PyTree, *others: PyTree) -> PyTree:
+    """`jax.tree.map` over updates, of which those that are None stay, as in optax.
+
+    >>> map_updates(jnp.add, {"a": 1.0, "b": None}, {"a": 2.0, "b": 3.0})["b"] is None
+    True
+    """
+    return jax.tree.map(
+        lambda update, *rest: None if update is None else fun(update, *rest),
+        updates, *others, is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
 
 
 def targeted_transformation(
-    name: str, change: Callable[[PyTree, Array, PyTree, WeightScope], PyTree], select: Rule
+    name: str,
+    change: Callable[[PyTree, Array, PyTree, WeightScope], PyTree],
+    select: Rule,
+    target: WeightScope | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optax transformation of ``change(updates, count, params, target) -> updates``.
 
-    Errors: an update without params or target is a ValueError that names the transformation; so is
-    an ``init`` on parameters in which the rule selects nothing.
+    Raises:
+      ValueError: an update lacks params, or a target where none was given before; or, in ``init``,
+        the rule selects nothing of the parameters.
 
     >>> transform = targeted_transformation("keep", lambda u, count, params, target: u, kernels)
     >>> int(transform.init({"kernel": jnp.eye(2)}).count)
     0
     """
+    given = target
 
     def init(params: PyTree) -> RegularizeScopeState:
         select_layers(params, select)
@@ -174,6 +203,7 @@ def targeted_transformation(
         **extra: Any,
     ) -> tuple[PyTree, RegularizeScopeState]:
         del extra
+        target = given if target is None else target
         if params is None or target is None:
             missing = "params" if params is None else "target"
             raise ValueError(
@@ -189,6 +219,9 @@ def scope_window(
     strength: Real[ArrayLike, ""], *, start: int = 0, stop: int | None = None
 ) -> Callable[[Any], Array]:
     """Schedule: ``strength`` in the window [start, stop) and 0 outside (the paper's Fig. 10).
+
+    Counted from 0: updates in an optax chain, rounds in `wsa_jax.federated.simulate`, where the
+    row of round index i has ``"round": i + 1``.
 
     Raises:
       ValueError: strength is negative, or the window is empty or starts before 0.
@@ -210,14 +243,21 @@ def scope_window(
 
 
 def check_strength(
-    strength: Strength | Real[np.ndarray, " rounds"], name: str = "strength"
+    strength: Strength | Real[np.ndarray, " rounds"],
+    name: str = "strength",
+    *,
+    schedule: bool = True,
 ) -> None:
-    """Raise a ValueError where a concrete strength is negative or not finite; schedules pass.
+    """Raise a ValueError where a concrete strength is negative or not finite.
+
+    Schedules pass, unless ``schedule`` is False: then they are refused as well.
 
     >>> check_strength(-1.0)
     Traceback (most recent call last):
     ValueError: strength -1.0 is not a non-negative number; ...
     """
+    if callable(strength) and not schedule:
+        raise ValueError(f"{name} is a schedule, which this function does not take; give a number")
     if callable(strength) or isinstance(strength, jax.core.Tracer):
         return
     values = np.asarray(strength, np.float64).ravel()

@@ -63,6 +63,9 @@ def is_weight(leaf: Any) -> bool:
 def kernels(name: str, leaf: Any) -> bool:
     """Select leaves named kernel, weight, w or embedding with at least two axes (the default).
 
+    Kernels of other names (``weight_ih`` of Equinox's recurrent cells, ``W1``) are not found: look
+    at ``weight_scope(params).names``, and give `matrices` or `matching` where some are missing.
+
     >>> kernels("Dense_0/kernel", jnp.ones((3, 2))), kernels("Dense_0/bias", jnp.ones(2))
     (True, False)
     """
@@ -81,6 +84,16 @@ def all_leaves(name: str, leaf: Any) -> bool:
     return True
 
 
+def matrices(name: str, leaf: Any) -> bool:
+    """Select floating-point leaves with at least two axes, whatever their names.
+
+    >>> matrices("cell/weight_ih", jnp.ones((3, 2))), matrices("cell/bias", jnp.ones(2))
+    (True, False)
+    """
+    del name
+    return leaf.ndim >= 2
+
+
 def matching(pattern: str) -> Rule:
     r"""Return the rule that selects leaves whose whole key path matches a regular expression.
 
@@ -90,15 +103,13 @@ def matching(pattern: str) -> Rule:
     >>> matching(r".*Conv_\d/(kernel|bias)")("Conv_0/bias", jnp.ones(2))
     True
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-    return _Matching(compiled)
+    return _Matching(_compiled(pattern))
 
 
 def without(rule: Rule, names: tuple[str, ...]) -> Rule:
     """Return ``rule`` less the leaves with the given key paths.
+
+    A path that a model does not have is an error where the rule is used (`select_layers`).
 
     >>> without(all_leaves, ("bias",))("bias", jnp.ones(2))
     False
@@ -110,13 +121,17 @@ def stacked(rule: Rule, pattern: str, *, axis: int = 0) -> Rule:
     """Declare that leaves matching ``pattern`` stack several layers along ``axis``.
 
     Scanned blocks (``nn.scan``, ``jax.lax.scan`` over layers) keep the kernels of all blocks in one
-    leaf; each slice along ``axis`` is a layer of its own.
+    leaf; each slice along ``axis`` is a layer of its own. A pattern that matches no leaf is an
+    error where the rule is used (`select_layers`).
+
+    Raises:
+      ValueError: the pattern is not a valid regular expression.
 
     >>> rule = stacked(kernels, r"blocks/.*", axis=0)
     >>> [layer.name for layer in select_layers({"blocks": {"kernel": jnp.ones((2, 3, 3))}}, rule)]
     ['blocks/kernel[0]', 'blocks/kernel[1]']
     """
-    return _Stacked(rule, re.compile(pattern), axis)
+    return _Stacked(rule, _compiled(pattern), axis)
 
 
 def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
@@ -130,12 +145,18 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
       The layers, with the index of each one's leaf in ``jax.tree.leaves(params)``.
 
     Raises:
-      ValueError: the rule selects nothing; the message lists the leaves there are.
+      ValueError: the rule selects nothing, or names a leaf that there is not; the message lists the
+        leaves there are.
 
     >>> select_layers({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}})
     (Layer(name='dense/kernel', leaf=1, size=6, axis=None, position=None),)
     """
     named = [(key_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    missing = _unmet(select, {name for name, _ in named})
+    if missing:
+        raise ValueError(
+            f"{missing} of the model; there are {', '.join(name for name, _ in named)}"
+        )
     layers: list[Layer] = []
     for index, (name, leaf) in enumerate(named):
         if is_weight(leaf) and leaf.size and select(name, leaf):
@@ -225,6 +246,12 @@ class _Without(NamedTuple):
     def __call__(self, name: str, leaf: Any) -> bool:
         return name not in self.names and self.rule(name, leaf)
 
+    def unmet(self, leaves: set[str]) -> str | None:
+        missing = sorted(self.names - leaves)
+        if missing:
+            return f"without names {missing[0]}, which is not a leaf"
+        return _unmet(self.rule, leaves)
+
     def layer_axis(self, name: str) -> int | None:
         inner = getattr(self.rule, "layer_axis", None)
         return inner(name) if inner else None
@@ -238,11 +265,28 @@ class _Stacked(NamedTuple):
     def __call__(self, name: str, leaf: Any) -> bool:
         return self.rule(name, leaf)
 
+    def unmet(self, leaves: set[str]) -> str | None:
+        if not any(self.pattern.fullmatch(name) for name in leaves):
+            return f"stacked has pattern {self.pattern.pattern!r}, which matches no leaf"
+        return _unmet(self.rule, leaves)
+
     def layer_axis(self, name: str) -> int | None:
         if self.pattern.fullmatch(name):
             return self.axis
         inner = getattr(self.rule, "layer_axis", None)
         return inner(name) if inner else None
+
+
+def _unmet(rule: Rule, leaves: set[str]) -> str | None:
+    unmet = getattr(rule, "unmet", None)
+    return unmet(leaves) if unmet else None
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
 
 def _layers_of(name: str, index: int, leaf: Any, select: Rule) -> list[Layer]:
