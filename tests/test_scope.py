@@ -248,6 +248,11 @@ class TestFusion:
         with pytest.raises(ValueError, match=r"shape \(2,\) for 3 models"):
             fuse_scopes(scope_of(self.MEAN, self.STD), weights=[1.0, 2.0])
 
+    @pytest.mark.parametrize("weights", [[-1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [1.0, np.inf, 1.0]])
+    def test_weights_that_are_not_shares(self, weights):
+        with pytest.raises(ValueError, match="are not shares; give finite numbers >= 0, not all 0"):
+            fuse_scopes(scope_of(self.MEAN, self.STD), weights=weights)
+
     def test_other_layers(self):
         with pytest.raises(ValueError, match="layer a has 10 weights, but layer layer0"):
             fuse_scopes([scope_of([0.0], [1.0]), scope_of([0.0], [1.0], names=("a",))])

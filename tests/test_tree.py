@@ -23,6 +23,14 @@ def test_unstack_inverts_stack():
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_a_tree_without_arrays_is_split_by_a_count():
+    assert unstack({"act": jax.nn.relu}, 2) == [{"act": jax.nn.relu}] * 2
+    for models, count in (({}, None), ({"w": jnp.ones((3, 2))}, 2), ({"w": jnp.ones(())}, None)):
+        with pytest.raises(ValueError, match="the leading axes of a stack are") as error:
+            unstack(models, count)
+        assert "\n" not in str(error.value)
+
+
 def test_stack_of_nothing():
     with pytest.raises(ValueError, match="no model"):
         stack([])

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.select import Layer, Rule, kernels, select_layers
+from wsa_jax.tree import check_shares
 
 STD_FLOOR = 1e-6
 """Standard deviations below this are treated as this in divergences and their gradients."""
@@ -96,8 +97,8 @@ def fuse_scopes(
     where its scope is NaN.
 
     Raises:
-      ValueError: no model axis, an empty sequence, scopes of different layers, or a number of
-        weights other than the number of models.
+      ValueError: no model axis, an empty sequence, scopes of different layers, or weights of
+        another number than the models, negative, not finite or all 0.
 
     >>> import jax.numpy as jnp
     >>> def scope(mean, std):
@@ -122,6 +123,7 @@ def fuse_scopes(
         raise ValueError(
             f"weights of shape {share.shape} for {models} models; give one weight a model"
         )
+    check_shares(share, "weights")
     share = (share / share.sum()).reshape((models,) + (1,) * (stacked.mean.ndim - 1))
 
     def fuse(values: Any) -> Array:

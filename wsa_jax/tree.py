@@ -31,13 +31,31 @@ def stack(models: Sequence[PyTree]) -> PyTree:
     )
 
 
-def unstack(models: PyTree) -> list[PyTree]:
+def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
     """Split ``[models, ...]`` into a list of models, the inverse of `stack`.
+
+    Args:
+      models: a stack.
+      count: the number of models, for trees that may hold no array and so cannot tell, such as the
+        model state of a network without BatchNorm.
+
+    Raises:
+      ValueError: there is no array and no count, or an array of another length.
 
     >>> [float(model["w"]) for model in unstack({"w": jnp.arange(3.0)})]
     [0.0, 1.0, 2.0]
+    >>> unstack({}, count=2)
+    [{}, {}]
     """
-    count = next(leaf.shape[0] for leaf in jax.tree.leaves(models) if is_array(leaf))
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(models) if is_array(leaf)}
+    if count is not None:
+        lengths.add((count,))
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            f"the leading axes of a stack are {sorted(lengths)}; give leaves [models, ...] of one "
+            "length, and count where there is no array"
+        )
+    [(count,)] = lengths
     return [
         jax.tree.map(lambda leaf, i=i: leaf[i] if is_array(leaf) else leaf, models)
         for i in range(count)
@@ -154,6 +172,39 @@ def check_finite(params: PyTree, what: str = "params") -> None:
                 f"leaf {key_path(path)} of {what} holds {bad} NaN or infinite "
                 f"value{'s' if bad > 1 else ''} of {np.size(leaf)}; give finite weights"
             )
+
+
+def check_floating(params: PyTree) -> None:
+    """Raise a ValueError that names the first leaf that a gradient step cannot move.
+
+    >>> check_floating({"w": np.ones(2), "count": np.arange(2, dtype=np.int32)})
+    Traceback (most recent call last):
+    ValueError: leaf count of params is of type int32; ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, float) or is_weight(leaf):
+            continue
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        raise ValueError(
+            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays alone, "
+            "and carry what is not trained in the model state or inside the task's functions"
+        )
+
+
+def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
+    """Raise a ValueError where concrete weights of models are negative, not finite or all 0.
+
+    >>> check_shares([-1.0, 2.0], "weights")
+    Traceback (most recent call last):
+    ValueError: weights [-1.0, 2.0] are not shares; give finite numbers >= 0, not all 0
+    """
+    if isinstance(weights, jax.core.Tracer):
+        return
+    values = np.asarray(weights, np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise ValueError(
+            f"{what} {values.tolist()} are not shares; give finite numbers >= 0, not all 0"
+        )
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class TestAverage:
 
     @pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0], [1, np.inf, 1]])
     def test_bad_weights(self, weights):
-        with pytest.raises(ValueError, match="must be finite, at least 0 and not all 0"):
+        with pytest.raises(ValueError, match="are not shares; give finite numbers >= 0"):
             average([FIRST, SECOND, THIRD], weights=weights)
 
     def test_number_of_weights(self):
@@ -121,6 +121,17 @@ class TestSlerp:
         np.testing.assert_allclose(
             slerp(first, second, 0.25)["w"], lerp(first, second, 0.25)["w"], rtol=1e-6
         )
+
+    @pytest.mark.parametrize("per", ["leaf", "model"])
+    def test_gradients_are_finite_where_leaves_are_zero_or_equal(self, per):
+        first = {"w": jnp.array([1.0, 0.0]), "zero": jnp.zeros(2), "same": jnp.ones(2)}
+        second = {"w": jnp.array([0.0, 1.0]), "zero": jnp.zeros(2), "same": jnp.ones(2)}
+
+        def total(models):
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(slerp(*models, 0.25, per=per)))
+
+        for leaf in jax.tree.leaves(jax.grad(total)((first, second))):
+            assert np.isfinite(leaf).all()
 
     def test_no_step_where_it_turns_into_lerp(self):
         a = {"w": jnp.array([1.0, 0.0])}

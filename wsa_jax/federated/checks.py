@@ -9,7 +9,6 @@ from wsa_jax.select import (
     Rule,
     all_leaves,
     constant_layers,
-    is_weight,
     kernels,
     key_path,
     select_layers,
@@ -28,24 +27,6 @@ def check_partition(partition: Partition) -> None:
     if partition.indices.min() < 0:
         raise ValueError(
             f"the partition points at example {partition.indices.min()}; rows count from 0"
-        )
-
-
-def check_floating(params: PyTree) -> None:
-    """Raise a ValueError that names the first leaf that local steps cannot move.
-
-    >>> import numpy as np
-    >>> check_floating({"w": np.ones(2), "count": np.arange(2, dtype=np.int32)})
-    Traceback (most recent call last):
-    ValueError: leaf count of params is of type int32; ...
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if isinstance(leaf, float) or is_weight(leaf):
-            continue
-        kind = getattr(leaf, "dtype", type(leaf).__name__)
-        raise ValueError(
-            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays alone, "
-            "and carry what is not trained in the model state or inside the task's functions"
         )
 
 

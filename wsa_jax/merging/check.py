@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import PyTree
 
-from wsa_jax.tree import check_finite, check_same_structure, is_array, stack
+from wsa_jax.tree import check_finite, check_same_structure, is_array, stack, unstack
 
 
 def check_weights(params: PyTree, what: str) -> None:
@@ -29,6 +29,18 @@ def check_models(models: Sequence[PyTree]) -> None:
     for index, model in enumerate(models):
         check_same_structure(models[0], model)
         check_weights(model, f"model {index + 1}")
+
+
+def as_list(models: PyTree) -> list[PyTree]:
+    """Take a plain list or tuple of models as it is, and split a stack ``[models, ...]``.
+
+    Raises:
+      ValueError: a leaf of another length, or no array that tells how many models there are.
+
+    >>> [model["w"].item() for model in as_list({"w": jax.numpy.arange(2.0)})]
+    [0.0, 1.0]
+    """
+    return list(models) if type(models) in (list, tuple) else unstack(as_stack(models))
 
 
 def is_traced(tree: PyTree) -> bool:

@@ -96,7 +96,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"weights of shape \(3,\) for 1 models"):
         fisher_merge([model], [model], weights=[1.0, 1.0, 1.0])
     for weights in ([-1.0, 2.0], [0.0, 0.0]):
-        with pytest.raises(ValueError, match="are no shares; give non-negative numbers"):
+        with pytest.raises(ValueError, match="are not shares; give finite numbers >= 0"):
             fisher_merge([model] * 2, [model] * 2, weights=weights)
     with pytest.raises(ValueError, match=r"floor 0.0 is not positive"):
         fisher_merge([model], [model], floor=0.0)

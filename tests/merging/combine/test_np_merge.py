@@ -1,6 +1,7 @@
 """NP Merge of two models: exact ends, planted answers, resume, transformations, errors."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wsa_jax import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.merging.combine.coefficients import (
     coefficient_shapes,
-    distance_penalty,
-    entropy_penalty,
     interpolate,
-    log_shares,
-    mixture,
 )
 from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import fine_tune
 from wsa_jax.merging.combine.learning import LearningSettings
-from wsa_jax.merging.combine.np_merge import Strengths, np_merge
+from wsa_jax.merging.combine.np_merge import Strengths, active_penalties, np_merge
 from wsa_jax.training import classification
 from wsa_jax.tree import stack
 
@@ -82,81 +79,6 @@ def assert_equal(tree, other):
 
 def assert_close(tree, other, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), tree, other)
-
-
-class TestCoefficients:
-    ENDS = {"w": jnp.array([0.1, -3e7, 5e-9, 7.0])}, {"w": jnp.array([1e8, 2.3, -1e3, 7.0])}
-
-    def test_infinite_logits_give_the_ends_bitwise(self):
-        first, second = self.ENDS
-        assert_equal(interpolate({"w": jnp.full(4, jnp.inf)}, self.ENDS), first)
-        assert_equal(interpolate({"w": jnp.full(4, -jnp.inf)}, self.ENDS), second)
-
-    def test_equals_the_formula_in_float64(self):
-        logits = np.linspace(-4, 4, 4)
-        a, b = (np.asarray(model["w"], np.float64) for model in self.ENDS)
-        expected = b + (a - b) / (1 + np.exp(-logits))
-        mixed = interpolate({"w": jnp.asarray(logits, jnp.float32)}, self.ENDS)["w"]
-        np.testing.assert_allclose(mixed, expected, rtol=1e-5)
-
-    def test_gradient_equals_the_closed_form_and_is_zero_where_models_agree(self):
-        a, b = (np.asarray(model["w"], np.float64) for model in self.ENDS)
-        for logit in (0.0, -1.5, 2.0):
-            gradient = jax.grad(lambda x: jnp.sum(interpolate({"w": x}, self.ENDS)["w"]))
-            share = 1 / (1 + np.exp(-logit))
-            found = np.asarray(gradient(jnp.full(4, logit)))
-            np.testing.assert_allclose(found, (a - b) * share * (1 - share), rtol=1e-5)
-            assert found[3] == 0
-
-    def test_mixture_is_exact_at_each_model_and_agrees_with_the_pair(self):
-        models = (*self.ENDS, {"w": jnp.array([3.3, 4.4, 5.5, 7.0])})
-        for m in range(3):
-            logits = jnp.full((3, 4), -jnp.inf).at[m].set(0.0)
-            assert_equal(mixture({"w": logits}, models), models[m])
-        logits = jnp.linspace(-3, 3, 4)
-        pair = mixture({"w": jnp.stack([logits, jnp.zeros(4)])}, self.ENDS)
-        assert_close(pair, interpolate({"w": logits}, self.ENDS))
-        random = jax.random.normal(KEY, (3, 4))
-        total, gradient = jax.value_and_grad(lambda x: jnp.sum(mixture({"w": x}, models)["w"]))(
-            random
-        )
-        shares = np.exp(np.asarray(random, np.float64))
-        shares /= shares.sum(0)
-        expected = sum(
-            p * np.asarray(m["w"], np.float64) for p, m in zip(shares, models, strict=True)
-        )
-        np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
-        assert np.all(np.asarray(gradient)[:, 3] == 0)
-
-    def test_keeps_dtypes_and_other_leaves_of_the_first(self):
-        first = {"w": jnp.array([1.5], jnp.bfloat16), "count": jnp.array(3)}
-        second = {"w": jnp.array([2.5], jnp.bfloat16), "count": jnp.array(5)}
-        mixed = interpolate({"all": jnp.array(0.0)}, (first, second))
-        assert mixed["w"].dtype == jnp.bfloat16
-        assert (float(mixed["w"][0]), int(mixed["count"])) == (2.0, 3)
-
-    def test_shapes_of_each_granularity(self):
-        params = {"kernel": jnp.ones((3, 3, 2, 5)), "scale": jnp.ones(())}
-        assert coefficient_shapes(params, "parameter") == {"kernel": (3, 3, 2, 5), "scale": ()}
-        assert coefficient_shapes(params, "channel") == {"kernel": (1, 1, 1, 5), "scale": ()}
-
-    def test_penalties_equal_closed_forms_and_are_finite_at_the_ends(self):
-        share = np.array([0.2, 0.5, 0.9])
-        logits = {"w": jnp.asarray(np.log(share / (1 - share)), jnp.float32)}
-        logs = log_shares(logits, joint=False)
-        center = {"w": jnp.array([0.5, 0.5]).reshape(2, 1)}
-        expected = np.mean((2 * share - 1) ** 2)
-        np.testing.assert_allclose(distance_penalty(logs, center), expected, rtol=1e-5)
-        entropy = -np.mean(share * np.log(share) + (1 - share) * np.log(1 - share))
-        np.testing.assert_allclose(entropy_penalty(logs), entropy, rtol=1e-5)
-
-        def penalty(x):
-            logs = log_shares({"w": x}, joint=x.ndim == 2)
-            return entropy_penalty(logs) + distance_penalty(logs, center)
-
-        ends = jnp.array([jnp.inf, -jnp.inf])
-        for x in (ends, jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]])):
-            assert np.all(np.isfinite(jax.grad(penalty)(x)))
 
 
 class TestPlanted:
@@ -417,6 +339,26 @@ class TestPenalties:
         assert divergence(merge(scope=10.0)) < 0.5 * divergence(plain)
 
 
+def test_shares_by_leaf_are_the_start_and_what_distance_holds_to(examples):
+    init = {
+        "hidden/kernel": jnp.float32(0.9),
+        "hidden/bias": jnp.full(UNITS, 0.2),
+        "out/kernel": jnp.float32(0.6),
+    }
+
+    def shares(settings, rate, distance):
+        return np_merge(
+            KEY, mse, (A, B), examples, init=init, settings=settings, learning_rate=rate,
+            strengths=Strengths(distance=distance),
+        ).info["coefficients"]  # fmt: skip
+
+    start = shares(SHORT, 0.0, 0.0)
+    held = shares(dataclasses.replace(SHORT, steps=40), 0.05, 1e4)
+    for name, share in init.items():
+        np.testing.assert_allclose(start[name] - share, 0, atol=1e-6)
+        assert np.abs(held[name] - share).max() < 0.05
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -467,6 +409,12 @@ class TestFineTuning:
             grads = jax.grad(lambda params: mse(None, params, {}, examples)[0])(expected)
             expected = jax.tree.map(lambda w, g: w - 0.1 * g, expected, grads)
         assert_close(tuned.params, expected)
+
+
+def test_a_stack_is_its_list(examples):
+    pair = np_merge(KEY, mse, (A, B), examples, settings=SHORT)
+    stacked = np_merge(KEY, mse, stack([A, B]), examples, settings=SHORT)
+    assert_equal(stacked.params, pair.params)
 
 
 class TestErrors:
@@ -523,6 +471,8 @@ class TestErrors:
             self.merge(init=shares | {"out/kernel": jnp.full(3, 0.5)})
         with pytest.raises(ValueError, match="strengths.entropy -1.0 is not a non-negative"):
             self.merge(strengths=Strengths(entropy=-1.0))
+        with pytest.raises(ValueError, match="strengths.scope is a schedule, which this function"):
+            inspect.unwrap(active_penalties)(Strengths(scope=optax.constant_schedule(1.0)))
         with pytest.raises(ValueError, match="steps 0 is below 1"):
             self.merge(settings=LearningSettings(steps=0))
         with pytest.raises(ValueError, match="no floating-point leaf"):

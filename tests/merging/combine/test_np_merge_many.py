@@ -164,7 +164,7 @@ class TestJoint:
         with pytest.raises(ValueError, match=r"init of shape \(2,\) for 5 models"):
             np_merge_joint(KEY, loss_fn, MODELS, DATA, settings=ONE, init=[0.5, 0.5])
         for init in ([-1.0, -3.0], [0.0, 0.0], [np.nan, 1.0]):
-            with pytest.raises(ValueError, match="are no shares; give non-negative numbers"):
+            with pytest.raises(ValueError, match="are not shares; give finite numbers >= 0"):
                 np_merge_joint(KEY, loss_fn, MODELS[:2], DATA, settings=ONE, init=init)
         lost = {"kernel": MODELS[1]["kernel"] * jnp.inf}
         with pytest.raises(ValueError, match="leaf kernel of model 2 holds 6 NaN or infinite"):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from wsa_jax.merging.align.assignment import Matching, move, moving_leaves
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
+from wsa_jax.merging.check import as_list
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import identity_permutations
 from wsa_jax.tree import stack, weighted_mean
@@ -19,7 +20,7 @@ from wsa_jax.tree import stack, weighted_mean
 def weight_matching_many(
     key: Key[Array, ""],
     spec: AxisSpec,
-    models: Sequence[PyTree],
+    models: PyTree,
     *,
     max_rounds: int = 100,
     max_sweeps: int = 100,
@@ -34,7 +35,7 @@ def weight_matching_many(
     Args:
       key: of the orders of models and groups.
       spec: which axes move together.
-      models: at least two, of one architecture.
+      models: at least two, of one architecture, a list or a stack ``[models, ...]``.
       max_rounds: rounds over all models.
       max_sweeps: of one matching.
 
@@ -60,6 +61,7 @@ def weight_matching_many(
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 2 (MergeMany).
     """
     begin = time.perf_counter()
+    models = as_list(models)
     if len(models) < 2:
         raise ValueError(f"{len(models)} models were given; give at least two")
     if min(max_rounds, max_sweeps) < 1:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Integer, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Key, PyTree, Real, Shaped
 
 from wsa_jax.merging.align.assignment import Matching, move
 from wsa_jax.merging.align.similarity import lay_out, prepare
@@ -28,7 +28,7 @@ def straight_through(
     second: PyTree,
     task: Task,
     images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
+    labels: Shaped[Array | np.ndarray, " examples"],
     *,
     model_state: PyTree = None,
     steps: int = 100,
@@ -59,7 +59,7 @@ def straight_through(
         the models' where they are variables.
       steps: batches; the matching is judged on each.
       batch_size: examples a step, at most all of them.
-      learning_rate: of SGD on the free model.
+      learning_rate: of SGD on the free model, a number.
       momentum: likewise.
       max_sweeps: of one matching.
 
@@ -85,7 +85,7 @@ def straight_through(
         raise ValueError(
             f"steps {steps}, batch_size {batch_size} and max_sweeps {max_sweeps} must be at least 1"
         )
-    check_strength(learning_rate, "learning_rate")
+    check_strength(learning_rate, "learning_rate", schedule=False)
     prepare(spec, first, second)
     rng, size = generator(key), min(batch_size, len(labels))
     step = _step(task)

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.merging.check import as_stack, check_weights, is_traced
 from wsa_jax.select import is_weight
-from wsa_jax.tree import check_same_structure, is_array, weighted_mean
+from wsa_jax.tree import check_same_structure, check_shares, is_array, weighted_mean
 
 # Below this angle great circle and line agree to float32's rounding; as close to half a turn the
 # circle is not determined.
@@ -56,8 +56,7 @@ def average(
         raise ValueError(f"weights has shape {weights.shape} for {count} models; give one a model")
     if not is_traced(weights):
         known = np.asarray(weights)
-        if not (np.isfinite(known).all() and (known >= 0).all() and (known > 0).any()):
-            raise ValueError(f"weights {known.tolist()} must be finite, at least 0 and not all 0")
+        check_shares(known, "weights")
         kept = np.flatnonzero(known)
 
         def pick(leaf: Any) -> Any:
@@ -126,7 +125,9 @@ def _shares(pairs: list[tuple[Array, Array]], t: Real[ArrayLike, ""]) -> tuple[A
     t = jnp.asarray(t, jnp.float32)
 
     def norm(parts: list[Array]) -> Array:
-        return jnp.sqrt(sum((jnp.sum(part * part) for part in parts), start=jnp.zeros(())))
+        square = sum((jnp.sum(part * part) for part in parts), start=jnp.zeros(()))
+        # Not the root of 0, whose gradient is infinite even where it is not used.
+        return jnp.where(square > 0, jnp.sqrt(_nonzero(square)), 0.0)
 
     left, right = norm([a for a, _ in pairs]), norm([b for _, b in pairs])
     units = [(a / _nonzero(left), b / _nonzero(right)) for a, b in pairs]

@@ -191,22 +191,6 @@ def check_share(init: Real[ArrayLike, "..."], what: str = "init") -> None:
         raise ValueError(f"{what} {bad[0]} is not a share in [0, 1]; 0.5 is the average")
 
 
-def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
-    """Raise a ValueError where concrete weights of models are negative, not finite or all 0.
-
-    >>> check_shares([-1.0, 2.0], "init")
-    Traceback (most recent call last):
-    ValueError: init [-1.0, 2.0] are no shares; give non-negative numbers, not all 0
-    """
-    if isinstance(weights, jax.core.Tracer):
-        return
-    values = np.asarray(weights, np.float64)
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise ValueError(
-            f"{what} {values.tolist()} are no shares; give non-negative numbers, not all 0"
-        )
-
-
 # Computed again in the backward pass: elementwise work is cheap, and its intermediate results would
 # be as large as the model, twice.
 @jax.checkpoint

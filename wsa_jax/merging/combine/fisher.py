@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.check import check_models, check_weights
+from wsa_jax.merging.check import as_list, check_models, check_weights
 from wsa_jax.merging.combine.coefficients import (
-    check_shares,
     replace_weights,
     weights_by_name,
 )
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training import Task
-from wsa_jax.tree import check_same_structure
+from wsa_jax.tree import check_same_structure, check_shares
 
 LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
 """``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
@@ -82,8 +81,8 @@ def task_log_likelihood(task: Task) -> LogLikelihood:
 
 
 def fisher_merge(
-    models: Sequence[PyTree],
-    fishers: Sequence[PyTree],
+    models: PyTree,
+    fishers: PyTree,
     *,
     weights: Sequence[float] | Real[ArrayLike, " models"] | None = None,
     floor: Real[ArrayLike, ""] = 1e-6,
@@ -94,8 +93,8 @@ def fisher_merge(
     .. math:: W = \frac{\sum_m \lambda_m \max(F_m, f) \odot W_m}{\sum_m \lambda_m \max(F_m, f)}
 
     Args:
-      models: aligned models of one structure.
-      fishers: of `diagonal_fisher`, one a model.
+      models: aligned models of one structure, a list or a stack ``[models, ...]``.
+      fishers: of `diagonal_fisher`, one for each model, likewise.
       weights: non-negative weights of models, any sum; equal if None.
       floor: least Fisher information. Where no model's reaches it the result is the weighted
         average; a large floor gives that everywhere.
@@ -119,6 +118,7 @@ def fisher_merge(
 
     Source: Matena and Raffel, 2022; the floor keeps weights without information defined.
     """
+    models, fishers = as_list(models), as_list(fishers)
     if not models or len(models) != len(fishers):
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
     check_models(models)

@@ -1,7 +1,7 @@
 """NP Merge: learn by gradient descent how much each parameter takes from either of two models."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import check_models
+from wsa_jax.merging.check import as_list, check_models
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_share,
@@ -81,7 +81,7 @@ class Penalty(NamedTuple):
 def np_merge(
     key: Key[Array, ""],
     loss_fn: LossFn,
-    models: Sequence[PyTree],
+    models: PyTree,
     examples: PyTree,
     *,
     settings: LearningSettings,
@@ -103,8 +103,11 @@ def np_merge(
 
     Args:
       key: draws the order of examples and the loss's own randomness.
-      loss_fn: for example ``task.loss`` of `training.classification`.
-      models: A and B, of one structure, units already in correspondence; they stay as they are.
+      loss_fn: ``(key, params, model_state, batch) -> (loss, model_state)``, for example
+        ``task.loss`` of `training.classification`. The same function compiles once: a lambda
+        written inside a loop, or an optax schedule or optimiser made there, does at every pass.
+      models: A and B, a list or a stack ``[2, ...]``, units already in correspondence; they stay as
+        they are.
       examples: pytree of arrays ``[examples, ...]``; a batch is some of their rows.
         `labelled_examples` makes it for ``task.loss``.
       settings: steps, batch size, optimiser, dtype.
@@ -155,6 +158,7 @@ def np_merge(
     rates and start are not public: all that is an argument here is ours, and so are granularities
     other than ``"parameter"`` and the penalties.
     """
+    models = as_list(models)
     if len(models) != 2:
         raise ValueError(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
@@ -188,7 +192,7 @@ def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
     (False, True, False)
     """
     for name, value in strengths._asdict().items():
-        check_strength(value, f"strengths.{name}")
+        check_strength(value, f"strengths.{name}", schedule=False)
     distance, entropy, scope = (
         isinstance(value, jax.core.Tracer) or bool(value != 0) for value in strengths
     )

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import check_models
+from wsa_jax.merging.check import as_list, check_models
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
-    check_shares,
     coefficient_shapes,
     mixture,
 )
@@ -34,6 +33,7 @@ from wsa_jax.merging.combine.np_merge import (
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.scope import fuse_scopes, weight_scope
 from wsa_jax.select import Rule, kernels
+from wsa_jax.tree import check_shares
 
 Order = Literal["given", "accuracy", "tree"]
 Start = Literal["average", "half"]
@@ -51,7 +51,7 @@ class _Node(NamedTuple):
 def np_merge_many(
     key: Key[Array, ""],
     loss_fn: LossFn,
-    models: Sequence[PyTree],
+    models: PyTree,
     examples: PyTree,
     *,
     settings: LearningSettings,
@@ -74,7 +74,7 @@ def np_merge_many(
     Args:
       key: as `np_merge`; each merge draws from its own.
       loss_fn: as there.
-      models: aligned models of one structure.
+      models: aligned models of one structure, a list or a stack ``[models, ...]``.
       examples: as there, used by every merge.
       settings: of each merge.
       order: ``"given"``; ``"accuracy"``, the highest score first; or ``"tree"``, neighbours in
@@ -120,7 +120,7 @@ def np_merge_many(
     Source: NP Merge (see `np_merge`) merges many models by successive pairwise merges; orders and
     starts are ours.
     """
-    _check_models(models)
+    models = _checked(models)
     if start not in get_args(Start):
         raise ValueError(f"start {start!r} is unknown; give 'average' or 'half'")
     positions = _positions(order, scores, len(models))
@@ -161,7 +161,7 @@ def np_merge_many(
 def np_merge_joint(
     key: Key[Array, ""],
     loss_fn: LossFn,
-    models: Sequence[PyTree],
+    models: PyTree,
     examples: PyTree,
     *,
     settings: LearningSettings,
@@ -182,7 +182,7 @@ def np_merge_joint(
     Args:
       key: as `np_merge`.
       loss_fn: as there.
-      models: aligned models of one structure; they stay as they are.
+      models: aligned models of one structure, a list or a stack; they stay as they are.
       examples: as there.
       settings: as there.
       learning_rate: as there.
@@ -218,7 +218,7 @@ def np_merge_joint(
 
     Source: ours, after `np_merge`.
     """
-    _check_models(models)
+    models = _checked(models)
     shares = np.ones(len(models)) if init is None else init
     if np.shape(shares) != (len(models),):
         raise ValueError(
@@ -249,10 +249,12 @@ def _shares(logits: Coefficients) -> Coefficients:
     return {name: jax.nn.softmax(logit, axis=0) for name, logit in logits.items()}
 
 
-def _check_models(models: Sequence[PyTree]) -> None:
+def _checked(models: PyTree) -> list[PyTree]:
+    models = as_list(models)
     if not models:
         raise ValueError("no models to merge; give at least one")
     check_models(models)
+    return models
 
 
 def _positions(order: str, scores: Any, count: int) -> list[int]:
