@@ -18,6 +18,7 @@ from wsa_jax.federated import (
     Partition,
     ServerState,
     clients_mesh,
+    simulate,
 )
 from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.round import make_round
@@ -128,3 +129,21 @@ def rejected():
         changed.__post_init__()
 
     return check
+
+
+@pytest.fixture(scope="session")
+def federate(tiny_task, tiny_data, tiny_partition):
+    """Simulate the tiny federation; arguments replace the defaults."""
+
+    def start(**settings):
+        defaults = {
+            "rounds": 5,
+            "learning_rate": 0.1,
+            "local": LocalSettings(steps=2, batch_size=8),
+            "evaluate_every": 2,
+        }
+        return simulate(
+            jax.random.key(0), tiny_task, tiny_data, tiny_partition, **(defaults | settings)
+        )
+
+    return start

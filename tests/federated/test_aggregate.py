@@ -27,6 +27,7 @@ from wsa_jax.federated.aggregate import (
     to_numbers,
 )
 from wsa_jax.federated.algorithms.base import add_update
+from wsa_jax.tree import unstack
 
 MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(11.0)[::-1]}
 
@@ -220,8 +221,12 @@ def flat(tree):
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
-def test_a_round_takes_the_rule_over_clients_with_examples(federation, rule):
+@pytest.mark.parametrize(
+    ("rule", "trim", "oracle"),
+    # Trimming one of three at either end leaves the median; a tenth of three is none.
+    [("median", 0.1, np.median), ("trimmed_mean", 0.4, np.median), ("trimmed_mean", 0.1, np.mean)],
+)
+def test_a_round_takes_the_rule_over_clients_with_examples(federation, rule, trim, oracle):
     start = federation.start(fed_avg())
     # Each client alone gives its update; the rule over the three that have examples is the oracle.
     alone = []
@@ -229,18 +234,23 @@ def test_a_round_takes_the_rule_over_clients_with_examples(federation, rule):
         data = federation.data._replace(sizes=federation.data.sizes * (np.arange(4) == client))
         state, _ = federation.round(fed_avg())(federation.key, start, data, federation.settings())
         alone.append(flat(state.params) - flat(start.params))
-    run = federation.round(fed_avg(), aggregation=Aggregation(rule=rule, trim=0.4))
+    run = federation.round(fed_avg(), aggregation=Aggregation(rule=rule, trim=trim))
     state, _ = run(federation.key, start, federation.data, federation.settings())
-    expected = np.median(alone, axis=0)  # trimming one of three at either end is the same
     np.testing.assert_allclose(
-        flat(state.params) - flat(start.params), expected, rtol=1e-3, atol=1e-6
+        flat(state.params) - flat(start.params), oracle(alone, axis=0), rtol=1e-3, atol=1e-6
     )
 
 
-def test_a_round_clips_each_update(federation):
-    start = federation.start(fed_avg())
-    run = federation.round(fed_avg(), aggregation=Aggregation(clip_norm=0.05))
-    _, info = run(federation.key, start, federation.data, federation.settings())
+@pytest.mark.parametrize("algorithm", [fed_avg(), scaffold()], ids=["fed_avg", "scaffold"])
+def test_a_round_clips_each_update(federation, algorithm):
+    start = federation.start(algorithm)
+    run = federation.round(algorithm, aggregation=Aggregation(clip_norm=0.05))
+    state, info = run(federation.key, start, federation.data, federation.settings())
     busy = np.asarray(federation.data.sizes) > 0
     np.testing.assert_allclose(np.asarray(info.update_norm)[busy], 0.05, rtol=1e-4)
     assert info.mean_update_norm < 0.05
+    if algorithm is scaffold():
+        # Variates begin at zero, so each is the clipped update over steps times learning rate.
+        variates = np.stack([flat(client) for client in unstack(state.clients)])[busy]
+        found = np.linalg.norm(variates, axis=1)
+        np.testing.assert_allclose(found, 0.05 / (federation.local.steps * 0.1), rtol=1e-4)

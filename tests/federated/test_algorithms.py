@@ -1,7 +1,6 @@
-"""Each algorithm's identities, and its rounds against PyTorch's optimisers and autograd."""
+"""Each algorithm's identities, and its own parts against their formulas."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -11,9 +10,7 @@ import optax
 import pytest
 
 from wsa_jax.federated import (
-    Execution,
     LocalSettings,
-    ServerState,
     fed_adam,
     fed_avg,
     fed_avg_m,
@@ -23,8 +20,7 @@ from wsa_jax.federated import (
     scaffold,
     server_optimizer,
 )
-from wsa_jax.federated.algorithms import ServerContext
-from wsa_jax.federated.client import RoundSettings, ScopeForm
+from wsa_jax.federated.algorithms import LocalContext, ServerContext
 from wsa_jax.federated.round import make_round
 from wsa_jax.training import Batch
 from wsa_jax.tree import unstack
@@ -136,6 +132,54 @@ class TestFedExp:
     def test_errors(self):
         with pytest.raises(ValueError, match="epsilon 0.0 must be positive"):
             fed_exp(0.0)
+        with pytest.raises(ValueError, match=r"epsilon_decay 1.5 in \(0, 1\]"):
+            fed_exp(epsilon_decay=1.5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [(fed_prox(0.5), 2 + 0.5 * (0.75 - 0.5)), (scaffold(), 2 + 1 - 0.25), (fed_avg(), 2.0)],
+    ids=["fed_prox", "scaffold", "fed_avg"],
+)
+def test_corrections_are_their_formulas(algorithm, expected):
+    gradient, params, began, server, client = (
+        {"w": jnp.array([x])} for x in (2, 0.75, 0.5, 1, 0.25)
+    )
+    local = LocalContext(began, server, client, jnp.float32(0.1), 2, jax.random.key(0))
+    assert algorithm.correct(gradient, params, local)["w"].tolist() == [expected]
+
+
+class TestOwnAlgorithms:
+    def test_what_is_sent_replaces_the_update_in_everything(self, federation):
+        halved = scaffold()._replace(
+            name="halved", send=lambda update, context: jax.tree.map(lambda d: d / 2, update)
+        )
+        states, infos = play(federation, halved, 1)
+        plain, expected = play(federation, scaffold(), 1)
+        moved, whole = (flat(run[1].params) - flat(run[0].params) for run in (states, plain))
+        np.testing.assert_allclose(moved, whole / 2, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(infos[0].update_norm, expected[0].update_norm / 2, rtol=1e-4)
+        # A variate is reckoned from what was sent.
+        np.testing.assert_allclose(
+            flat(states[1].server), flat(plain[1].server) / 2, rtol=1e-4, atol=1e-6
+        )
+
+    def test_keys_are_of_client_round_and_step(self, federation):
+        def draw(tree, context):
+            return jax.tree.map(lambda leaf: leaf + jax.random.normal(context.key), tree)
+
+        noisy = fed_avg()._replace(
+            name="noisy",
+            correct=lambda gradient, params, context: draw(gradient, context),
+            finish=lambda update, context: (draw(context.client, context), ()),
+            init_client=lambda params: jnp.zeros(()),
+        )
+        states, _ = play(federation, noisy, 2)
+        drawn = np.stack([np.asarray(state.clients)[[0, 1, 3]] for state in states[1:]])
+        drawn[1] -= drawn[0]
+        assert len(np.unique(drawn)) == drawn.size
+        again, _ = play(federation, noisy, 2)
+        np.testing.assert_array_equal(flat(again[-1].params), flat(states[-1].params))
 
 
 def test_equal_settings_are_one_object_however_spelled():
@@ -153,8 +197,32 @@ class TestServerOptimizer:
         )
 
     @pytest.mark.parametrize(
+        "algorithm", [fed_avg_m(0.7, 0.9), fed_adam(0.02), fed_yogi(0.02)], ids=lambda a: a.name
+    )
+    def test_three_steps_equal_numpy(self, algorithm):
+        name, rng = algorithm.name, np.random.default_rng(0)
+        w = rng.normal(size=4)
+        params = {"w": jnp.asarray(w, jnp.float32)}
+        server = algorithm.init_server(params)
+        m = v = np.full(4, 1e-6 if name == "fed_yogi" else 0.0)
+        for t, update in enumerate(rng.normal(scale=0.1, size=(3, 4)), start=1):
+            mean = {"w": jnp.asarray(update, jnp.float32)}
+            params, server = algorithm.apply(server, context(params, mean, ()))
+            g = -update
+            if name == "fed_avg_m":
+                m = 0.9 * m + g
+                w = w - 0.7 * m
+            else:
+                m = 0.9 * m + 0.1 * g
+                to_square = g**2 - v if name == "fed_adam" else np.sign(g**2 - v) * g**2
+                v = v + 0.01 * to_square
+                w = w - 0.02 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3)
+            np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+    @pytest.mark.parametrize(
         ("make", "message"),
         [
+            (lambda: fed_adam(eps=0.0), "eps 0.0 of the server optimiser must be positive"),
             (lambda: fed_adam(-1.0), "learning_rate -1.0 of the server optimiser must be positive"),
             (lambda: fed_yogi(b2=1.0), r"b2 1.0 of the server optimiser must be in \[0, 1\)"),
             (lambda: fed_avg_m(momentum=1.5), "momentum 1.5 of the server optimiser"),
@@ -207,167 +275,3 @@ def test_one_client_is_centralised_sgd(federation, tiny_data, assert_close):
         updates, state = optimizer.update(gradient(expected), state, expected)
         expected = optax.apply_updates(expected, updates)
     assert_close(found.params, expected, rtol=1e-4, atol=1e-6)
-
-
-# --- PyTorch --------------------------------------------------------------------------------------
-
-RATE, STEPS, CLIP, DECAY, MU, STRENGTH = 0.3, 3, 0.4, 0.01, 0.5, 2.0
-NAMES = [(f"Dense_{i}", part) for i in (0, 1) for part in ("kernel", "bias")]
-MAKERS = {
-    "fed_avg": fed_avg,
-    "fed_prox": functools.partial(fed_prox, MU),
-    "scaffold": scaffold,
-    "fed_exp": functools.partial(fed_exp, epsilon_decay=0.9),
-    "fed_avg_m": functools.partial(fed_avg_m, 0.7, 0.9),
-    "fed_adam": functools.partial(fed_adam, 0.02),
-    "fed_yogi": functools.partial(fed_yogi, 0.02),
-}
-
-
-class TorchFederation:
-    """The same rounds written with PyTorch: float64, loss terms by autograd, its own optimisers."""
-
-    def __init__(self, torch, name, params, images, labels, parts, wsa):
-        self.torch, self.name, self.wsa, self.parts = torch, name, wsa, parts
-        self.w = [self.tensor(params[a][b]) for a, b in NAMES]
-        pixels = (np.asarray(images, np.float64) / 16 - 0.5) / 0.25
-        self.x = self.tensor(pixels.reshape(len(pixels), -1))
-        self.y = torch.tensor(np.asarray(labels), dtype=torch.long)
-        self.target = [self.moments(w) for w in self.w[::2]]
-        zeros = [torch.zeros_like(w) for w in self.w]
-        self.c, self.ci = zeros, [[z.clone() for z in zeros] for _ in parts]
-        self.v = [z + 1e-6 for z in zeros]  # optax's initial accumulators of Yogi
-        self.m = [z + 1e-6 for z in zeros]
-        leaves = [w.clone().requires_grad_() for w in self.w]
-        self.server = {
-            "fed_avg_m": torch.optim.SGD(leaves, lr=0.7, momentum=0.9),
-            "fed_adam": torch.optim.Adam(leaves, lr=0.02, betas=(0.9, 0.99), eps=1e-3),
-        }.get(name)
-        self.leaves = leaves
-        self.largest_scale = 1.0
-
-    def tensor(self, value):
-        return self.torch.tensor(np.asarray(value), dtype=self.torch.float64)
-
-    @staticmethod
-    def moments(w):
-        return w.mean(), w.std(correction=0)
-
-    def loss(self, w, rows, i, start):
-        torch = self.torch
-        hidden = torch.relu(self.x[rows] @ w[0] + w[1])
-        loss = torch.nn.functional.cross_entropy(hidden @ w[2] + w[3], self.y[rows])
-        if self.name == "fed_prox":
-            loss = loss + MU / 2 * sum(((a - b) ** 2).sum() for a, b in zip(w, start, strict=True))
-        if self.name == "scaffold":
-            terms = zip(w, self.c, self.ci[i], strict=True)
-            loss = loss + sum((a * (c - ci)).sum() for a, c, ci in terms)
-        if self.wsa:
-            for kernel, (mean, std) in zip(w[::2], self.target, strict=True):
-                ours = torch.distributions.Normal(*self.moments(kernel))
-                held_to = torch.distributions.Normal(mean, std)
-                loss = loss + STRENGTH * torch.distributions.kl_divergence(ours, held_to)
-        return loss
-
-    def client(self, i, start):
-        torch = self.torch
-        w = [v.clone().requires_grad_() for v in start]
-        optimizer = torch.optim.SGD(w, lr=RATE, weight_decay=DECAY)
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            self.loss(w, self.parts[i], i, start).backward()
-            torch.nn.utils.clip_grad_norm_(w, CLIP)
-            optimizer.step()
-        return [v.detach() for v in w]
-
-    def round(self, t):
-        torch = self.torch
-        start, models = self.w, [self.client(i, self.w) for i in range(len(self.parts))]
-        p = self.tensor([len(rows) for rows in self.parts])
-        p = p / p.sum()
-        updates = [[a - b for a, b in zip(m, start, strict=True)] for m in models]
-        mean = [sum(pi * u[j] for pi, u in zip(p, updates, strict=True)) for j in range(4)]
-        if self.name == "scaffold":
-            new = [
-                [
-                    ci - c - d / (STEPS * RATE)
-                    for ci, c, d in zip(self.ci[i], self.c, u, strict=True)
-                ]
-                for i, u in enumerate(updates)
-            ]
-            self.ci = new
-            self.c = [sum(pi * ci[j] for pi, ci in zip(p, new, strict=True)) for j in range(4)]
-        scale = 1.0
-        if self.name == "fed_exp":
-            norms = sum(pi * sum((d**2).sum() for d in u) for pi, u in zip(p, updates, strict=True))
-            epsilon = 1e-3 * 0.9 ** (2 * (t + 1)) * len(models)
-            scale = max(1.0, float(norms / (2 * (sum((d**2).sum() for d in mean) + epsilon))))
-        self.largest_scale = max(self.largest_scale, scale)
-        self.w = [w + scale * d for w, d in zip(start, mean, strict=True)]
-        if self.server is not None:
-            for leaf, d in zip(self.leaves, mean, strict=True):
-                leaf.grad = -d
-            self.server.step()
-            self.w = [leaf.detach().clone() for leaf in self.leaves]
-        if self.name == "fed_yogi":
-            grads = [-d for d in mean]
-            self.m = [0.9 * m + 0.1 * g for m, g in zip(self.m, grads, strict=True)]
-            self.v = [
-                v - 0.01 * torch.sign(v - g**2) * g**2 for v, g in zip(self.v, grads, strict=True)
-            ]
-            self.w = [
-                w - 0.02 * (m / (1 - 0.9 ** (t + 1)))
-                / (torch.sqrt(v / (1 - 0.99 ** (t + 1))) + 1e-3)
-                for w, m, v in zip(start, self.m, self.v, strict=True)
-            ]  # fmt: skip
-        scopes = [[self.moments(w) for w in m[::2]] for m in models]
-        self.target = [
-            (
-                sum(s[j][0] for s in scopes) / len(scopes),
-                torch.sqrt(sum(s[j][1] ** 2 for s in scopes) / len(scopes)),
-            )
-            for j in (0, 1)
-        ]
-
-
-@pytest.mark.parametrize("wsa", [False, True], ids=["plain", "wsa"])
-@pytest.mark.parametrize("name", MAKERS)
-def test_rounds_equal_pytorch(federation, tiny_data, name, wsa):
-    torch = pytest.importorskip("torch", reason="PyTorch is a peer: pip install -e '.[peers]'")
-    by_class = np.argsort(tiny_data[1], kind="stable")
-    parts = [by_class[:25], by_class[25:35], by_class[35:]]
-    indices = np.zeros((3, 25), np.int32)
-    for i, rows in enumerate(parts):
-        indices[i, : len(rows)] = rows
-    data = federation.data._replace(
-        images=jnp.asarray(tiny_data[0]),
-        labels=jnp.asarray(tiny_data[1]),
-        indices=jnp.asarray(indices),
-        sizes=jnp.array([len(rows) for rows in parts]),
-    )
-    algorithm = MAKERS[name]()
-    # A batch as large as the largest client: every step sees all of its examples, in any order.
-    run = make_round(
-        federation.task,
-        algorithm,
-        participants=3,
-        epochs=STEPS,
-        local=LocalSettings(steps=STEPS, batch_size=25, clip_norm=CLIP, weight_decay=DECAY),
-        scope_form=ScopeForm() if wsa else None,
-        execution=Execution(donate=False),
-    )
-    start = federation.start(algorithm)
-    clients = jax.vmap(lambda _: algorithm.init_client(start.params))(jnp.arange(3))
-    state: ServerState = dataclasses.replace(start, clients=clients)
-    peer = TorchFederation(torch, name, start.params, *tiny_data, parts, wsa)
-    settings = RoundSettings(jnp.float32(RATE), jnp.float32(STRENGTH))
-    begin = flat(start.params)
-    for t in range(ROUNDS):
-        state, _ = run(federation.key, state, data, settings)
-        peer.round(t)
-        found = np.concatenate([np.ravel(state.params[a][b]) for a, b in NAMES])
-        expected = np.concatenate([w.numpy().ravel() for w in peer.w])
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
-    assert np.abs(flat(state.params) - begin).max() > 0.05
-    # Clients of different classes disagree, so FedExP must have extrapolated.
-    assert (peer.largest_scale > 1.02) == (name == "fed_exp")

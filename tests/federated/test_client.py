@@ -1,6 +1,6 @@
 """Local training against a plain loop, and the batches it draws."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from wsa_jax.federated.client import (
     epochs_needed,
     train_client,
 )
+from wsa_jax.select import all_leaves, kernels
 from wsa_jax.training import Batch
 
 draw = jax.jit(draw_batches, static_argnames=("capacity", "steps", "batch_size", "epochs"))
@@ -76,7 +77,7 @@ class TestDrawBatches:
 class TestTrainClient:
     """One client is centralised SGD: the oracle is a loop that says the order of a local step."""
 
-    STRENGTH, RATE = 3.0, 0.2
+    RATE = 0.2
     LOCAL = LocalSettings(steps=5, batch_size=8, clip_norm=0.5, weight_decay=0.05, momentum=0.5)
 
     @pytest.fixture(scope="class")
@@ -84,7 +85,9 @@ class TestTrainClient:
     def grad_fn(cls, federation):
         return jax.jit(jax.grad(lambda p, b: federation.task.loss(jax.random.key(0), p, {}, b)[0]))
 
-    def oracle(self, federation, grad_fn, params, target, form):
+    def oracle(self, federation, grad_fn, params, target, scope_form, strength):
+        form = scope_form and scope_form.form
+        which = scope_form and {"select": scope_form.select, "scale": scope_form.scale}
         data, client = federation.data, 0
         data_key, _ = jax.random.split(federation.key)
         positions, mask = draw(
@@ -97,8 +100,8 @@ class TestTrainClient:
             batch = Batch(data.images[chosen], data.labels[chosen], weights)
             grads = jax.device_get(grad_fn(params, batch))
             if form in ("gradient", "penalty"):
-                pull = jax.device_get(jax.jit(scope_gradient)(params, target))
-                grads = jax.tree.map(lambda g, p: g + self.STRENGTH * p, grads, pull)
+                pull = jax.device_get(jax.jit(partial(scope_gradient, **which))(params, target))
+                grads = jax.tree.map(lambda g, p: g + strength * p, grads, pull)
             norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
             grads = jax.tree.map(lambda g, n=norm: g * min(1, 0.5 / n), grads)
             grads = jax.tree.map(lambda g, w: g + 0.05 * w, grads, params)
@@ -106,31 +109,43 @@ class TestTrainClient:
             params = jax.tree.map(lambda w, v: w - self.RATE * v, params, velocity)
             if form == "proximal":
                 params = jax.device_get(
-                    jax.jit(proximal_scope_step)(
-                        params, target, step_size=self.RATE, strength=self.STRENGTH
+                    jax.jit(partial(proximal_scope_step, **which))(
+                        params, target, step_size=self.RATE, strength=strength
                     )
                 )
         return params
 
-    @pytest.mark.parametrize("form", [None, "gradient", "penalty", "proximal"])
-    def test_equals_a_plain_loop(self, federation, grad_fn, assert_close, form):
+    @pytest.mark.parametrize(
+        ("form", "strength"),
+        [
+            (None, 0.0),
+            *((ScopeForm(form=form), 3.0) for form in ("gradient", "penalty", "proximal")),
+            # By size a divergence counts up to 648 times, and a bias is a layer as well.
+            *(
+                (ScopeForm(form=form, scale="size", select=all_leaves), 0.01)
+                for form in ("gradient", "penalty", "proximal")
+            ),
+        ],
+    )
+    def test_equals_a_plain_loop(self, federation, grad_fn, assert_close, form, strength):
         params, _ = federation.task.init(jax.random.key(1))
-        target = constant_target(weight_scope(params), mean=0.1, std=0.5)
+        select = form.select if form else kernels
+        target = constant_target(weight_scope(params, select=select), mean=0.1, std=0.5)
         algorithm = fed_avg()
-        train = functools.partial(
+        train = partial(
             train_client,
             task=federation.task,
             algorithm=algorithm,
             local=self.LOCAL,
-            scope_form=form and ScopeForm(form=form),
+            scope_form=form,
             epochs=2,
         )
         data = federation.data
         result = jax.jit(train)(
             federation.key, params, {}, target, (), (), data.images, data.labels,
-            data.indices[0], data.sizes[0], federation.settings(self.RATE, self.STRENGTH),
+            data.indices[0], data.sizes[0], federation.settings(self.RATE, strength),
         )  # fmt: skip
-        expected = self.oracle(federation, grad_fn, params, target, form)
+        expected = self.oracle(federation, grad_fn, params, target, form, strength)
         found = jax.tree.map(jnp.add, params, result.update)
         assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert np.isfinite(result.loss)

@@ -79,7 +79,7 @@ def test_structure_shapes_and_dtypes_are_kept(cell):
     assert state.round == 1
 
 
-def test_something_is_learned_and_all_is_finite(cell):
+def test_parameters_move_and_all_is_finite(cell):
     _, (_, start, _), (state, info) = cell
     for leaf in jax.tree.leaves((state, info)):
         assert np.isfinite(leaf).all()
@@ -129,21 +129,23 @@ def test_jit_equals_no_jit(federation, algorithm, assert_close):
 
 def test_strength_0_equals_the_plain_algorithm(federation, case, cell, assert_close):
     run, arguments, _ = cell
-    algorithm, _ = case
+    algorithm, form = case
+    if form == "plain":
+        pytest.skip("the plain algorithm is what is compared with")
     plain = federation.round(algorithm, "plain")(*arguments, federation.settings())
     found = run(*arguments, federation.settings(strength=0.0))
     assert_close(found[0], plain[0], atol=1e-6)
 
 
-def test_strength_pulls_the_clients_to_the_target(federation, case, cell):
+def test_strength_pulls_the_clients_to_the_target_and_is_ignored_without_wsa(
+    federation, case, cell
+):
     run, arguments, _ = cell
-    distances = [
-        run(*arguments, federation.settings(strength=s))[1].target_divergence.sum()
-        for s in (0.0, 3.0)
-    ]
+    found = [run(*arguments, federation.settings(strength=s)) for s in (0.0, 3.0)]
     if case[1] == "plain":
-        assert distances[0] == distances[1]
+        assert_bitwise(*found)
     else:
+        distances = [info.target_divergence.sum() for _, info in found]
         assert distances[1] < distances[0]
 
 

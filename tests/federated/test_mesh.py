@@ -63,8 +63,9 @@ def collectives(federation, algorithm, **options):
 
 
 @pytest.mark.parametrize("maker", [fed_avg, fed_exp])
-def test_a_linear_algorithm_needs_one_all_reduce_and_no_gather(federation, maker):
-    found = collectives(federation, maker())
+@pytest.mark.parametrize("options", [{}, {"participants": 3, "clients": "vmap"}], ids=["all", "3"])
+def test_a_linear_algorithm_needs_one_all_reduce_and_no_gather(federation, maker, options):
+    found = collectives(federation, maker(), **options)
     assert found == dict.fromkeys(COLLECTIVES, 0) | {"all-reduce": 1}
 
 

@@ -1,9 +1,7 @@
-"""Simulations: their rows, their errors, and runs that are killed and resumed."""
+"""Simulations: their rows, their inputs and their errors."""
 
 import json
-import shutil
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,48 +10,14 @@ import pytest
 from flax import linen as nn
 
 from wsa_jax import constant_target, scope_window, weight_scope
-from wsa_jax.checkpoint import CheckpointError
 from wsa_jax.federated import (
-    Aggregation,
     LocalSettings,
     Partition,
     WeightScopeAlignment,
-    fed_prox,
     simulate,
 )
 from wsa_jax.federated.client import ScopeForm
-from wsa_jax.models import MLP
 from wsa_jax.training import Task, classification, evaluate
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# The same small run in this process and in one that is killed: digits, WSA, all on three clients.
-RUN = """
-import time
-import jax
-from wsa_jax.data import load_dataset
-from wsa_jax.federated import LocalSettings, WeightScopeAlignment, iid, simulate
-from wsa_jax.models import MLP
-from wsa_jax.training import classification
-
-def run(directory, pause=0.0, rounds=12):
-    digits = load_dataset("digits")
-    images, labels = digits.images[:150], digits.labels[:150]
-    return simulate(
-        jax.random.key(5),
-        classification(MLP(features=(8, 10)), digits.info),
-        (images, labels),
-        iid(labels, clients=3, seed=0),
-        rounds=rounds,
-        participants=2,
-        wsa=WeightScopeAlignment(strength=0.5, form="proximal"),
-        learning_rate=lambda i: 0.1 * 0.9**i,
-        local=LocalSettings(steps=3, batch_size=10),
-        evaluate_every=2,
-        directory=directory,
-        on_round=lambda row: time.sleep(pause),
-    )
-"""
 
 
 class Normed(nn.Module):
@@ -63,29 +27,6 @@ class Normed(nn.Module):
     def __call__(self, x, train=False):
         x = nn.Dense(8)(x.reshape(x.shape[0], -1))
         return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))
-
-
-namespace = {}
-exec(RUN, namespace)
-run = namespace["run"]
-
-
-@pytest.fixture(scope="module")
-def federate(tiny_task, tiny_data, tiny_partition):
-    """Simulate the tiny federation; arguments replace the defaults."""
-
-    def start(**settings):
-        defaults = {
-            "rounds": 5,
-            "learning_rate": 0.1,
-            "local": LocalSettings(steps=2, batch_size=8),
-            "evaluate_every": 2,
-        }
-        return simulate(
-            jax.random.key(0), tiny_task, tiny_data, tiny_partition, **(defaults | settings)
-        )
-
-    return start
 
 
 @pytest.fixture(scope="module")
@@ -317,83 +258,3 @@ class TestErrors:
         train = tuple(part[:20] for part in tiny_data)
         with pytest.raises(ValueError, match=r"points at example .* but there are 20"):
             simulate(jax.random.key(0), tiny_task, train, tiny_partition, rounds=1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run of 12 rounds, and its directory."""
-    directory = tmp_path_factory.mktemp("whole")
-    return run(directory), directory
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    return shutil.copytree(whole[1], tmp_path / "copy")
-
-
-class TestResume:
-    def test_a_finished_run_does_nothing(self, whole, copy):
-        before = (copy / "metrics.jsonl").read_text()
-        assert_bitwise(run(copy).state, whole[0].state)
-        assert (copy / "metrics.jsonl").read_text() == before
-
-    def test_torn_newest_checkpoint_names_the_folder_to_delete(self, whole, copy):
-        newest = copy / "checkpoints" / "12"
-        for path in newest.rglob("*"):
-            if path.is_file() and path.stat().st_size > 200:
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(CheckpointError, match=r"torn or unreadable .* delete that") as error:
-            run(copy)
-        assert str(newest) in str(error.value)
-        assert "\n" not in str(error.value)
-        shutil.rmtree(newest)
-        assert_bitwise(run(copy).state, whole[0].state)
-
-    def test_missing_rows_are_an_error(self, copy):
-        (copy / "metrics.jsonl").write_text("")
-        with pytest.raises(CheckpointError, match="has 0 rows, the checkpoint is of round 12"):
-            run(copy)
-
-    def test_fewer_rounds_than_done(self, copy):
-        with pytest.raises(ValueError, match="holds a run of 12 rounds, more than rounds 4"):
-            run(copy, rounds=4)
-
-    @pytest.mark.parametrize(
-        ("settings", "name"),
-        [
-            ({"participants": 2}, "participants = 4"),
-            ({"local": LocalSettings(steps=2, batch_size=7)}, "local = "),
-            ({"wsa": WeightScopeAlignment()}, "form = "),
-            ({"learning_rate": 0.2}, "learning_rate 0.1"),
-            ({"algorithm": fed_prox()}, r"algorithm = \['fed_avg', {}\]"),
-            ({"aggregation": Aggregation(rule="median")}, "aggregation = "),
-        ],
-    )
-    def test_directory_of_another_run(self, federate, tmp_path, settings, name):
-        federate(directory=tmp_path, rounds=2)
-        with pytest.raises(ValueError, match=f"holds a run with {name}"):
-            federate(directory=tmp_path, rounds=2, **settings)
-
-    def test_directory_of_other_data_model_or_key(
-        self, federate, tmp_path, tiny_info, tiny_task, tiny_data, tiny_partition
-    ):
-        federate(directory=tmp_path, rounds=1)
-        images, labels = tiny_data
-        same = {"key": jax.random.key(0), "task": tiny_task, "train": tiny_data}
-        other = classification(MLP(features=(72, 3), initialization="he"), tiny_info)
-        with pytest.raises(ValueError, match=r"initialization='reference'.*initialization='he'"):
-            self.reopen(tmp_path, tiny_partition, **same | {"task": other})
-        with pytest.raises(ValueError, match="holds a run with data ="):
-            self.reopen(tmp_path, tiny_partition, **same | {"train": (images + 1, labels)})
-        with pytest.raises(ValueError, match="holds a run with test = None"):
-            self.reopen(tmp_path, tiny_partition, **same, test=tiny_data)
-        with pytest.raises(ValueError, match="holds a run with key ="):
-            self.reopen(tmp_path, tiny_partition, **same | {"key": jax.random.key(1)})
-
-    @staticmethod
-    def reopen(directory, partition, *, key, task, train, **settings):
-        local = LocalSettings(steps=2, batch_size=8)
-        simulate(
-            key, task, train, partition, rounds=1, learning_rate=0.1, local=local,
-            directory=directory, **settings,
-        )  # fmt: skip

@@ -15,10 +15,12 @@ from wsa_jax.federated.algorithms import fed_prox as fed_prox
 from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
 from wsa_jax.federated.algorithms import scaffold as scaffold
 from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
+from wsa_jax.federated.algorithms.base import add_update as add_update
 from wsa_jax.federated.client import LocalSettings as LocalSettings
 from wsa_jax.federated.client import RoundSettings as RoundSettings
 from wsa_jax.federated.client import ScopeForm as ScopeForm
 from wsa_jax.federated.client import epochs_needed as epochs_needed
+from wsa_jax.federated.client import train_client as train_client
 from wsa_jax.federated.communication import RoundBytes as RoundBytes
 from wsa_jax.federated.communication import bytes_per_round as bytes_per_round
 from wsa_jax.federated.diagnostics import RoundInfo as RoundInfo
@@ -32,6 +34,7 @@ from wsa_jax.federated.partition import shards as shards
 from wsa_jax.federated.round import Execution as Execution
 from wsa_jax.federated.round import FederatedData as FederatedData
 from wsa_jax.federated.round import ServerState as ServerState
+from wsa_jax.federated.round import initial_state as initial_state
 from wsa_jax.federated.round import make_round as make_round
 from wsa_jax.federated.simulate import SimulationResult as SimulationResult
 from wsa_jax.federated.simulate import reference_learning_rate as reference_learning_rate

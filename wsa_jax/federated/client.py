@@ -178,8 +178,8 @@ def train_client(
 
     A local step, in this order: gradient of the loss, the algorithm's correction, weight scope
     regularization, global-norm clip, weight decay, SGD, proximal scope step if that is the form.
-    At the end the update as a whole is clipped to ``update_clip_norm``. ``server`` is what the
-    algorithm broadcasts.
+    At the end the update as a whole is clipped to ``update_clip_norm``, and the algorithm may send
+    another one in its place. ``server`` is what the algorithm broadcasts.
 
     Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
     is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's own.
@@ -195,7 +195,12 @@ def train_client(
         batch_size=local.batch_size,
         epochs=epochs,
     )
-    context = LocalContext(params, server, client, settings.learning_rate, local.steps)
+    own_key = jax.random.fold_in(key, 3)
+    context = LocalContext(params, server, client, settings.learning_rate, local.steps, own_key)
+
+    def at(step: Array | int) -> LocalContext:
+        return context._replace(key=jax.random.fold_in(own_key, step))
+
     optimizer = local_optimizer(local, settings, scope_form)
 
     def loss_fn(params: PyTree, key: Array, model_state: PyTree, batch: Batch):
@@ -216,7 +221,7 @@ def train_client(
         grads, (loss, model_state) = jax.grad(loss_fn, has_aux=True)(
             params, jax.random.fold_in(loss_key, index), model_state, batch
         )
-        grads = algorithm.correct(grads, params, context)
+        grads = algorithm.correct(grads, params, at(index))
         updates, opt_state = optimizer.update(grads, opt_state, params, target=target)
         return (optax.apply_updates(params, updates), model_state, opt_state), loss
 
@@ -225,8 +230,8 @@ def train_client(
         step, carry, (jnp.arange(local.steps), positions, mask)
     )
     update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, params)
-    update = clip_update(update, update_clip_norm)
-    client, message = algorithm.finish(update, context)
+    update = algorithm.send(clip_update(update, update_clip_norm), at(local.steps))
+    client, message = algorithm.finish(update, at(local.steps))
     return ClientResult(update, model_state, message, client, jnp.mean(losses))
 
 

@@ -38,10 +38,10 @@ def bytes_per_round(
 ) -> RoundBytes:
     """Count what one participant receives and sends in a round, uncompressed.
 
-    Down: parameters, statistics, what the algorithm broadcasts, and with weight scope alignment
-    the target, two float32 numbers a layer. Up: the update, in at least float32, and statistics,
-    the algorithm's message, and with alignment the mean and variance of each layer. Nothing is
-    computed, so shapes (`jax.ShapeDtypeStruct`) do. Multiply by the participants for all of them.
+    Down: parameters, statistics, what the algorithm broadcasts, and with WSA the target, two
+    float32 numbers for each layer. Up: the update, in at least float32, statistics, the algorithm's
+    message, and with WSA the mean and variance of each layer. Nothing is computed, so shapes
+    (`jax.ShapeDtypeStruct`) do. Multiply by the participants for all of them.
 
     Args:
       algorithm: FedAvg, ...
@@ -64,8 +64,8 @@ def bytes_per_round(
     rate = jax.ShapeDtypeStruct((), jnp.float32)
 
     def sent(params: PyTree, broadcast: Any, client: Any, rate: Any) -> Any:
-        update = jax.tree.map(wide, params)
-        context = LocalContext(params, broadcast, client, rate, 1)
+        context = LocalContext(params, broadcast, client, rate, 1, jax.random.key(0))
+        update = algorithm.send(jax.tree.map(wide, params), context)
         return update, algorithm.finish(update, context)[1]
 
     up = jax.eval_shape(sent, params, broadcast, client, rate)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Integer
+from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
 
 __all__ = [
     "Partition",
@@ -55,7 +55,9 @@ class Partition:
         """The samples of one client, without padding, ascending."""
         return self.indices[client, : self.sizes[client]]
 
-    def counts(self, labels: Integer[np.ndarray, " n"]) -> Int[np.ndarray, "clients classes"]:
+    def counts(
+        self, labels: Integer[Array | np.ndarray, " n"]
+    ) -> Int[np.ndarray, "clients classes"]:
         """The number of samples `[clients, classes]`, with `max(labels) + 1` classes."""
         labels = _checked_labels(labels)
         classes = int(labels.max()) + 1
@@ -67,7 +69,7 @@ class Partition:
 
 
 def dirichlet_equal(
-    labels: Integer[np.ndarray, " n"], *, clients: int, alpha: float, seed: int
+    labels: Integer[Array | np.ndarray, " n"], *, clients: int, alpha: float, seed: int
 ) -> Partition:
     """Clients of equal size, each with its own class proportions.
 
@@ -136,7 +138,7 @@ def dirichlet_equal(
 
 
 def dirichlet_unequal(
-    labels: Integer[np.ndarray, " n"],
+    labels: Integer[Array | np.ndarray, " n"],
     *,
     clients: int,
     alpha: float,
@@ -203,11 +205,11 @@ def dirichlet_unequal(
     return _pack(held)
 
 
-def iid(labels: Integer[np.ndarray, " n"], *, clients: int, seed: int) -> Partition:
+def iid(labels: Shaped[Array | np.ndarray, " n"], *, clients: int, seed: int) -> Partition:
     """All samples dealt at random; sizes differ by at most one.
 
     Args:
-      labels: integer `[n]`; only their number matters.
+      labels: `[n]`, of any type; only their number matters.
       clients: number of clients.
       seed: equal seeds give equal partitions.
 
@@ -220,13 +222,15 @@ def iid(labels: Integer[np.ndarray, " n"], *, clients: int, seed: int) -> Partit
     >>> iid(np.zeros(10, int), clients=4, seed=0).sizes
     array([3, 3, 2, 2], dtype=int32)
     """
-    labels = _checked_labels(labels, clients)
-    order = np.random.default_rng(seed).permutation(labels.size)
+    count = len(labels)
+    if not 1 <= clients <= count:
+        raise ValueError(f"clients={clients} must lie in 1 .. {count}, the number of samples")
+    order = np.random.default_rng(seed).permutation(count)
     return _pack([part.tolist() for part in np.array_split(order, clients)])
 
 
 def shards(
-    labels: Integer[np.ndarray, " n"], *, clients: int, shards_per_client: int, seed: int
+    labels: Integer[Array | np.ndarray, " n"], *, clients: int, shards_per_client: int, seed: int
 ) -> Partition:
     """Samples sorted by label, cut into equal shards, a few shards dealt to each client.
 
@@ -270,7 +274,7 @@ def shards(
 
 def partition_table(
     partition: Partition,
-    labels: Integer[np.ndarray, " n"],
+    labels: Integer[Array | np.ndarray, " n"],
     *,
     class_names: Sequence[str] | None = None,
     max_rows: int = 20,
@@ -321,7 +325,7 @@ def _checked_class_names(class_names: Sequence[str] | None, classes: int) -> lis
 
 
 def _checked_labels(
-    labels: Integer[np.ndarray, " n"], clients: int = 1
+    labels: Integer[Array | np.ndarray, " n"], clients: int = 1
 ) -> Integer[np.ndarray, " n"]:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:

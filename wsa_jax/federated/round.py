@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Integer, Key, PyTree
+from jaxtyping import Array, Integer, Key, PyTree, Shaped
 
 from wsa_jax.federated import mesh as meshes
 from wsa_jax.federated.aggregate import (
@@ -59,6 +59,45 @@ class ServerState:
     round: Integer[Array, ""]
 
 
+def initial_state(
+    algorithm: FederatedAlgorithm,
+    params: PyTree,
+    *,
+    clients: int,
+    target: WeightScope,
+    model_state: PyTree = (),
+) -> ServerState:
+    """Make the state that the first round of `make_round` begins with.
+
+    Args:
+      algorithm: FedAvg, ...
+      params: global parameters.
+      clients: number of clients in all, whether they take part in a round or not.
+      target: the weight scope that the first round's clients are held to, and what it is of: the
+        layers that rounds diagnose.
+      model_state: non-parameter collections.
+
+    Guarantees: no leaf is the caller's, or there twice, so a round may donate the state's buffers.
+
+    >>> from wsa_jax.federated import scaffold
+    >>> params = {"kernel": jnp.eye(2)}
+    >>> state = initial_state(scaffold(), params, clients=5, target=weight_scope(params))
+    >>> state.clients["kernel"].shape
+    (5, 2, 2)
+    """
+    state = ServerState(
+        params=params,
+        model_state=model_state,
+        target=target,
+        server=algorithm.init_server(params),
+        clients=(),
+        round=jnp.zeros((), jnp.int32),
+    )
+    # Client states are fresh, and the only part too large to copy.
+    states = jax.vmap(lambda _: algorithm.init_client(params))(jnp.arange(clients))
+    return dataclasses.replace(jax.tree.map(jnp.array, state), clients=states)
+
+
 class FederatedData(NamedTuple):
     """Examples shared by all clients, and who owns which: device arrays.
 
@@ -70,7 +109,7 @@ class FederatedData(NamedTuple):
     """
 
     images: Array
-    labels: Integer[Array, " examples"]
+    labels: Shaped[Array, " examples"]
     indices: Integer[Array, "clients capacity"]
     sizes: Integer[Array, " clients"]
 
@@ -83,7 +122,8 @@ class Execution:
       clients: ``"map"`` trains one client after another (CPU, or little memory: with a mean it
         holds one update at a time, however many take part), ``"vmap"`` all at once (accelerators).
       mesh: devices to spread the participants over (`clients_mesh`); on each, ``clients`` applies.
-      donate: let a round reuse the buffers of the state it is given.
+      donate: let a round reuse the buffers of the state it is given, which is gone afterwards: keep
+        the new one (`initial_state` copies what it is given).
       evaluation_batch: examples evaluated at once.
     """
 
@@ -128,12 +168,17 @@ def make_round(
 ) -> RoundFn:
     """Make the jitted function of one round, ``(key, state, data, settings) -> (state, info)``.
 
+    For loops of your own; `simulate` is one, with evaluation and checkpoints. The state to begin
+    with is `initial_state`'s, the data a `FederatedData`, the settings `RoundSettings`. The key is
+    that of the run: round and client are folded into it.
+
     Args:
       task: what is trained.
       algorithm: FedAvg, ...
       participants: clients drawn a round, uniformly and without replacement; all if it is their
         number.
-      epochs: see `wsa_jax.federated.client.epochs_needed`.
+      epochs: orders of its examples that a client draws in a round: `epochs_needed` of the smallest
+        client that has any; with fewer the last order would be repeated.
       local: settings of local training.
       scope_form: how weight scope alignment acts; None for the plain algorithm.
       select: layers to diagnose where scope_form is None.

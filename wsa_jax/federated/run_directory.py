@@ -151,10 +151,29 @@ def round_row(
     seconds: float,
     client_scopes: bool = False,
 ) -> dict[str, Any]:
-    """Return the row of ``metrics.jsonl`` of one round: plain numbers, lists have one a layer.
+    """Return the row of ``metrics.jsonl`` of one round: plain numbers, None for NaN and infinity.
 
-    Means over clients are over those that were accepted. With ``client_scopes`` the row also has
-    each participant's means and stds.
+    Means over clients are over those that were accepted. By key:
+
+    ==================== ===========================================================================
+    round                counted from 1: that of index i, which schedules see, is ``i + 1``
+    learning_rate        of the local steps
+    strength             of WSA, 0 without
+    train_loss           mean over clients and their local steps
+    dropped              participants left out because they sent NaN or infinity
+    update_norm          mean over clients of the norms of their updates
+    mean_update_norm     norm of the aggregated update
+    layers               names, in the order of all lists below
+    client_divergence    mean KL between two participants, nats, by layer
+    target_divergence    mean KL of a participant from its target, nats, by layer
+    client_mean          mean over clients of their layers' means, by layer
+    client_std           likewise of their stds
+    average_std          std of the averaged model, by layer
+    fused_std            std of the fused scope (Eq. 4), by layer
+    stability            largest share of the explicit step's stable range in use; 0 without WSA
+    seconds              wall time, the mean since the rows before were written
+    client_scopes        if asked for: ``mean`` and ``std``, ``[participants][layers]``
+    ==================== ===========================================================================
     """
     accepted = np.asarray(info.accepted)
 

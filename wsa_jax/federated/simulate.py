@@ -20,7 +20,6 @@ from wsa_jax.federated.add_on import WeightScopeAlignment, initial_target
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.checks import (
-    check_floating,
     check_partition,
     diagnosed_layers,
 )
@@ -33,6 +32,7 @@ from wsa_jax.federated.round import (
     FederatedData,
     ServerState,
     check_participants,
+    initial_state,
     make_round,
 )
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
@@ -42,7 +42,7 @@ from wsa_jax.scope import weight_scope
 from wsa_jax.settings import check_count
 from wsa_jax.stability import check_bound
 from wsa_jax.training import Task, check_statistics, evaluate
-from wsa_jax.tree import check_finite
+from wsa_jax.tree import check_finite, check_floating
 
 Schedule = Callable[[int], Any]
 
@@ -54,7 +54,8 @@ class SimulationResult(NamedTuple):
       state: server state after the last round.
       params: the model to keep: the state's parameters, or what the algorithm makes of them (FedExP
         keeps the mean of its last two iterates).
-      history: one dictionary a round; evaluated rounds hold test_accuracy and test_loss.
+      history: one dictionary per round, as in ``metrics.jsonl``; see `round_row`. Evaluated rounds
+        also hold ``test_accuracy`` (a share) and ``test_loss``.
       left_out: selected layers without a scope, because their initial weights are all equal.
     """
 
@@ -106,9 +107,10 @@ def simulate(
       partition: which client owns which examples.
       rounds: number of rounds in all, those of a resumed run included.
       algorithm: FedAvg by default.
-      wsa: weight scope alignment, None for the plain algorithm.
+      wsa: weight scope alignment, None for the plain algorithm; a schedule of its strength is asked
+        with the round's index, from 0.
       participants: clients drawn a round; all by default.
-      learning_rate: of local SGD, a number or a schedule of the round.
+      learning_rate: of local SGD, a number or a schedule of the round's index, from 0.
       local: settings of local training.
       aggregation: mean or a robust rule, clipping of updates, what becomes of NaN.
       execution: performance settings; none changes a result beyond rounding.
@@ -148,15 +150,15 @@ def simulate(
     rates = _values(learning_rate, rounds, "learning_rate")
     strengths = _values(wsa.strength if wsa else 0.0, rounds, "strength")
 
-    initial, initial_state = task.init(jax.random.fold_in(key, 0))
-    check_statistics(params, model_state, initial_state)
-    initial_state = initial_state if model_state is None else model_state
+    initial, collections = task.init(jax.random.fold_in(key, 0))
+    check_statistics(params, model_state, collections)
+    collections = collections if model_state is None else model_state
     initial = initial if params is None else params
     check_floating(initial)
     initial = jax.tree.map(jnp.asarray, initial)
     check_finite(initial)
     sets = {"train": train} if test is None else {"train": train, "test": test}
-    check_data(task, initial, initial_state, sets)
+    check_data(task, initial, collections, sets)
     select, left_out = diagnosed_layers(initial, wsa)
     scope = weight_scope(initial, select=select)
     target = initial_target(scope, wsa)
@@ -164,18 +166,9 @@ def simulate(
     if form is not None and form.form != "proximal":
         check_bound(scope, target, rates, strengths, scale=form.scale)
 
-    state = ServerState(
-        params=initial,
-        model_state=initial_state,
-        target=target,
-        server=algorithm.init_server(initial),
-        clients=jax.vmap(lambda _: algorithm.init_client(initial))(jnp.arange(partition.clients)),
-        round=jnp.zeros((), jnp.int32),
+    state = initial_state(
+        algorithm, initial, clients=partition.clients, target=target, model_state=collections
     )
-    # Rounds may donate the state's buffers: no leaf may be the caller's, or be there twice. Client
-    # states are fresh, and the only part too large to copy.
-    copied = jax.tree.map(jnp.array, dataclasses.replace(state, clients=()))
-    state = dataclasses.replace(copied, clients=state.clients)
     round_fn = make_round(
         task,
         algorithm,
@@ -196,7 +189,7 @@ def simulate(
     history: list[dict[str, Any]] = []
     if directory is not None:
         identity = run_identity(
-            key, task, (initial, initial_state), algorithm, partition, participants, local,
+            key, task, (initial, collections), algorithm, partition, participants, local,
             aggregation, wsa, form, target.names, train, test,
         )  # fmt: skip
         run = RunDirectory(Path(directory), identity)

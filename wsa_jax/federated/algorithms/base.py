@@ -22,6 +22,8 @@ class LocalContext(NamedTuple):
       client: the algorithm's state of this client.
       learning_rate: of this round's local steps.
       steps: number of local steps.
+      key: this client's and this round's own, another one at each local step and after the last,
+        for algorithms that draw (noise, random coordinates).
     """
 
     params: PyTree
@@ -29,6 +31,7 @@ class LocalContext(NamedTuple):
     client: PyTree
     learning_rate: Array
     steps: int
+    key: Array
 
 
 class ServerContext(NamedTuple):
@@ -72,6 +75,12 @@ def no_message(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
     return context.client, ()
 
 
+def same_update(update: PyTree, context: LocalContext) -> PyTree:
+    """The update as local training left it."""
+    del context
+    return update
+
+
 def nothing(server: Any) -> Any:
     """Clients need nothing of the server state."""
     del server
@@ -96,18 +105,31 @@ def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
 class FederatedAlgorithm(NamedTuple):
     """One federated algorithm, as pure functions; each says only where it is not FedAvg.
 
+    One of your own is made from these parts, or by replacing some of another's:
+
+    >>> def rounded(update: PyTree, context: LocalContext) -> PyTree:
+    ...     return jax.tree.map(lambda d: jax.lax.reduce_precision(d, 5, 2), update)
+    >>> from wsa_jax.federated import fed_avg
+    >>> algorithm = fed_avg()._replace(name="fed_avg, 8 bits", send=rounded)
+    >>> context = LocalContext({}, (), (), jax.numpy.float32(0.1), 20, jax.random.key(0))
+    >>> algorithm.send({"w": jax.numpy.array([0.3])}, context)["w"].round(4).tolist()
+    [0.3125]
+
     Attributes:
       name: how tables and ledgers call it.
-      apply: ``(server state, context) -> (params, server state)``, once a round. A round in which
-        no client's update was taken in does not reach it.
+      apply: ``(server state, context) -> (params, server state)``, once a round, in the structure
+        and dtypes of ``context.params``, which `add_update` keeps. A round in which no client's
+        update was taken in does not reach it.
       settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only by the same,
         so what is not named here is not checked.
       init_server: ``params -> server state``.
       init_client: ``params -> state of one client``; the simulation stacks it over clients.
       broadcast: ``server state -> what clients get of it``, besides the parameters.
+      send: ``(update, context) -> update``, what is sent in place of the update (compressed, with
+        noise), once after the local steps and after clipping, of the same structure and shapes.
       correct: ``(gradient, local params, context) -> gradient``, at every local step, before
         weight scope regularization, clipping and weight decay.
-      finish: ``(update, context) -> (client state, message)``, once after the local steps.
+      finish: ``(sent update, context) -> (client state, message)``, once after that.
       evaluated: ``(server state, params) -> params`` of the model to evaluate and to keep.
     """
 
@@ -117,6 +139,7 @@ class FederatedAlgorithm(NamedTuple):
     init_server: Callable[[PyTree], Any] = no_state
     init_client: Callable[[PyTree], Any] = no_state
     broadcast: Callable[[Any], Any] = nothing
+    send: Callable[[PyTree, LocalContext], PyTree] = same_update
     correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
     finish: Callable[[PyTree, LocalContext], tuple[Any, Any]] = no_message
     evaluated: Callable[[Any, PyTree], PyTree] = current
