@@ -31,7 +31,7 @@ task = classification(cifar_resnet(8, train.info.num_classes, norm="batch"), tra
 keys = jax.random.split(jax.random.key(0), 2)
 settings = FitSettings(steps=300)
 fitted = fit(keys, task, train.images, train.labels, settings=settings, learning_rate=0.05)
-first, second = map(Model, unstack(fitted.params), unstack(fitted.model_state))
+first, second = map(Model, unstack(fitted.params), unstack(fitted.model_state, 2))
 
 # The network as a function of everything that moves: parameters and statistics.
 spec = trace_spec(

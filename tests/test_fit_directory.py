@@ -109,7 +109,7 @@ def test_sigkill_at_a_random_step(whole, tmp_path):
         env=os.environ | LIKE_THIS_PROCESS,
     )
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    goal, deadline = EVERY * rng.integers(1, 10), time.monotonic() + 200
+    goal, deadline = EVERY * rng.integers(1, 6), time.monotonic() + 200
     while max(checkpoints(tmp_path), default=0) < goal:
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -1,5 +1,6 @@
 """Training one model and many, and what a task guarantees."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -10,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from wsa_jax import constant_target, scope_divergence, weight_scope
+from wsa_jax import constant_target, scope_divergence, scope_gradient, weight_scope
+from wsa_jax.select import all_leaves
 from wsa_jax.stability import stability
-from wsa_jax.training import Batch, FitSettings, _rates, classification, evaluate, fit
+from wsa_jax.training import Batch, FitSettings, _values, classification, evaluate, fit
 
 SETTINGS = FitSettings(steps=60, batch_size=20)
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -105,16 +107,20 @@ class TestFit:
     def test_equals_a_plain_loop(self, tiny_task, tiny_data):
         # One batch is the whole data set, so the order of the examples does not matter.
         settings = FitSettings(
-            steps=4, batch_size=60, momentum=0.8, weight_decay=0.1, clip_norm=0.3
-        )
-        result = fit(
-            KEYS[0], tiny_task, *tiny_data, settings=settings, learning_rate=lambda i: 1 / (i + 2)
+            steps=4, batch_size=60, momentum=0.8, weight_decay=0.1, clip_norm=0.3, select=all_leaves
         )
         params = jax.device_get(tiny_task.init(jax.random.split(KEYS[0], 3)[0])[0])
+        target = constant_target(weight_scope(params, select=all_leaves), mean=0.1, std=0.6)
+        result = fit(
+            KEYS[0], tiny_task, *tiny_data, settings=settings, learning_rate=lambda i: 1 / (i + 2),
+            target=target, strength=lambda i: 0.02 * (i + 1),
+        )  # fmt: skip
+        pull = jax.jit(partial(scope_gradient, select=all_leaves))
         batch, velocity = batch_of(tiny_data, slice(None)), None
         grad_fn = jax.jit(jax.grad(lambda p: tiny_task.loss(KEYS[0], p, {}, batch)[0]))
         for i in range(4):
-            grads = jax.device_get(grad_fn(params))
+            grads, scope = jax.device_get((grad_fn(params), pull(params, target)))
+            grads = jax.tree.map(lambda g, s, i=i: g + 0.02 * (i + 1) * s, grads, scope)
             norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
             grads = jax.tree.map(lambda g, w, n=norm: g * min(1, 0.3 / n) + 0.1 * w, grads, params)
             velocity = (
@@ -184,8 +190,8 @@ class TestFit:
         schedule = optax.warmup_cosine_decay_schedule(0.0, 0.4, 10, 30)
         cosine = 0.2 * (1 + np.cos(np.pi * (steps - 10) / 20))
         expected = np.where(steps < 10, 0.04 * steps, cosine)
-        np.testing.assert_allclose(_rates(schedule, 30), expected, rtol=1e-5, atol=1e-7)
-        plain = _rates(lambda i: 0.04 * i if i < 10 else np.interp(i, [10, 30], [0.4, 0.0]), 30)
+        np.testing.assert_allclose(_values(schedule, 30), expected, rtol=1e-5, atol=1e-7)
+        plain = _values(lambda i: 0.04 * i if i < 10 else np.interp(i, [10, 30], [0.4, 0.0]), 30)
         linear = np.where(steps < 10, 0.04 * steps, 0.4 * (30 - steps) / 20)
         np.testing.assert_allclose(plain, linear, rtol=1e-5, atol=1e-7)
 
@@ -193,6 +199,13 @@ class TestFit:
     def test_learning_rates_below_0_or_nan(self, tiny_task, tiny_data, rate):
         with pytest.raises(ValueError, match="learning_rate"):
             fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, learning_rate=rate)
+
+    def test_models_and_keys_that_no_step_can_use(self, tiny_task, tiny_data):
+        counted = tiny_task._replace(init=lambda key: ({"count": jnp.arange(3)}, {}))
+        with pytest.raises(ValueError, match="leaf count of params is of type int32"):
+            fit(KEYS[0], counted, *tiny_data, settings=SETTINGS)
+        with pytest.raises(ValueError, match="key is an array of uint32, not of keys"):
+            inspect.unwrap(fit)(jax.random.PRNGKey(0), tiny_task, *tiny_data, settings=SETTINGS)
 
     def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data):
         settings = FitSettings(steps=1, batch_size=61)

@@ -72,7 +72,7 @@ def fit_identity(
     wsa = None
     if target is not None:
         wsa = {
-            "strength": float(strength),
+            "strength": strength,
             "layers": list(target.names),
             "mean": np.asarray(target.mean).tolist(),
             "std": np.asarray(target.std).tolist(),

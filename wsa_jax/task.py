@@ -9,33 +9,63 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.described import described
 from wsa_jax.tree import wide
 
+Apply = Callable[..., tuple[Array, PyTree]]
+"""``(params, model_state, inputs, train, key) -> (logits, model_state)``; no key in evaluation."""
+
 
 class Batch(NamedTuple):
     """Examples of fixed number; those whose mask is 0 fill up, and count in no loss or metric.
 
-    A layer that looks at the batch as a whole (BatchNorm in training) does see them.
+    ``images`` are rows of whatever array a task takes as inputs. A layer that looks at the batch as
+    a whole (BatchNorm in training) does see the examples that fill up.
     """
 
     images: Array
-    labels: Integer[Array, "*models batch"]
+    labels: Shaped[Array, "*models batch"]
     mask: Float[Array, "*models batch"]
 
 
 class Task(NamedTuple):
     """What a model is trained for, as pure functions.
 
+    For classifiers `classification` and `classification_task` make it; anything else, here a
+    regression, is written out. Make it once: jitted callers know it by its functions, and compile
+    again for new ones.
+
+    >>> def init(key):
+    ...     return {"w": jnp.zeros(2)}, {}
+    >>> def squared_errors(params, batch):
+    ...     return (batch.images @ params["w"] - batch.labels) ** 2
+    >>> def loss(key, params, model_state, batch):
+    ...     total = jnp.sum(squared_errors(params, batch) * batch.mask)
+    ...     return total / jnp.maximum(jnp.sum(batch.mask), 1.0), model_state
+    >>> def metrics(params, model_state, batch):
+    ...     errors, number = squared_errors(params, batch), jnp.sum(batch.mask)
+    ...     return Metrics(jnp.sum(errors * batch.mask), jnp.zeros(()), number)
+    >>> task = Task(init, loss, metrics, settings=(("loss", "squared error"),))
+    >>> from wsa_jax.training import FitSettings, fit
+    >>> x = jax.random.normal(jax.random.key(0), (64, 2))
+    >>> y = x @ jnp.array([1.0, -2.0])
+    >>> fitted = fit(jax.random.key(1), task, x, y, settings=FitSettings(steps=100, batch_size=32))
+    >>> fitted.params["w"].round(1).tolist()
+    [1.0, -2.0]
+
     Attributes:
-      init: ``key -> (params, model_state)``; model_state holds what no gradient moves (BatchNorm).
-      loss: ``(key, params, model_state, batch) -> (mean loss, model_state)``, in training mode.
-      metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode.
-      settings: what distinguishes it, ``((name, value), ...)``; a run is resumed only by the same.
+      init: ``key -> (params, model_state)``; parameters are floating-point arrays, model_state is
+        state that is not trained by gradients (BatchNorm statistics), ``{}`` for none.
+      loss: ``(key, params, model_state, batch) -> (mean loss, model_state)``, in training mode; the
+        mean is over ``batch.mask``, which in `fit` is 1 and in a federated round may be 0, and the
+        state it returns has the structure and dtypes of the one it was given.
+      metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode: sums over the mask.
+      settings: what distinguishes it, ``((name, value), ...)``; a run in a directory is resumed
+        only by a task of the same settings, so name all that matters.
       logits: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode, of images
         as they are stored; None for a task that has none.
     """
@@ -48,7 +78,7 @@ class Task(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over examples: of the loss, of correct answers, and their number."""
+    """Sums over examples: of the loss, of correct answers (0 where none is), and their number."""
 
     loss: Float[Array, "*models"]
     correct: Float[Array, "*models"]
@@ -67,8 +97,10 @@ def classification(
     step's key.
 
     Args:
-      module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``.
-      info: shapes and normalisation of the data set.
+      module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``. Models that
+        are not Linen modules, or data that are not images: `classification_task`.
+      info: shapes and normalisation of the data set (`wsa_jax.data.load_dataset` has those of its
+        data sets).
       augmentation: ``"none"``, ``"batch"`` (one crop and flip a batch) or ``"example"``.
 
     Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
@@ -88,27 +120,69 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         variables = dict(module.init(key, images, **mode(False)))
         return variables.pop("params"), variables
 
-    def inputs(params: PyTree, images: Array) -> Array:
+    def apply(
+        params: PyTree, model_state: PyTree, images: Array, train: bool, key: Array | None
+    ) -> tuple[Any, PyTree]:
+        variables = {"params": params, **model_state}
         # In the dtype of the parameters: float32 images would raise all that follows to float32.
-        return normalize(images, info).astype(jnp.result_type(*jax.tree.leaves(params)))
-
-    def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+        inputs = normalize(images, info).astype(jnp.result_type(*jax.tree.leaves(params)))
+        if key is None:
+            return module.apply(variables, inputs, **mode(train)), model_state
         augment_key, dropout_key = jax.random.split(key)
-        images = augment(augment_key, inputs(params, batch.images), mode=augmentation)
         logits, updated = module.apply(
-            {"params": params, **model_state},
-            images,
+            variables,
+            augment(augment_key, inputs, mode=augmentation),
             mutable=list(model_state),
             rngs={"dropout": dropout_key},
-            **mode(True),
+            **mode(train),
         )
+        return logits, dict(updated)
+
+    settings = (
+        ("module", described(module)),
+        ("dataset", info.name),
+        ("normalization", f"{info.mean} {info.std} {info.scale}"),
+        ("augmentation", augmentation),
+    )
+    return classification_task(init, apply, settings=settings)
+
+
+@functools.lru_cache(maxsize=64)
+def classification_task(
+    init: Callable[[Array], tuple[PyTree, PyTree]],
+    apply: Apply,
+    *,
+    settings: tuple[tuple[str, str], ...] = (),
+) -> Task:
+    """Make the task of classifying by any JAX function (Equinox, nnx, plain) and cross-entropy.
+
+    Args:
+      init: ``key -> (params, model_state)``, see `Task`.
+      apply: ``(params, model_state, inputs, train, key) -> (logits [batch, classes], model_state)``
+        of inputs as they are stored; ``key`` is the step's in training and None in evaluation.
+      settings: see `Task`; name the model and all that is inside ``apply``.
+
+    Guarantees: equal functions and settings return the same object, so jitted callers do not
+    compile twice.
+
+    >>> def init(key):
+    ...     return {"w": 0.1 * jax.random.normal(key, (4, 3))}, {}
+    >>> def apply(params, model_state, inputs, train, key):
+    ...     return inputs @ params["w"], model_state
+    >>> task = classification_task(init, apply, settings=(("model", "linear, 4 inputs"),))
+    >>> params, model_state = task.init(jax.random.key(0))
+    >>> float(evaluate(task, params, model_state, jnp.eye(4), jnp.zeros(4, int)).count)
+    4.0
+    """
+
+    def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+        logits, model_state = apply(params, model_state, batch.images, True, key)
         entropy = _cross_entropy(logits, batch.labels)
         mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
-        return mean, dict(updated)
+        return mean, model_state
 
     def predict(params: PyTree, model_state: PyTree, images: Array) -> Any:
-        variables = {"params": params, **model_state}
-        return module.apply(variables, inputs(params, images), **mode(False))
+        return apply(params, model_state, images, False, None)[0]
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
         logits = predict(params, model_state, batch.images)
@@ -120,12 +194,6 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
             count=jnp.sum(batch.mask),
         )
 
-    settings = (
-        ("module", described(module)),
-        ("dataset", info.name),
-        ("normalization", f"{info.mean} {info.std} {info.scale}"),
-        ("augmentation", augmentation),
-    )
     return Task(init, loss, metrics, settings, predict)
 
 
@@ -139,7 +207,7 @@ def evaluate(
     params: PyTree,
     model_state: PyTree,
     images: Array,
-    labels: Integer[Array, " examples"],
+    labels: Shaped[Array, " examples"],
     *,
     batch_size: int = 500,
 ) -> Metrics:

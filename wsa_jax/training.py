@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shaped
 
+from wsa_jax.checkpoint import digest
 from wsa_jax.fit_directory import FitDirectory, fit_identity
 from wsa_jax.labels import check_data
 from wsa_jax.regularization import check_strength, regularize_scope
@@ -23,8 +24,9 @@ from wsa_jax.task import Batch as Batch
 from wsa_jax.task import Metrics as Metrics
 from wsa_jax.task import Task as Task
 from wsa_jax.task import classification as classification
+from wsa_jax.task import classification_task as classification_task
 from wsa_jax.task import evaluate as evaluate
-from wsa_jax.tree import check_finite, check_same_structure
+from wsa_jax.tree import check_finite, check_floating, check_same_structure, is_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,12 @@ def fit(
     key: Key[Array, "*models"],
     task: Task,
     images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
+    labels: Shaped[Array | np.ndarray, " examples"],
     *,
     settings: FitSettings,
     learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
     target: WeightScope | None = None,
-    strength: Real[ArrayLike, ""] = 0.0,
+    strength: Real[ArrayLike, ""] | optax.Schedule = 0.0,
     params: PyTree | None = None,
     model_state: PyTree | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -80,7 +82,8 @@ def fit(
       settings: static settings; another value compiles again.
       learning_rate: a number or an optax schedule of the step, warm-up and decay included.
       target: weight scope that all models are held to, ``[layers]``.
-      strength: of the regularization; ignored without a target.
+      strength: of the regularization, a number or a schedule of the step (`scope_window`); ignored
+        without a target.
       params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
       model_state: start from this instead of the initial one; likewise stacked.
       directory: where checkpoints go; a run found there is resumed, a finished one returned.
@@ -96,10 +99,15 @@ def fit(
       ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
         label that is none of the model's classes, a negative strength or learning rate,
         regularization outside its stability bound, parameters of another architecture or with NaN
-        or without the statistics they go with, or a directory that holds another run.
+        or without the statistics they go with or of integers, legacy keys
+        (`jax.random.PRNGKey`), or a directory that holds another run.
       CheckpointError: the newest checkpoint is torn.
     """
-    check_strength(strength)
+    if not is_key(key):
+        raise ValueError(
+            f"key is an array of {jnp.result_type(key)}, not of keys; give jax.random.key(seed) "
+            "or several of them, split"
+        )
     count, steps = labels.shape[0], settings.steps
     if not 0 < settings.batch_size <= count:
         raise ValueError(
@@ -108,8 +116,9 @@ def fit(
         )
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
-    rates = _rates(learning_rate, steps)
+    rates, strengths = _values(learning_rate, steps), _values(strength, steps)
     check_strength(rates, "learning_rate")
+    check_strength(strengths)
     shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
     _check_initial(params, model_state, shapes)
     one_params, one_state = jax.tree.map(
@@ -123,10 +132,11 @@ def fit(
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
-        check_bound(scope, target, rates, np.full(steps, strength, np.float32))
+        check_bound(scope, target, rates, strengths)
     if directory is not None:
         identity = fit_identity(
-            key, task.settings, settings, rates, target, strength,
+            key, task.settings, settings, rates, target,
+            digest(strengths) if callable(strength) else strength,
             (state.params, state.model_state), (images, labels),
         )  # fmt: skip
         run = FitDirectory(directory, identity)
@@ -135,7 +145,7 @@ def fit(
     data = jnp.asarray(images), jnp.asarray(labels)
     while done < steps:
         stop = min((done // every + 1) * every, steps)
-        state = advance(key, state, *data, rates, done, stop, target, jnp.float32(strength))
+        state = advance(key, state, *data, rates, done, stop, target, strengths)
         if run is not None:
             run.save(stop, state)
         done = stop
@@ -212,7 +222,7 @@ def _advance(
     start: Array,
     stop: Array,
     target: WeightScope | None,
-    strength: Array,
+    strengths: Array,
 ) -> _FitState:
     """Do the steps from start to stop - 1: traced, so that one executable does any of them."""
     _, order_key, loss_key = jax.random.split(key, 3)
@@ -233,9 +243,8 @@ def _advance(
         (loss, model_state), grads = grad_fn(
             jax.random.fold_in(loss_key, index), state.params, state.model_state, batch
         )
-        updates, optimizer = _optimizer(settings, rates[index], strength, target).update(
-            grads, state.optimizer, state.params, target=target
-        )
+        chain = _optimizer(settings, rates[index], strengths[index], target)
+        updates, optimizer = chain.update(grads, state.optimizer, state.params, target=target)
         return _FitState(
             params=optax.apply_updates(state.params, updates),
             model_state=model_state,
@@ -262,18 +271,20 @@ def _optimizer(
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
-def _rates(learning_rate: Any, steps: int) -> np.ndarray:
-    if not callable(learning_rate):
-        return np.full(steps, learning_rate, np.float32)
+def _values(value: Any, steps: int) -> np.ndarray:
+    """A number or schedule at every step."""
+    if not callable(value):
+        return np.full(steps, value, np.float32)
     try:
-        values = jax.jit(jax.vmap(learning_rate))(jnp.arange(steps))
+        values = jax.jit(jax.vmap(value))(jnp.arange(steps))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         # A schedule with an `if`, or in NumPy, takes one plain number at a time.
-        values = [learning_rate(index) for index in range(steps)]
+        values = [value(index) for index in range(steps)]
     return np.asarray(values, np.float32)
 
 
 def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:
+    check_floating(shapes[0])
     check_statistics(params, model_state, shapes[1])
     for given, like, name in zip(
         (params, model_state), shapes, ("params", "model_state"), strict=True

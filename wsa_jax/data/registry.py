@@ -40,10 +40,10 @@ class DatasetInfo:
     name: str
     num_classes: int
     image_shape: tuple[int, int, int]
-    splits: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    source: Literal["tfds", "sklearn", "folder"]
+    splits: tuple[str, ...] = ("train", "test")
+    source: Literal["tfds", "sklearn", "folder"] = "folder"
     scale: float = 255.0
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from wsa_jax.merging.check import check_weights, is_traced
 from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
@@ -39,7 +39,7 @@ def interpolate_path(
     first: PyTree,
     second: PyTree,
     images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
+    labels: Shaped[Array | np.ndarray, " examples"],
     *,
     model_state: PyTree = None,
     second_state: PyTree = None,
@@ -163,15 +163,16 @@ def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array
 
               \text{endpoints:}\quad \max_t L(t) - \tfrac12 [L(0) + L(1)]
 
-    The two differ where the ends do. Both are at least 0 up to rounding, since t = 0 is a point.
+    Away from t = 1/2 the two differ where the ends do. Both are at least 0 up to rounding: the ends
+    are points of the path.
 
     Raises:
       ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
 
-    >>> t = jnp.array([0.0, 0.5, 1.0])
-    >>> path = Path(t=t, loss=jnp.array([1.0, 4.0, 2.0]), accuracy=1.0 - t)
+    >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
+    >>> path = Path(t=t, loss=jnp.array([1.0, 4.0, 2.0, 2.0]), accuracy=1.0 - t)
     >>> float(loss_barrier(path)), float(loss_barrier(path, definition="endpoints"))
-    (2.5, 2.5)
+    (2.75, 2.5)
 
     Source: WSA, Eq. 7; the other is Git Re-Basin's.
     """
@@ -188,10 +189,10 @@ def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[A
     Raises:
       ValueError: as `loss_barrier`.
 
-    >>> t = jnp.array([0.0, 0.5, 1.0])
-    >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5]))
+    >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
+    >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
     >>> float(accuracy_barrier(path)), float(accuracy_barrier(path, definition="endpoints"))
-    (0.5, 0.5)
+    (0.625, 0.5)
 
     Source: WSA, Eq. 7, with accuracy for loss.
     """

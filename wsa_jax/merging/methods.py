@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Array, Integer, Key, PyTree
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from wsa_jax.merging.align import activation_matching, align, rescale, weight_matching
 from wsa_jax.merging.combine.average import average
@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
 
     task: Task
     images: Array | np.ndarray
-    labels: Integer[Array | np.ndarray, " examples"]
+    labels: Shaped[Array | np.ndarray, " examples"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from wsa_jax.merging.check import check_weights
 from wsa_jax.merging.evaluate import check_examples, measure
@@ -49,7 +49,7 @@ def loss_plane(
     second: PyTree,
     third: PyTree,
     images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
+    labels: Shaped[Array | np.ndarray, " examples"],
     *,
     model_state: PyTree = None,
     calibration: Array | np.ndarray | None = None,

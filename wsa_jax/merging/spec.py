@@ -226,7 +226,10 @@ def hand_written(
     pinned: Iterable[Pinned] = (),
     admits: Admits | Mapping[str, Admits] = "permutation",
 ) -> AxisSpec:
-    """Build a spec from ties alone: sizes are read off the model, and the result is checked.
+    """Build a spec from ties alone, with sizes read off the model.
+
+    Leaves, axes and sizes are checked; whether the ties are all that there are, nobody can tell
+    from shapes: `check_equivalence` of a model and its permuted copy shows a forgotten bias.
 
     Args:
       groups: ties of each group, by name.

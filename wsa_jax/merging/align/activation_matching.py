@@ -60,8 +60,9 @@ def activation_matching(
       first: the model that stays.
       second: the model to be brought into its order.
       activations: ``(params, inputs) -> {group: [..., units]}``, ``[..., parent's units, units]``
-        of a nested group; leading axes (examples, positions) count alike. A traceable function.
-        A group that it leaves out keeps its order.
+        of a nested group; leading axes (examples, positions) count alike. `taps` makes it of a
+        model's function and its spec. A group that it leaves out keeps its order. The same function
+        compiles once.
       inputs: ``[examples, ...]``: calibration data; no labels are needed.
       measure: ``"product"`` is uncentred, ``"correlation"`` Pearson's; dead units correlate by 0.
       num_samples: number of examples, drawn without replacement; all by default.
