@@ -1,6 +1,5 @@
 """A hostile environment: rank promotion raises, and warnings from wsa_jax are errors."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,16 +18,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
 # Most of the tests' time is compilation; results differ by rounding at most.
 jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.fixture(scope="session")
-def cifar10_dir() -> Path:
-    """Where a prepared CIFAR-10 is; skips where it is not."""
-    candidates = [os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "data" / "tfds"]
-    for candidate in candidates:
-        if candidate and (Path(candidate) / "cifar10").is_dir():
-            return Path(candidate)
-    pytest.skip("no prepared CIFAR-10: set TFDS_DATA_DIR")
 
 
 @pytest.fixture(scope="session")

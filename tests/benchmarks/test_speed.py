@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 
 import pytest
 
 from benchmarks.ledger import Ledger
-from benchmarks.speed import client_step, import_time, scale_model
+from benchmarks.speed import client_step, federated_round, import_time, scale_model
+from benchmarks.speed.alternating import PeerError, paired, ratios, take_turns
 
 
 def last_line(capsys) -> dict:
@@ -23,13 +25,63 @@ def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsy
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_torch_loop_is_the_same_network():
-    torch = pytest.importorskip("torch", reason="PyTorch is a peer: pip install -e '.[peers]'")
-    from benchmarks.speed.torch_client_step import make_model, train
+class TestThreads:
+    @pytest.fixture
+    def cores(self):
+        before = os.sched_getaffinity(0)
+        yield before
+        os.sched_setaffinity(0, before)
 
-    assert sum(p.numel() for p in make_model().parameters()) == 744_330
-    assert train("channels_last", 1) > 0
-    assert torch.get_num_threads() > 0
+    @pytest.mark.parametrize(
+        ("script", "measuring"), [(client_step, "measure"), (federated_round, "run_scenarios")]
+    )
+    def test_whole_run_is_kept_to_as_many_cores(self, script, measuring, cores, monkeypatch):
+        def look(*_):
+            raise RuntimeError(f"{len(os.sched_getaffinity(0))} of the cores")
+
+        monkeypatch.setattr(script, measuring, look)
+        with pytest.raises(RuntimeError, match="1 of the cores"):
+            script.main(["--preset", "smoke", "--threads", "1"])
+
+    def test_default_is_the_cores_this_process_may_use(self, cores):
+        os.sched_setaffinity(0, {min(cores)})
+        assert client_step.Args().threads == federated_round.Args().threads == 1
+
+    @pytest.mark.parametrize("script", [client_step, federated_round])
+    @pytest.mark.parametrize("threads", ["0", "4096"])
+    def test_more_than_the_cores_is_refused(self, script, threads):
+        message = f"--threads {threads}: give 1 to [0-9]+, the cores this process may use"
+        with pytest.raises(SystemExit, match=message):
+            script.main(["--preset", "smoke", "--threads", threads])
+
+
+class TestTurns:
+    def test_side_that_goes_first_changes(self):
+        order = []
+        sides = {name: lambda name=name: order.append(name) or float(len(order)) for name in "abc"}
+        times = take_turns(sides, 2)
+        assert "".join(order) == "abcbcacab"
+        assert times == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+
+    def test_slow_side_has_fewer_turns_and_its_pairs_are_the_first(self):
+        counts = {"ours": iter(range(1, 9)), "slow": iter([1, 2, 4, 8])}
+        sides = {name: lambda count=count: next(count) for name, count in counts.items()}
+        times = take_turns(sides, 5, at_most={"slow": 2})
+        assert times == {"ours": [2, 3, 4, 5, 6], "slow": [2, 4]}
+        assert paired(times, "ours", "slow") == 0.875
+
+    def test_peer_that_dies_loses_its_turns_and_ours_raises(self, capsys):
+        def die():
+            raise PeerError("out of memory")
+
+        left_out = {}
+        sides = {"ours": lambda: 1.0, "peer": die, "ours_wsa": lambda: 2.0}
+        times = take_turns(sides, 2, left_out=left_out)
+        assert ratios(times) == {"wsa_over_plain": 2}
+        assert left_out == {"peer": "out of memory"}
+        assert capsys.readouterr().out == "peer is left out: out of memory\n"
+        with pytest.raises(RuntimeError, match="ours failed: out of memory"):
+            take_turns({"ours": die}, 1)
 
 
 def test_import_time_ends_in_a_ratio(capsys):
@@ -56,8 +108,11 @@ class TestScaleModel:
         path = tmp_path / "rows.jsonl"
         row = {"id": "a", "benchmark": "federated_scaling", "algorithm": "fed_avg", "steps": 5}
         Ledger(path).write(row | {"points": curve})
+        Ledger(path).write(row | {"id": "b", "points": curve[:1], "unfinished": True})
         scale_model.main(["--results", str(path)])
-        fitted = last_line(capsys)["fitted"]["fed_avg"]
+        figures = last_line(capsys)
+        assert figures["ratios"] == {}
+        fitted = figures["fitted"]["fed_avg"]
         assert fitted["fixed_seconds"] == pytest.approx(0.05, abs=1e-3)
         assert fitted["step_seconds"] == pytest.approx(0.003, abs=1e-5)
         assert fitted["base_mib"] == pytest.approx(500, abs=1)
@@ -79,5 +134,5 @@ class TestScaleModel:
         assert four.memory["client states"] == 1000 * 4000 / 4 + 2 * 100 * 4000
 
     def test_without_a_curve(self, tmp_path):
-        with pytest.raises(SystemExit, match="holds no curve; make one with"):
+        with pytest.raises(SystemExit, match="holds no finished curve; make one with"):
             scale_model.main(["--results", str(tmp_path / "none.jsonl")])

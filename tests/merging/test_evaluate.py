@@ -189,11 +189,12 @@ class TestPlane:
             normed_task, first, second, third, images, labels, model_state=state,
             calibration=images, resolution=2, margin=0.0,
         )  # fmt: skip
-        reset = reset_batch_norm(normed_task, first, state, images)
-        sums = evaluate(normed_task, first, reset, images, labels)
-        column = int(np.argmin(np.abs(got.x)))
-        assert float(got.x[column]) == 0
-        np.testing.assert_allclose(got.loss[0, column], sums.loss / 60, rtol=1e-5)
+        for model, (x, _) in zip((first, second), np.asarray(got.models), strict=False):
+            reset = reset_batch_norm(normed_task, model, state, images)
+            sums = evaluate(normed_task, model, reset, images, labels)
+            column = int(np.argmin(np.abs(got.x - x)))
+            np.testing.assert_allclose(got.x[column], x, rtol=1e-5)
+            np.testing.assert_allclose(got.loss[0, column], sums.loss / 60, rtol=1e-5)
         with pytest.raises(ValueError, match="the models have BatchNorm statistics"):
             loss_plane(normed_task, first, second, third, images, labels, model_state=state)
 

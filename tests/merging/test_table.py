@@ -1,5 +1,7 @@
 """One table of methods: what each method promises, and what the table does with them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from wsa_jax.merging import (
     trace_spec,
 )
 from wsa_jax.merging.methods import _activations
+from wsa_jax.training import evaluate
 from wsa_jax.tree import check_same_structure
 
 BUDGET = Budget(steps=4, batch_size=10)
@@ -72,12 +75,18 @@ def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
 
 
 @pytest.mark.parametrize(
-    "name", ["activation matching", "weight matching", "rescaling, weight matching", "Fisher"]
-)
+    "name",
+    [
+        "activation matching", "weight matching", "rescaling", "rescaling, weight matching",
+        "Fisher", "NP Merge", "NP Merge, joint",
+    ],
+)  # fmt: skip
 def test_a_model_merged_with_its_own_moved_copy_is_the_model(name, models, spec, evidence):
     (group,) = spec.groups
     rng = np.random.default_rng(0)
-    moved = permute_units(spec, models[0].variables, {group.name: rng.permutation(group.size)})
+    moved = models[0].variables
+    if name != "rescaling":
+        moved = permute_units(spec, moved, {group.name: rng.permutation(group.size)})
     if "rescaling" in name:
         moved = scale_units(spec, moved, {group.name: np.full(group.size, 3.0, np.float32)})
     merged = METHODS[name](
@@ -85,6 +94,22 @@ def test_a_model_merged_with_its_own_moved_copy_is_the_model(name, models, spec,
     )
     for ours, back in zip(*map(jax.tree.leaves, (models[0].params, merged.params)), strict=True):
         np.testing.assert_allclose(ours, back, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_its_methods_own(name, table, models, spec, evidence, tiny_data):
+    merged = METHODS[name](jax.random.key(0), spec, models, evidence, budget=BUDGET)
+    row = next(row for row in table if row["method"] == name)
+    sums = evaluate(evidence.task, merged.params, merged.model_state, *tiny_data)
+    np.testing.assert_allclose(row["loss"], sums.loss / sums.count, rtol=1e-5)
+
+
+def test_the_average_is_numpys_and_moves_no_units(models, spec, evidence):
+    merged = METHODS["average"](jax.random.key(0), spec, models, evidence, budget=BUDGET)
+    for found, *both in zip(
+        *map(jax.tree.leaves, (merged.params, *(m.params for m in models))), strict=True
+    ):
+        np.testing.assert_allclose(found, np.mean(both, axis=0), rtol=1e-6)
 
 
 def test_another_method_is_another_name(models, spec, evidence, tiny_data):
@@ -101,8 +126,6 @@ def test_another_method_is_another_name(models, spec, evidence, tiny_data):
 
 
 def test_what_a_model_does_not_admit_has_an_empty_line(models, spec, evidence, tiny_data):
-    import dataclasses
-
     normed = dataclasses.replace(
         spec, groups=tuple(dataclasses.replace(g, admits="permutation") for g in spec.groups)
     )

@@ -65,6 +65,14 @@ def test_parameter_count_follows_the_closed_form(make, width, classes):
         assert total == 4_441_226
 
 
+def test_vgg11_is_configuration_a():
+    assert vgg11(10).features == (
+        64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M",
+    )  # fmt: skip
+    total = sum(math.prod(shape) for shape in shapes(vgg11_linear(10, width=1.0)).values())
+    assert total == 9_220_480 + 5_130  # convolutions, and one dense layer from 512 units
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_vgg16_has_the_published_size_and_a_norm_a_convolution(norm):
     found = shapes(vgg16(10, norm=norm))
