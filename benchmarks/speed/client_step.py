@@ -2,85 +2,57 @@
 
     python -m benchmarks.speed.client_step
 
-Every side trains the federated CNN (batch 50, 32x32x3, global-norm clip, weight decay, SGD) with
-the same number of threads: ours inside `lax.scan` over steps inside `lax.map` over clients, PyTorch
-as a hand-written loop in a process of its own. Times are milliseconds a step, medians over rounds
-in which the sides take turns; compilation is reported apart. The last line is one JSON object.
+Every side trains the federated CNN (batch 50, 32x32x3, global-norm clip, weight decay, SGD) on
+the same cores, with one thread for each: ours inside `lax.scan` over steps inside `lax.map` over
+clients, PyTorch as a hand-written loop in processes of its own. Times are milliseconds a step,
+medians over rounds in which the sides take turns; compilation is reported apart. The last line is
+one JSON object.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
-import statistics
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS, Ledger, provenance
+from benchmarks.ledger import RESULTS
+from benchmarks.speed.alternating import (
+    PeerError,
+    leaving_out,
+    ratios,
+    summary,
+    take_turns,
+    timed,
+)
+from benchmarks.speed.cores import available_cores, use_cores
+from benchmarks.speed.peers.side import Kind, Side, has_package, peak_mib
+from benchmarks.speed.peers.turns import Scenario
+from benchmarks.speed.reporting import SpeedArgs, print_sides, report
 
 BATCH = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(SpeedArgs):
     """What to measure and how often."""
 
-    preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: one short round, nothing recorded; cpu: the recorded figures."""
     clients: int = 10
     steps: int = 20
     rounds: int = 9
-    """Counted rounds; one more warms up."""
-    threads: int = os.cpu_count() or 1
-    """For PyTorch; restrict the whole run with taskset to give JAX fewer."""
+    threads: int = dataclasses.field(default_factory=available_cores)
+    """And cores, of every side: JAX has no more of them than PyTorch."""
     torch_python: str = sys.executable
     """A Python that has PyTorch 2.13."""
     plain_flax: bool = True
     """Measure flax.linen.Conv in the same scan too: slow, so few steps of one client."""
     results: Path = RESULTS / "speed_client_step.jsonl"
-
-
-class TorchPeer:
-    """A child process that trains when told to, and waits on a pipe meanwhile."""
-
-    def __init__(self, python: str, threads: int):
-        worker = Path(__file__).with_name("torch_client_step.py")
-        self._process = subprocess.Popen(
-            [python, str(worker), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.available = bool(self._read_hello())
-        self.peak_mib = 0.0
-
-    def _read_hello(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def seconds(self, layout: str, steps: int) -> float:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{layout} {steps}\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        self.peak_mib = answer["peak_mib"]
-        return answer["seconds"]
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process; rusage would count the parent at the fork."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def plain_cnn() -> Any:
@@ -104,7 +76,7 @@ def plain_cnn() -> Any:
 def compiled(
     module: Any, clients: int, steps: int, strength: float | None
 ) -> tuple[Callable[[], float], float]:
-    """A function that trains once and returns its seconds, and the seconds compilation took."""
+    """A function that trains once and returns ms a step, and the seconds compilation took."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -145,11 +117,26 @@ def compiled(
     compile_seconds = time.perf_counter() - begin
 
     def once() -> float:
-        begin = time.perf_counter()
-        jax.block_until_ready(executable(*arguments))
-        return time.perf_counter() - begin
+        _, seconds, _ = timed(lambda: jax.block_until_ready(executable(*arguments)))
+        return 1000 * seconds / (clients * steps)
 
     return once, compile_seconds
+
+
+def start_torch(args: Args, layout: str) -> Side:
+    found = shutil.which(args.torch_python)
+    # Absolute, but not resolved: an environment's Python is a link out of it.
+    python = str(Path(found).absolute()) if found else ""
+    if not python or not has_package(python, "torch"):
+        raise PeerError(
+            f"--torch-python {args.torch_python} has no PyTorch; name a Python that has, or "
+            "pip install -e '.[peers]'"
+        )
+    scenario = Scenario(
+        clients=args.clients, participants=args.clients, steps=args.steps, batch=BATCH,
+        learning_rate=0.01, rounds=args.rounds, threads=args.threads,
+    )  # fmt: skip
+    return Side(python, Kind("torch_step", "torch", layout), scenario)
 
 
 def measure(args: Args) -> dict[str, Any]:
@@ -162,50 +149,29 @@ def measure(args: Args) -> dict[str, Any]:
     ours()
     peak = peak_mib()
     with_wsa, _ = compiled(CNN(num_classes=10), args.clients, args.steps, 1.0)
-    total = args.clients * args.steps
-    sides: dict[str, tuple[Callable[[], float], int]] = {
-        "ours": (ours, total), "ours_wsa": (with_wsa, total),
-    }  # fmt: skip
-    torch = TorchPeer(args.torch_python, args.threads)
-    if torch.available:
-        sides["torch_channels_last"] = (lambda: torch.seconds("channels_last", total), total)
-        sides["torch_default"] = (lambda: torch.seconds("default", total), total)
-    if args.plain_flax:
-        plain, _ = compiled(plain_cnn(), 1, 2, None)
-        sides["flax_conv"] = (plain, 2)
-
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(args.rounds + 1):
-        for name, (once, steps) in sides.items():
-            # Plain Flax takes seconds a step: three turns are enough for a ratio of fifty.
-            if name == "flax_conv" and index > 3:
-                continue
-            seconds = once()
-            if index:
-                times[name].append(1000 * seconds / steps)
-    if torch.available:
-        torch.close()
-    milliseconds = {name: statistics.median(values) for name, values in times.items()}
-
-    def paired(numerator: str, denominator: str) -> float:
-        pairs = zip(times[numerator], times[denominator], strict=False)
-        return round(statistics.median(a / b for a, b in pairs), 3)
-
-    peers = [
-        name for name in ("torch_channels_last", "torch_default", "flax_conv") if name in times
-    ]
+    sides: dict[str, Callable[[], float]] = {"ours": ours, "ours_wsa": with_wsa}
+    left_out: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        peers: dict[str, Side] = {}
+        for layout in ("channels_last", "default"):
+            name = f"torch_{layout}"
+            with leaving_out(name, left_out):
+                side = stack.enter_context(contextlib.closing(start_torch(args, layout)))
+                peers[name] = side
+                sides[name] = lambda side=side: 1000 * side.round() / (args.clients * args.steps)
+        if args.plain_flax:
+            sides["flax_conv"], _ = compiled(plain_cnn(), 1, 2, None)
+        # Plain Flax takes seconds a step: three turns are enough for a ratio of fifty.
+        times = take_turns(sides, args.rounds, at_most={"flax_conv": 3}, left_out=left_out)
+        torch_peaks = [round(peers[name].peak_mib()) for name in peers if name in times]
     return {
         "benchmark": "client_step",
-        "ratios": {name: paired("ours", name) for name in peers}
-        | {"wsa_over_plain": paired("ours_wsa", "ours")},
-        "milliseconds": {name: round(value, 2) for name, value in milliseconds.items()},
-        "spread": {name: [round(min(v), 2), round(max(v), 2)] for name, v in times.items()},
+        "ratios": ratios(times),
+        **summary("milliseconds", times, 2),
         "compile_seconds": round(compile_seconds, 1),
-        "peak_mib": {
-            "ours": round(peak),
-            "torch": round(torch.peak_mib) if torch.available else None,
-        },
-        "torch": torch.available,
+        "peak_mib": {"ours": round(peak), "torch": max(torch_peaks, default=None)},
+        "torch": bool(torch_peaks),
+        "left_out": left_out,
         "settings": {
             "clients": args.clients,
             "steps": args.steps,
@@ -217,49 +183,19 @@ def measure(args: Args) -> dict[str, Any]:
     }
 
 
-def print_table(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"One client step, ms, jax {figures['jax']}")
-    for name in ("", "median", "least", "greatest", "ours over it"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, value in figures["milliseconds"].items():
-        low, high = figures["spread"][name]
-        ratio = figures["ratios"].get(name)
-        table.add_row(
-            name,
-            f"{value:.1f}",
-            f"{low:.1f}",
-            f"{high:.1f}",
-            "" if ratio is None else f"{ratio:.3f}",
-        )
-    Console(width=100).print(table)
-    if not figures["torch"]:
-        print("no PyTorch in --torch-python: its rows are missing (pip install -e '.[peers]')")
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.preset == "smoke":
+        args = dataclasses.replace(args, clients=1, steps=1, rounds=1, plain_flax=False)
+    use_cores(args.threads)
+    figures = measure(args)
+    title = f"One client step, ms, jax {figures['jax']}"
+    print_sides(title, "milliseconds", figures, over="ours over it", digits=1)
     print(
         f"WSA on over off: {figures['ratios']['wsa_over_plain']:.3f}; "
         f"compilation {figures['compile_seconds']} s"
     )
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    if args.preset == "smoke":
-        args = Args(
-            preset="smoke",
-            clients=1,
-            steps=1,
-            rounds=1,
-            plain_flax=False,
-            torch_python=args.torch_python,
-        )
-    figures = measure(args)
-    print_table(figures)
-    if args.preset != "smoke":
-        where = provenance()
-        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
-    print(json.dumps(figures))
+    report(args, figures)
 
 
 if __name__ == "__main__":

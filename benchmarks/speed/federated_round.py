@@ -14,7 +14,9 @@ Every side is a process of its own, in the environment its versions need, on equ
 processors. The first round of each, with start-up and compilation, is reported apart. Ratios are
 medians of ours over theirs, round by round. The loss is that of the model after the last round,
 on the same 2,000 training examples everywhere: seeds differ, so it is near, not equal. Memory sums
-the peaks of a side's processes (Flower has several, which share pages). The last line is JSON.
+the peaks of a side's processes (Flower has several, which share pages). A peer that is not
+installed, does not start or dies is left out, with its reason, and every scenario is recorded as
+soon as it is finished. The last line is JSON.
 
 Run it on a machine that is otherwise idle: PyTorch's threads wait for one another at every
 operation, and with two of them among busy processes its small batches took thirty times as long.
@@ -22,45 +24,28 @@ Ray's processes use about 3 % of one core while the other sides have their turns
 
     python -m benchmarks.speed.federated_round --scaling
 
-measures time and memory of our own rounds against the number of clients instead.
+measures time and memory of our own rounds against the number of clients instead, and records them
+after every point.
 """
 
 import dataclasses
 import json
-import os
-import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import tyro
 
-from benchmarks.ledger import RESULTS, ROOT, Ledger, provenance
-from benchmarks.speed.peers.side import Kind, Side, environment
-from benchmarks.speed.peers.turns import Data, Scenario, save
+from benchmarks.ledger import RESULTS, ROOT
+from benchmarks.speed.alternating import leave_out
+from benchmarks.speed.cores import available_cores, use_cores
+from benchmarks.speed.reporting import Recorder, SpeedArgs, print_sides
+from benchmarks.speed.scenarios import SHAPES, ScenarioName, SideName, make_scenario, measure
 
-SIDES = {
-    "ours": Kind("ours", "wsa_jax"),
-    "ours_wsa": Kind("ours", "wsa_jax", "wsa"),
-    "ours_vmap": Kind("ours", "wsa_jax", "vmap"),
-    "torch_channels_last": Kind("torch_loop", "torch", "channels_last"),
-    "torch_default": Kind("torch_loop", "torch", "default"),
-    "pfl": Kind("pfl_peer", "pfl"),
-    "flower": Kind("flower_peer", "flwr"),
-    "fedjax": Kind("fedjax_peer", "fedjax"),
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "silo": {
-        "clients": 10, "participants": 10, "steps": 20, "batch": 50, "learning_rate": 0.01,
-    },
-    "small_clients": {
-        "clients": 1000, "participants": 50, "steps": 5, "batch": 10, "learning_rate": 0.1,
-    },
-    "smoke": {"clients": 2, "participants": 2, "steps": 1, "batch": 10, "learning_rate": 0.1},
-}  # fmt: skip
 # Clients and participants: many clients of whom few take part, and all of few.
 SCALING = (
     (10, 10), (30, 10), (100, 10), (300, 10), (1000, 10), (30, 30), (100, 100),
@@ -68,185 +53,128 @@ SCALING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(SpeedArgs):
     """What to measure, against whom, and how often."""
 
-    preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: ours alone, tiny, nothing recorded; cpu: the recorded figures."""
-    scenarios: tuple[str, ...] = ("silo", "small_clients")
-    sides: tuple[str, ...] = tuple(SIDES)
-    """Whom to measure; ours always takes part."""
+    scenarios: tuple[ScenarioName, ...] = get_args(ScenarioName)
+    sides: tuple[SideName, ...] = get_args(SideName)
+    """Whom to measure; ours always takes part. The smoke preset has ours alone."""
     rounds: int = 7
-    """Counted rounds; one more warms up."""
-    threads: int = os.cpu_count() or 1
-    """Processors each side may use."""
+    threads: int = dataclasses.field(default_factory=available_cores)
+    """And cores, of every side."""
     peers: Path = ROOT.parent / ".peers"
     """Where make_venvs.py has put the environments of the peers."""
     scaling: bool = False
     """Measure time and memory against the number of clients, ours alone."""
     scaling_steps: int = 5
-    algorithm: str = "fed_avg"
-    """Ours under --scaling: a name in benchmarks.speed.peers.ours.ALGORITHMS."""
+    algorithm: Literal["fed_avg", "scaffold"] = "fed_avg"
+    """Ours under --scaling."""
     results: Path = RESULTS / "speed_federated_round.jsonl"
 
 
-def make_scenario(shape: dict[str, Any], args: Args, dataset: Any, folder: str) -> Scenario:
-    """The scenario with its data dealt out and written to a folder; all clients hold equally many.
+def check(args: Args) -> None:
+    """Refuse settings that would go unused."""
+    if args.scaling and args.preset == "smoke":
+        sys.exit("--scaling has no smoke preset: leave out --scaling or --preset smoke")
+    if not args.scenarios:
+        sys.exit("--scenarios is empty: name silo, small_clients or both")
+    defaults, unused = Args(), ("algorithm", "scaling_steps")
+    without, remedy = "without --scaling", "add it, or leave the setting out"
+    if args.scaling:
+        unused = ("sides", "scenarios")
+        without, remedy = "under --scaling, of ours alone", "leave it out"
+    for name in unused:
+        value = getattr(args, name)
+        if value != getattr(defaults, name):
+            given = " ".join(value) if isinstance(value, tuple) else value
+            flag = name.replace("_", "-")
+            sys.exit(f"--{flag} {given} has no effect {without}: {remedy}")
 
-    As the examples are drawn without replacement, a client must hold as many as it trains on.
+
+def measure_shape(
+    shape: dict[str, Any], args: Args, dataset: Any, sides: list[str], left_out: dict[str, str]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = make_scenario(
+            shape | {"algorithm": args.algorithm}, dataset, folder,
+            rounds=args.rounds, threads=args.threads,
+        )  # fmt: skip
+        return measure(scenario, sides, args.peers, left_out)
+
+
+def run_scaling(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory of our rounds, a fresh process for every number of clients.
+
+    Yields the figures after every point, with all points so far.
     """
-    clients = shape["clients"]
-    each = len(dataset) // clients
-    order = np.random.default_rng(0).permutation(len(dataset))[: clients * each]
-    indices = np.sort(order.reshape(clients, each), axis=1).astype(np.int32)
-    save(Data(dataset.images, dataset.labels, indices), folder)
-    info = dataset.info
-    return Scenario(
-        **shape, rounds=args.rounds + 1, threads=args.threads, data=folder,
-        mean=info.mean, std=info.std, scale=info.scale,
-    )  # fmt: skip
-
-
-def start(args: Args, scenario: Scenario, names: list[str], sides: dict[str, Side]) -> None:
-    """Start the sides one after another, each up to the end of its first round, and fill them in.
-
-    What has been started is the caller's to close even where a later side fails.
-    """
-    for name in names:
-        kind = SIDES[name]
-        python = environment(kind, args.peers)
-        if python is None:
-            script = f"benchmarks/speed/peers/make_venvs.py --folder {args.peers}"
-            print(f"{name} is left out; to install it: python {script}", flush=True)
-            continue
-        sides[name] = Side(name, python, kind, scenario)
-
-
-def measure(args: Args, scenario: Scenario, names: list[str]) -> dict[str, Any]:
-    """Take turns over all sides; medians, spreads, ratios, memory and losses."""
-    sides: dict[str, Side] = {}
-    try:
-        start(args, scenario, names, sides)
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(args.rounds):
-            for name, side in sides.items():
-                times[name].append(side.round())
-        peaks = {name: round(side.peak_mib()) for name, side in sides.items()}
-        ends = {name: side.finish() for name, side in sides.items()}
-    finally:
-        for side in sides.values():
-            side.close()
-
-    def paired(numerator: str, denominator: str) -> float:
-        pairs = zip(times[numerator], times[denominator], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
-
-    ratios = {name: paired("ours", name) for name in sides if not name.startswith("ours")}
-    for key, name in (("wsa_over_plain", "ours_wsa"), ("vmap_over_map", "ours_vmap")):
-        if name in sides:
-            ratios[key] = paired(name, "ours")
-    return {
-        "ratios": ratios,
-        "seconds": {name: round(statistics.median(v), 4) for name, v in times.items()},
-        "spread": {name: [round(min(v), 4), round(max(v), 4)] for name, v in times.items()},
-        "startup_seconds": {name: round(side.startup, 1) for name, side in sides.items()},
-        "compile_seconds": {
-            name: round(end["compile_seconds"], 1)
-            for name, end in ends.items()
-            if "compile_seconds" in end
-        },
-        "peak_mib": peaks,
-        "loss": {name: round(end["loss"], 4) for name, end in ends.items()},
-        "packages": {name: end["packages"] for name, end in ends.items()},
-        "settings": {
-            key: value
-            for key, value in dataclasses.asdict(scenario).items()
-            if key not in ("data", "variant", "mean", "std", "scale")
-        },
-    }
-
-
-def measure_scaling(args: Args, dataset: Any) -> list[dict[str, Any]]:
-    """Seconds and peak memory of our rounds, a fresh process for every number of clients."""
-    rows = []
+    points: list[dict[str, Any]] = []
     for clients, participants in SCALING:
         shape = SHAPES["silo"] | {
             "clients": clients, "participants": participants, "steps": args.scaling_steps,
         }  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            scenario = dataclasses.replace(
-                make_scenario(shape, args, dataset, folder), algorithm=args.algorithm
-            )
-            figures = measure(args, scenario, ["ours"])
-        rows.append(
+        found = measure_shape(shape, args, dataset, ["ours"], {})
+        points.append(
             {"clients": clients, "participants": participants}
             | {
-                key: figures[key]["ours"]
+                key: found[key]["ours"]
                 for key in ("seconds", "spread", "peak_mib", "compile_seconds", "startup_seconds")
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        print(json.dumps(points[-1]), flush=True)
+        yield {
+            "benchmark": "federated_scaling",
+            "ratios": {},
+            "points": points,
+            "algorithm": args.algorithm,
+            "steps": args.scaling_steps,
+        }
 
 
-def print_table(name: str, figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def run_scenarios(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yields the figures after every scenario, with all scenarios so far.
 
-    table = Table(title=f"One federated round, {name}, seconds")
-    columns = ("", "median", "least", "greatest", "ours over it", "first", "compile", "MiB", "loss")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    for side, seconds in figures["seconds"].items():
-        low, high = figures["spread"][side]
-        table.add_row(
-            side,
-            f"{seconds:.3f}",
-            f"{low:.3f}",
-            f"{high:.3f}",
-            str(figures["ratios"].get(side, "")),
-            str(figures["startup_seconds"][side]),
-            str(figures["compile_seconds"].get(side, "")),
-            str(figures["peak_mib"][side]),
-            str(figures["loss"][side]),
-        )
-    Console(width=110).print(table)
-
-
-def run_scenarios(args: Args, dataset: Any) -> dict[str, Any]:
+    Those of the small clients are an object of their own; the ratios at the top are the silo's, or
+    theirs where there is no silo.
+    """
     figures: dict[str, Any] = {"benchmark": "federated_round"}
-    for name in args.scenarios:
+    for name in ("smoke",) if args.preset == "smoke" else args.scenarios:
+        sides, left_out = list(dict.fromkeys(("ours", *args.sides))), {}
         # A cohort of few steps is where training all clients at once may pay on a CPU.
-        left_out = {"ours"} if name == "small_clients" else {"ours", "ours_vmap"}
-        names = ["ours", *(side for side in args.sides if side not in left_out)]
-        with tempfile.TemporaryDirectory() as folder:
-            scenario = make_scenario(SHAPES[name], args, dataset, folder)
-            found = measure(args, scenario, names)
-        print_table(name, found)
+        if name != "small_clients" and "ours_vmap" in sides:
+            sides.remove("ours_vmap")
+            leave_out(
+                "ours_vmap", f"it is measured in small_clients alone, not in {name}", left_out
+            )
+        found = measure_shape(SHAPES[name], args, dataset, sides, left_out)
+        columns = {
+            "first": found["startup_seconds"],
+            "compile": found["compile_seconds"],
+            "MiB": found["peak_mib"],
+            "loss": found["loss"],
+        }
+        title = f"One federated round, {name}, seconds"
+        print_sides(title, "seconds", found, over="ours over it", digits=3, columns=columns)
         figures |= {"small_clients": found} if name == "small_clients" else found
-    return figures
+        figures = {"ratios": found["ratios"]} | figures
+        yield figures
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    check(args)
     from wsa_jax.data import load_dataset
 
-    args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
-        args = dataclasses.replace(
-            args, scenarios=("smoke",), sides=("ours", "ours_wsa"), rounds=1, scaling=False
-        )
+        args = dataclasses.replace(args, sides=("ours", "ours_wsa"), rounds=1)
+    use_cores(args.threads)
     dataset = load_dataset("digits" if args.preset == "smoke" else "cifar10", split="train")
-    if args.scaling:
-        rows = measure_scaling(args, dataset)
-        figures: dict[str, Any] = {"benchmark": "federated_scaling", "points": rows}
-        figures |= {"algorithm": args.algorithm, "steps": args.scaling_steps}
-    else:
-        figures = run_scenarios(args, dataset)
-    if args.preset != "smoke":
-        where = provenance()
-        figures["jax"] = where["versions"]["jax"]
-        identity = f"{where['time']}-{figures['benchmark']}"
-        Ledger(args.results).write({"id": identity} | figures | where)
+    recorder, figures = Recorder(args), {}
+    run = run_scaling if args.scaling else run_scenarios
+    for found in run(args, dataset):
+        figures = found | {"jax": metadata.version("jax")}
+        # What is done stays recorded where a later part fails.
+        recorder.write(figures | {"unfinished": True})
+    recorder.write(figures)
     print(json.dumps(figures))
 
 

@@ -7,10 +7,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 import tyro
+
+from benchmarks.speed.alternating import paired, spread, take_turns, timed
 
 OURS = "import wsa_jax"
 THEIRS = "import jax, flax, optax"
@@ -25,24 +26,22 @@ class Args:
 
 
 def seconds(statement: str) -> float:
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - begin
+    return timed(lambda: subprocess.run([sys.executable, "-c", statement], check=True))[1]
 
 
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
-    pairs = [(seconds(OURS), seconds(THEIRS)) for _ in range(args.runs + 1)][1:]
-    ours, theirs = ([pair[i] for pair in pairs] for i in range(2))
-    ratios = sorted(a / b for a, b in pairs)
-    for name, values in ((OURS, ours), (THEIRS, theirs)):
-        print(
-            f"{name:<26} {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
-        )
+    times = take_turns(
+        {statement: lambda statement=statement: seconds(statement) for statement in (OURS, THEIRS)},
+        args.runs,
+    )
+    for name, values in times.items():
+        low, high = spread(values, 2)
+        print(f"{name:<26} {statistics.median(values):.2f} s ({low:.2f} to {high:.2f})")
     figures = {
         "benchmark": "import_time",
-        "ratios": {"jax_flax_optax": round(statistics.median(ratios), 3)},
-        "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "ratios": {"jax_flax_optax": paired(times, OURS, THEIRS)},
+        "spread": spread([a / b for a, b in zip(times[OURS], times[THEIRS], strict=True)], 3),
         "runs": args.runs,
     }
     print(json.dumps(figures))

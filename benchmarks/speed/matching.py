@@ -11,32 +11,29 @@ planted permutations, recovered from the published start and with the sorted one
 line is one JSON object.
 """
 
-import json
+import dataclasses
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS, Ledger, provenance
-from benchmarks.speed.client_step import peak_mib
+from benchmarks.ledger import RESULTS
+from benchmarks.speed.alternating import spread, timed
+from benchmarks.speed.peers.side import peak_mib
+from benchmarks.speed.reporting import SpeedArgs, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(SpeedArgs):
     """What to measure and how often."""
 
-    preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: narrow networks, one round, nothing recorded; cpu: the recorded figures."""
     width: float = 1.0
     """Factor on VGG16's channel counts; ResNet20 has four times as much."""
     rounds: int = 3
-    """Counted rounds; one more warms up and compiles."""
     restarts: int = 1
     seeds: int = 100
     """Planted residual MLPs of each size."""
@@ -58,13 +55,6 @@ def pair(network: str, width: float) -> tuple[Any, Any, Any]:
     first, second = (init(jax.random.key(seed)) for seed in (0, 1))
     spec = trace_spec(lambda variables, x: module.apply(variables, x), first, images)
     return spec, first, second
-
-
-def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a function returns, its seconds, and its processor seconds."""
-    begin, processor = time.perf_counter(), time.process_time()
-    result = run()
-    return result, time.perf_counter() - begin, time.process_time() - processor
 
 
 def matching(network: str, args: Args) -> dict[str, Any]:
@@ -91,7 +81,7 @@ def matching(network: str, args: Args) -> dict[str, Any]:
         "processor_seconds": round(min(processor for *_, processor in rounds), 3),
         "compile_seconds": round(cold - seconds, 1),
         "total_over_solver": round(statistics.median(over), 3),
-        "spread": [round(min(over), 3), round(max(over), 3)],
+        "spread": spread(over, 3),
         "objective": info["objective"],
         "distance": info["distance"],
         "sweeps": info["sweeps"],
@@ -184,13 +174,10 @@ def print_table(figures: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
-        args = Args(preset="smoke", width=0.0625, rounds=1, seeds=2)
+        args = dataclasses.replace(args, width=0.0625, rounds=1, seeds=2)
     figures = measure(args)
     print_table(figures)
-    if args.preset != "smoke":
-        where = provenance()
-        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
-    print(json.dumps(figures))
+    report(args, figures)
 
 
 if __name__ == "__main__":

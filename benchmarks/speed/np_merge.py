@@ -9,34 +9,31 @@ plans for arguments, results and temporaries, in copies of the parameters. The t
 merge is fitted by a line in the number of merges. The last line is one JSON object.
 """
 
-import json
+import dataclasses
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS, Ledger, provenance
+from benchmarks.ledger import RESULTS
+from benchmarks.speed.alternating import paired, summary, take_turns, timed
+from benchmarks.speed.reporting import SpeedArgs, print_sides, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(SpeedArgs):
     """What to measure and how often."""
 
-    preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: one short round of a small network, nothing recorded; cpu: the recorded figures."""
     width: float = 0.25
-    """Of VGG11."""
+    """Of VGG11; the smoke preset has a small network instead."""
     batch: int = 50
     steps: int = 10
     """In one call, so that the call's own cost is spread."""
     rounds: int = 9
-    """Counted rounds; one more warms up."""
     models: tuple[int, ...] = (2, 3, 5)
     """Numbers of models of a sequential merge; empty leaves it out."""
     results: Path = RESULTS / "speed_np_merge.jsonl"
@@ -164,33 +161,25 @@ def measure(args: Args) -> dict[str, Any]:
 
     problem = Problem(args)
     plain, arguments = problem.plain_loop()
-    sides: dict[str, Callable[[], Any]] = {
-        "np_merge": lambda: problem.np_merge().params,
-        "fine_tuning": lambda: problem.fine_tune().params,
-        "plain_loop": lambda: plain(*arguments),
-    }
 
     def seconds(once: Callable[[], Any]) -> float:
-        begin = time.perf_counter()
-        jax.block_until_ready(once())
-        return time.perf_counter() - begin
+        return timed(lambda: jax.block_until_ready(once()))[1]
 
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(args.rounds + 1):
-        for name, once in sides.items():
-            taken = seconds(once)
-            if index:
-                times[name].append(1000 * taken / args.steps)
+    def milliseconds(once: Callable[[], Any]) -> float:
+        return 1000 * seconds(once) / args.steps
 
-    def paired(denominator: str) -> float:
-        pairs = zip(times["np_merge"], times[denominator], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
-
+    times = take_turns(
+        {
+            "np_merge": lambda: milliseconds(lambda: problem.np_merge().params),
+            "fine_tuning": lambda: milliseconds(lambda: problem.fine_tune().params),
+            "plain_loop": lambda: milliseconds(lambda: plain(*arguments)),
+        },
+        args.rounds,
+    )
     figures: dict[str, Any] = {
         "benchmark": "np_merge",
-        "ratios": {name: paired(name) for name in ("fine_tuning", "plain_loop")},
-        "milliseconds": {k: round(statistics.median(v), 2) for k, v in times.items()},
-        "spread": {k: [round(min(v), 2), round(max(v), 2)] for k, v in times.items()},
+        "ratios": {n: paired(times, "np_merge", n) for n in ("fine_tuning", "plain_loop")},
+        **summary("milliseconds", times, 2),
         "parameter_mib": round(problem.bytes / 2**20, 2),
     }
     if args.preset != "smoke":
@@ -201,11 +190,14 @@ def measure(args: Args) -> dict[str, Any]:
         }
     if args.models:
         merges = np.array(args.models) - 1
-        turns = [
-            [seconds(lambda count=count: problem.many(count).params) for count in args.models]
-            for _ in range(3)
-        ]
-        taken = np.median(np.array(turns[1:]), axis=0)
+        merging = take_turns(
+            {
+                str(count): lambda count=count: seconds(lambda: problem.many(count).params)
+                for count in args.models
+            },
+            rounds=2,
+        )
+        taken = np.median(np.array(list(merging.values())), axis=1)
         slope, start = np.polyfit(merges, taken, 1)
         figures["sequential"] = {
             "models": list(args.models),
@@ -221,37 +213,19 @@ def measure(args: Args) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_table(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"One step, ms, and memory, jax {figures['jax']}")
-    for name in ("", "median", "least", "greatest", "np_merge over it", "copies of parameters"):
-        table.add_column(name, justify="right" if name else "left")
-    copies = figures.get("memory_copies", {})
-    for name, value in figures["milliseconds"].items():
-        low, high = figures["spread"][name]
-        ratio = figures["ratios"].get(name)
-        table.add_row(
-            name, f"{value:.1f}", f"{low:.1f}", f"{high:.1f}",
-            "" if ratio is None else f"{ratio:.3f}",
-            f"{copies[name]:.1f}" if name in copies else "",
-        )  # fmt: skip
-    Console(width=100).print(table)
-    if "sequential" in figures:
-        print("sequential merge:", figures["sequential"])
-
-
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
-        args = Args(preset="smoke", batch=2, steps=1, rounds=1, models=(), results=args.results)
+        args = dataclasses.replace(args, batch=2, steps=1, rounds=1, models=())
     figures = measure(args)
-    print_table(figures)
-    if args.preset != "smoke":
-        where = provenance()
-        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
-    print(json.dumps(figures))
+    print_sides(
+        f"One step, ms, and memory, jax {figures['jax']}", "milliseconds", figures,
+        over="np_merge over it", digits=1,
+        columns={"copies of parameters": figures.get("memory_copies", {})},
+    )  # fmt: skip
+    if "sequential" in figures:
+        print("sequential merge:", figures["sequential"])
+    report(args, figures)
 
 
 if __name__ == "__main__":

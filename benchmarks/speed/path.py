@@ -10,11 +10,9 @@ medians over rounds in which the sides take turns; the ratio of processor times 
 clock tells a busy machine from a slow path. The last line is one JSON object.
 """
 
-import json
+import dataclasses
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +20,21 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.ledger import RESULTS, Ledger, provenance
+from benchmarks.ledger import RESULTS
+from benchmarks.speed.alternating import paired, summary, take_turns, timed
+from benchmarks.speed.cores import available_cores
+from benchmarks.speed.reporting import SpeedArgs, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(SpeedArgs):
     """What to measure and how often."""
 
-    preset: Literal["smoke", "cpu"] = "cpu"
-    """smoke: one short round, nothing recorded; cpu: the recorded figures."""
     network: Literal["mlp", "cnn"] = "cnn"
     """mlp: 256-256-10; cnn: the federated CNN. On 32x32x3 images."""
     examples: int = 2000
     points: int = 25
     rounds: int = 7
-    """Counted rounds; one more warms up and compiles."""
     results: Path = RESULTS / "speed_path.jsonl"
 
 
@@ -80,36 +78,25 @@ def measure(args: Args) -> dict[str, Any]:
     import jax
 
     both, difference = sides(args)
-    times: dict[str, list[float]] = {name: [] for name in both}
-    processor: dict[str, list[float]] = {name: [] for name in both}
-    for index in range(args.rounds + 1):
-        # The side that goes first changes, so that a drifting clock favours neither.
-        for name in sorted(both, reverse=bool(index % 2)):
-            begin, used = time.perf_counter(), time.process_time()
-            both[name]()
-            if index:
-                times[name].append(time.perf_counter() - begin)
-                processor[name].append(time.process_time() - used)
-
-    def paired(values: dict[str, list[float]]) -> float:
-        pairs = zip(values["barrier"], values["plain"], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
-
+    turns = take_turns(
+        {name: lambda side=side: timed(side)[1:] for name, side in both.items()}, args.rounds
+    )
+    times = {name: [seconds for seconds, _ in taken] for name, taken in turns.items()}
+    processor = {name: [seconds for _, seconds in taken] for name, taken in turns.items()}
     return {
         "benchmark": "path",
         "ratios": {
-            "barrier_over_plain": paired(times),
-            "barrier_over_plain_cpu": paired(processor),
+            "barrier_over_plain": paired(times, "barrier", "plain"),
+            "barrier_over_plain_cpu": paired(processor, "barrier", "plain"),
         },
-        "seconds": {name: round(statistics.median(values), 4) for name, values in times.items()},
-        "spread": {name: [round(min(v), 4), round(max(v), 4)] for name, v in times.items()},
+        **summary("seconds", times, 4),
         "largest_difference": difference(),
         "settings": {
             "network": args.network,
             "examples": args.examples,
             "points": args.points,
             "rounds": args.rounds,
-            "threads": len(os.sched_getaffinity(0)),
+            "threads": available_cores(),
         },
         "jax": jax.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -119,14 +106,11 @@ def measure(args: Args) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.preset == "smoke":
-        args = Args(preset="smoke", network="mlp", examples=20, points=3, rounds=1)
+        args = dataclasses.replace(args, network="mlp", examples=20, points=3, rounds=1)
     figures = measure(args)
     for name, seconds in figures["seconds"].items():
         print(f"{name}: {1000 * seconds:.1f} ms for {figures['settings']['points']} points")
-    if args.preset != "smoke":
-        where = provenance()
-        Ledger(args.results).write({"id": f"{where['time']}-jax{figures['jax']}"} | figures | where)
-    print(json.dumps(figures))
+    report(args, figures)
 
 
 if __name__ == "__main__":

@@ -176,11 +176,11 @@ def main(argv: list[str] | None = None) -> None:
     curves = {
         row["algorithm"]: row
         for row in Ledger(args.results).rows()
-        if row["benchmark"] == "federated_scaling"
+        if row["benchmark"] == "federated_scaling" and not row.get("unfinished")
     }
     if not curves:
         sys.exit(
-            f"{args.results} holds no curve; make one with "
+            f"{args.results} holds no finished curve; make one with "
             "python -m benchmarks.speed.federated_round --scaling"
         )
     fitted: dict[str, Any] = {}
@@ -209,7 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     rows = rows_of(machine, args)
     print(f"\nAssumed accelerator: {machine}\n\n{markdown(rows)}")
-    print(json.dumps({"benchmark": "scale_model", "fitted": fitted, "predicted": rows}))
+    figures = {"benchmark": "scale_model", "ratios": {}, "fitted": fitted, "predicted": rows}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

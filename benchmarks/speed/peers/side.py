@@ -1,16 +1,20 @@
 """The parent's end of a side: start its process, give it turns, read its memory."""
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.ledger import ROOT
+from benchmarks.speed.alternating import PeerError
 from benchmarks.speed.peers.turns import Scenario
 
 
@@ -29,23 +33,30 @@ FOLDERS = {"flwr": "flower"}
 
 def environment(kind: Kind, peers: Path) -> str | None:
     """The Python that has a peer's package: its own environment, else the present one."""
-    own = peers / FOLDERS.get(kind.package, kind.package) / "bin" / "python"
-    command = f"import importlib.util as u, sys; sys.exit(u.find_spec('{kind.package}') is None)"
+    # Absolute, but not resolved: an environment's Python is a link out of it.
+    own = peers.absolute() / FOLDERS.get(kind.package, kind.package) / "bin" / "python"
+    # Without the repository on the path, only an installed peer is found.
+    where = ROOT.parent if kind.module == "ours" else None
     for python in (str(own), sys.executable):
-        if not Path(python).exists():
-            continue
-        # Without the repository on the path, only an installed peer is found.
-        where = ROOT.parent if kind.module == "ours" else Path(python).parent
-        if subprocess.run([python, "-c", command], cwd=where, check=False).returncode == 0:
+        if Path(python).exists() and has_package(python, kind.package, where):
             return python
     return None
 
 
-class Side:
-    """A child process that runs one round when told to, and waits on a pipe meanwhile."""
+def has_package(python: str, package: str, where: Path | None = None) -> bool:
+    """Whether a Python finds a package, started in a folder (default: its own)."""
+    command = f"import importlib.util as u, sys; sys.exit(u.find_spec('{package}') is None)"
+    folder = where or Path(python).parent
+    return subprocess.run([python, "-c", command], cwd=folder, check=False).returncode == 0
 
-    def __init__(self, name: str, python: str, kind: Kind, scenario: Scenario):
-        self._name = name
+
+class Side:
+    """A child process that runs one round when told to, and waits on a pipe meanwhile.
+
+    One that fails to start, or dies, raises `PeerError`, and has been closed.
+    """
+
+    def __init__(self, python: str, kind: Kind, scenario: Scenario):
         self._folder = tempfile.TemporaryDirectory()
         self._messages = Path(self._folder.name) / "messages"
         text = replace(scenario, variant=kind.variant).to_json()
@@ -75,25 +86,55 @@ class Side:
         return sum(peak_mib(process) for process in descendants(self._process.pid))
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=120)
+        self._end()
         self._folder.cleanup()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            for one in descendants(self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            self._process.wait()
 
     def _go(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._name} ended: {self._messages.read_text()[-3000:]}")
-        return json.loads(line)
+        try:
+            # Of a process that has ended the line is empty.
+            return json.loads(self._process.stdout.readline())
+        except json.JSONDecodeError:
+            raise self._failure() from None
+
+    def _failure(self) -> PeerError:
+        self._end()
+        messages = self._messages.read_text(errors="replace")
+        error = PeerError(reason(messages) or f"it ended with status {self._process.returncode}")
+        # A traceback shows them, where the failure is not one to go on from.
+        error.add_note(messages[-3000:])
+        self.close()
+        return error
 
 
-def status(process: int) -> dict[str, str]:
+def reason(messages: str) -> str:
+    """The line of a process's messages that most likely says why it died; empty if none does."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return next(iter((errors or lines)[-1:]), "")[:200]
+
+
+def status(process: int | Literal["self"]) -> dict[str, str]:
     """The fields of /proc/PID/status; none if the process has just ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -111,6 +152,6 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def peak_mib(process: int) -> float:
-    """VmHWM; rusage would count the parent at the fork."""
+def peak_mib(process: int | Literal["self"] = "self") -> float:
+    """Largest resident memory, VmHWM; rusage would count the parent at the fork."""
     return float(status(process).get("VmHWM", "0 kB").split()[0]) / 1024

@@ -3,10 +3,14 @@
 import numpy as np
 import torch
 
-from benchmarks.speed.peers.torch_network import draw_rows, make_model, train, trained_loss
+from benchmarks.speed.peers.torch_network import (
+    LAYOUTS,
+    draw_rows,
+    make_model,
+    train,
+    trained_loss,
+)
 from benchmarks.speed.peers.turns import Scenario, Turns, load
-
-LAYOUTS = {"channels_last": torch.channels_last, "default": torch.contiguous_format}
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """What the PyTorch sides share: the federated CNN and the loop of its local training."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.speed.peers.turns import EVALUATED, Data, Scenario
+
+LAYOUTS = {"channels_last": torch.channels_last, "default": torch.contiguous_format}
 
 
 class Prepare(nn.Module):
@@ -24,15 +28,19 @@ class Prepare(nn.Module):
         return (pixels / self._scale - self._mean) / self._std
 
 
-def make_model(scenario: Scenario, layout: torch.memory_format) -> nn.Sequential:
-    """The federated CNN, in the order our own has: a pool before its ReLU is the cheaper one."""
+def federated_cnn() -> nn.Sequential:
+    """In the order our own has: a pool before its ReLU is the cheaper one."""
     return nn.Sequential(
-        Prepare(scenario, layout),
         nn.Conv2d(3, 32, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Flatten(),
         nn.Linear(1600, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, 10),
-    ).to(memory_format=layout)  # fmt: skip
+    )  # fmt: skip
+
+
+def make_model(scenario: Scenario, layout: torch.memory_format) -> nn.Sequential:
+    """The federated CNN on images as they are stored."""
+    return nn.Sequential(Prepare(scenario, layout), *federated_cnn()).to(memory_format=layout)
 
 
 def draw_rows(rows: np.ndarray, scenario: Scenario, rng: np.random.Generator) -> np.ndarray:
@@ -41,19 +49,26 @@ def draw_rows(rows: np.ndarray, scenario: Scenario, rng: np.random.Generator) ->
     return rng.permutation(rows)[:count].reshape(scenario.steps, scenario.batch)
 
 
+def fit(
+    model: nn.Module, scenario: Scenario, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    """One local step a batch of images and labels, in place."""
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=scenario.learning_rate, weight_decay=scenario.weight_decay
+    )
+    for images, labels in batches:
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), scenario.clip_norm)
+        optimizer.step()
+
+
 def train(
     model: nn.Module, scenario: Scenario, images: torch.Tensor, labels: torch.Tensor,
     rows: np.ndarray,
 ) -> None:  # fmt: skip
-    """Local training of one client, in place."""
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=scenario.learning_rate, weight_decay=scenario.weight_decay
-    )
-    for batch in torch.from_numpy(rows):
-        optimizer.zero_grad()
-        cross_entropy(model(images[batch]), labels[batch]).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), scenario.clip_norm)
-        optimizer.step()
+    """Local training of one client on its rows, in place."""
+    fit(model, scenario, ((images[batch], labels[batch]) for batch in torch.from_numpy(rows)))
 
 
 def trained_loss(model: nn.Module, data: Data) -> float:

@@ -1,9 +1,9 @@
-"""What every side of `benchmarks.speed.federated_round` has in common, with nothing to install.
+"""What every side in a process of its own has in common, with nothing to install but NumPy.
 
 A side is a child process: `python -m benchmarks.speed.peers.NAME SCENARIO`, the scenario as JSON.
 It runs one round, answers its seconds as a line of JSON, and waits on its input before the next
-one; blocked there it uses no processor. After the last round and one more line it answers the loss
-of the model it has trained.
+one; blocked there it uses no processor. After the last round and one more line those of
+`federated_round` answer the loss of the model they have trained.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.speed.cores import use_cores
 
 # Examples on which the trained model's loss is taken: the same ones on every side.
 EVALUATED = 2000
@@ -80,16 +82,15 @@ class Turns:
     """
 
     def __init__(self, scenario: Scenario):
-        processors = sorted(os.sched_getaffinity(0))[: scenario.threads]
-        os.sched_setaffinity(0, processors)
+        use_cores(scenario.threads)
         sys.stdout.flush()
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._begin = time.perf_counter()
 
-    def done(self) -> None:
-        """Answer the seconds since the last turn began, and wait for the next one."""
-        self._answer({"seconds": time.perf_counter() - self._begin})
+    def done(self, seconds: float | None = None) -> None:
+        """Answer the seconds since the last turn began, or those given, and wait for the next."""
+        self._answer({"seconds": time.perf_counter() - self._begin if seconds is None else seconds})
         if not sys.stdin.readline():
             raise SystemExit("told to end before the last round")
         self._begin = time.perf_counter()
