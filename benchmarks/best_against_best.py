@@ -29,11 +29,11 @@ from benchmarks.comparison import (
     Row,
     markdown_table,
     mean_and_error,
-    paired_gains,
+    paired_curves,
     verdict,
 )
 from benchmarks.figures import RowsOf, panels
-from benchmarks.ledger import Ledger
+from benchmarks.ledger import Ledger, is_finished
 from benchmarks.paper_table import (
     CommonArgs,
     comparison_table,
@@ -100,12 +100,18 @@ def trials(args: CommonArgs) -> tuple[list[Cell], list[Cell]]:
 
 
 def winner(cells: Sequence[Cell], rows_of: RowsOf) -> Cell | None:
-    """The trial of the highest last validation accuracy, None while one is not finished."""
-    rows = [row for cell in cells for row in rows_of(cell) if row["status"] == "done"]
+    """The trial of the highest last validation accuracy, None while one is not finished.
+
+    One that diverged is the worst.
+    """
+    rows = [row for cell in cells for row in rows_of(cell) if is_finished(row)]
     if len(rows) < len(cells):
         return None
-    best = max(range(len(cells)), key=lambda index: rows[index]["accuracy"])
-    return cells[best]
+
+    def score(index: int) -> float:
+        return -1.0 if rows[index]["status"] == "diverged" else rows[index]["accuracy"]
+
+    return cells[max(range(len(cells)), key=score)]
 
 
 def final(args: CommonArgs, ledger: Ledger) -> Comparison | None:
@@ -131,6 +137,8 @@ def trial_table(args: CommonArgs, rows_of: RowsOf) -> str:
     for cell in (cell for side in trials(args) for cell in side):
         row: Row | None = next(iter(rows_of(cell)), None)
         accuracy = "" if row is None else f"{100 * row['accuracy']:.2f}"
+        if row is not None and row["status"] == "diverged":
+            accuracy = "diverged"
         lines.append([cell.label, "0" if row is None else str(row["rounds_done"]), accuracy])
     return markdown_table(["trial", "rounds", "validation accuracy, %"], lines)
 
@@ -139,14 +147,16 @@ def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> d
     """Mean paired difference on the test set, its standard error and the verdict."""
     sides = [rows_of(cell) for cell in (comparison.baseline, comparison.treated)]
     found: dict[str, Any] = {"setting": comparison.label, "seeds": list(seeds)}
-    if any(row["status"] != "done" for side in sides for row in side) or any(
+    if any(not is_finished(row) for side in sides for row in side) or any(
         len(side) < len(seeds) for side in sides
     ):
         return found | {"verdict": "open"}
-    gains = paired_gains(sides[1], sides[0])
+    by_seed = {seed: gains[-1] for seed, (_, gains) in paired_curves(sides[1], sides[0]).items()}
+    gains = list(by_seed.values())
     mean, error = mean_and_error(gains)
     return found | {
-        "gains": gains, "difference": mean, "error": error, "verdict": verdict(gains)
+        "seeds": list(by_seed), "gains": gains, "difference": mean, "error": error,
+        "verdict": verdict(gains),
     }  # fmt: skip
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.comparison import markdown_table
+from benchmarks.comparison import Row, markdown_table
 from benchmarks.ledger import cell_id
-from benchmarks.model_cells import ModelCell, cell_task
+from benchmarks.model_cells import ModelCell, Trained, cell_task
 from benchmarks.np_merge_table import NAMES, NETWORKS, SAMPLES, STEPS
 from benchmarks.np_tables import samples_of
 from benchmarks.pairs import Bench, MergingArgs, Preset, model_spec, pair_cells, seeds_of
 
-Row = dict[str, Any]
 BINS = 41
 SPLITS = ("all", "classes")
 
@@ -48,13 +47,12 @@ def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) ->
         samples=SAMPLES[preset], steps=STEPS[preset], seed=seed,
     )  # fmt: skip
 
-    def make() -> Row:
+    def make(*trained: Trained) -> Row:
         import jax
 
         from wsa_jax.merging import Budget, Evidence, Model, align_models
         from wsa_jax.merging.methods import learned
 
-        trained = [bench.train(part) for part in parts]
         models = [Model(one.params, one.model_state) for one in trained]
         evidence = Evidence(
             cell_task(cell), *samples_of(parts[0], SAMPLES[preset], seed, bench.data_dir)
@@ -73,7 +71,7 @@ def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) ->
             }  # fmt: skip
         return {"layers": layers, "best_step": int(info["best_step"])}
 
-    return bench.row(config, make)
+    return bench.row(config, make, parts)
 
 
 def mean_over(rows: list[Row], layer: str, what: str) -> float:
@@ -120,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
         ]
         for split in SPLITS
     }
-    found = {name: kept for name, rows in made.items() if (kept := [r for r in rows if r])}
+    # A row of models that diverged has no layers.
+    kept = {name: [row for row in rows if row and "layers" in row] for name, rows in made.items()}
+    found = {name: rows for name, rows in kept.items() if rows}
     if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     head = ["layer"]

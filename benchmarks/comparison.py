@@ -1,6 +1,7 @@
 """Comparing recorded runs on the same seeds: paired differences, and tables beside the paper's."""
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,30 @@ class Comparison:
     """The paper's accuracies of both, in percent."""
 
 
+def check_same_data(row: Row, other: Row) -> None:
+    """Exit where rows to be compared saw different data; older ones do not say what they saw."""
+    mine, theirs = row.get("data"), other.get("data")
+    if mine and theirs and mine != theirs:
+        said = " and ".join(
+            ", ".join(f"{part} {digest}" for part, digest in data.items())
+            for data in (mine, theirs)
+        )
+        sys.exit(
+            f"rows {row['id']} and {other['id']} saw different data (digests {said}); run one of "
+            "them again with --data-dir at the other's copy"
+        )
+
+
 def paired_curves(ours: Iterable[Row], theirs: Iterable[Row]) -> dict[int, tuple[list, list]]:
     """For each seed that both have, the rounds both evaluated and our gain there in points."""
-    baseline = {row["config"]["seed"]: {p[0]: p[1] for p in row["curve"]} for row in theirs}
+    baseline = {row["config"]["seed"]: row for row in theirs}
     pairs = {}
     for row in sorted(ours, key=lambda row: row["config"]["seed"]):
-        other = baseline.get(row["config"]["seed"], {})
+        partner = baseline.get(row["config"]["seed"])
+        if partner is None:
+            continue
+        check_same_data(row, partner)
+        other = {p[0]: p[1] for p in partner["curve"]}
         shared = [(p[0], 100 * (p[1] - other[p[0]])) for p in row["curve"] if p[0] in other]
         if shared:
             rounds, gains = zip(*shared, strict=True)

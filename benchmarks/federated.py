@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks.cells import PRESETS, Algorithm, Cell
-from benchmarks.ledger import RESULTS, Ledger, cell_id
-from benchmarks.run_cells import RunOptions, run_cells
+from benchmarks.cells import Algorithm, Cell
+from benchmarks.ledger import cell_id
+from benchmarks.paper_table import CommonArgs, Preset, print_states, resolve
+from benchmarks.run_cells import run_cells
 
 # The first record: what it takes to see a gain where there is one, most decisive cells first.
 _WSA: dict[str, Any] = {"strength": 10.0}
@@ -42,10 +43,10 @@ STUDY: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunOptions):
+class Args(CommonArgs):
     """Values given more than once make a grid; None leaves the preset's own."""
 
-    preset: Literal["smoke", "cpu", "paper"] = "cpu"
+    preset: Preset = "cpu"
     """smoke: seconds, on embedded digits; cpu: 100 rounds; paper: 1,500 rounds."""
     study: bool = False
     """Run the cells of the first record instead of one grid."""
@@ -57,7 +58,6 @@ class Args(RunOptions):
     clients: int | None = None
     participation: int | None = None
     """Clients drawn a round; all by default."""
-    rounds: int | None = None
     algorithm: tuple[Algorithm, ...] = ()
     mu: float | None = None
     """FedProx's strength; by default 0.1 on CIFAR-10, 0.001 on CIFAR-100, 1 on CINIC-10."""
@@ -78,8 +78,10 @@ class Args(RunOptions):
     augmentation: Literal["none", "batch", "example"] | None = None
     evaluate_on: Literal["test", "validation"] | None = None
     """Choose settings on validation (a tenth of the training data), never on test."""
-    seed: tuple[int, ...] = ()
-    results: Path = RESULTS / "federated.jsonl"
+    report_only: bool = False
+    """Print the table of what is recorded, and run nothing."""
+    output: Path | None = None
+    """Folder of a smoke run's ledger and checkpoints, by default a temporary one."""
 
 
 _SINGLE = (
@@ -91,12 +93,26 @@ _LISTS = (
 )  # fmt: skip
 
 
+# Where else these would change nothing: cells that differ in them alone are one cell.
+_NEEDS = {
+    "alpha": "--partition equal or unequal", "shards_per_client": "--partition shards",
+    "mu": "--algorithm fed_prox", "width": "--model vgg8", "form": "a --strength above 0",
+    "scale": "a --strength above 0", "target": "a --strength above 0",
+    "window": "a --strength above 0", "target_mean": "--target fixed and a --strength above 0",
+    "target_std": "--target fixed and a --strength above 0",
+}  # fmt: skip
+
+
 def cells_of(args: Args) -> list[Cell]:
-    """The cells that a command line asks for, in order, each once."""
-    base = dict(PRESETS[args.preset])
+    """The cells that a command line asks for, in order, each once.
+
+    Exits where a value given is in none of them.
+    """
+    base = args.base()
     if args.dataset is not None:
         base["model"] = "mlp" if args.dataset == "digits" else "cnn"
-    base |= {name: value for name in _SINGLE if (value := getattr(args, name)) is not None}
+    single = {name: value for name in _SINGLE if (value := getattr(args, name)) is not None}
+    base |= single
     if args.participation or args.clients:
         base["participants"] = args.participation or args.clients
     lists = {name: value for name in _LISTS if (value := getattr(args, name))}
@@ -105,8 +121,20 @@ def cells_of(args: Args) -> list[Cell]:
         grid = (
             dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())
         )
+    elif lists:
+        given = " ".join(_flag(name, *values) for name, values in lists.items())
+        sys.exit(f"--study has cells of its own, {given} would change none; leave one of them out")
     cells = [Cell(**(base | chosen)).canonical() for chosen in grid]
+    for name, need in _NEEDS.items():
+        for value in lists.get(name, (single[name],) if name in single else ()):
+            if all(getattr(cell, name) != value for cell in cells):
+                sys.exit(f"{_flag(name, value)} changes no cell here; give {need}, or leave it out")
     return list({cell_id(cell): cell for cell in cells}.values())
+
+
+def _flag(name: str, *values: Any) -> str:
+    """A setting and its values as the command line has them."""
+    return " ".join((f"--{name.replace('_', '-')}", *map(str, np.ravel(values))))
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -114,7 +142,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Test accuracy, %")
+    parts = sorted({row["config"]["evaluate_on"] for row in rows})
+    table = Table(title=f"{' and '.join(parts).capitalize()} accuracy, %")
     table.add_column("setting")
     for name in ("seed", "rounds", "accuracy", "s/round"):
         table.add_column(name, justify="right")
@@ -133,21 +162,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
-    rows = run_cells(cells_of(args), args, Ledger(args.results))
+    cells = cells_of(args)
+    options, ledger, _ = resolve(args)
+    last = {"benchmark": "federated", "preset": args.preset}
+    if args.dry_run:
+        print_states(cells, ledger, args.data_dir, last)
+        return
+    if args.report_only:
+        found = {row["id"]: row for row in ledger.rows() if row["curve"]}
+        rows = [found[name] for name in map(cell_id, cells) if name in found]
+    else:
+        rows = run_cells(cells, options, ledger)
+    if not rows and args.report_only:
+        sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
     if not rows:
         sys.exit("no cell could run: its data is not here")
     print_table(rows)
     accuracy = {f"{row['label']}, seed {row['config']['seed']}": row["accuracy"] for row in rows}
-    print(
-        json.dumps(
-            {
-                "benchmark": "federated",
-                "preset": args.preset,
-                "accuracy": accuracy,
-                "mean_accuracy": float(np.mean([row["accuracy"] for row in rows])),
-            }
-        )
-    )
+    mean = float(np.mean([row["accuracy"] for row in rows]))
+    print(json.dumps(last | {"accuracy": accuracy, "mean_accuracy": mean}))
 
 
 if __name__ == "__main__":

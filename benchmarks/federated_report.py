@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 import tyro
 
 from benchmarks.cells import Cell
-from benchmarks.comparison import Row, paired_curves, paired_gains
-from benchmarks.figures import Curve, accuracy_curves, figure_legend, legend_below, shared_length
+from benchmarks.comparison import Row, markdown_table, paired_curves, paired_gains
+from benchmarks.figures import Curve, accuracy_curves, draw_recorded, figure_legend, shared_length
 from benchmarks.ledger import RESULTS, Ledger
 
 
@@ -33,14 +34,22 @@ class Args:
 
 
 def by_label(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of one setting together, each baseline before what is built on it, seeds in order."""
+    """Rows of one setting together, each baseline before what is built on it, seeds in order.
+
+    Runs that were evaluated every so many rounds stand apart: figures show one kind of rounds.
+    """
+    every: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        every[row["label"]].add(row["config"]["evaluate_every"])
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["label"]].append(row)
+        rounds = row["config"]["evaluate_every"]
+        apart = f", evaluated every {rounds}" if len(every[row["label"]]) > 1 else ""
+        groups[row["label"] + apart].append(row)
 
     def place(item: tuple[str, list[Row]]) -> tuple:
         config = item[1][0]["config"]
-        names = ("learning_rate", "init", "target", "scale", "form", "strength")
+        names = ("learning_rate", "init", "target", "scale", "form", "strength", "evaluate_every")
         order = tuple(config[name] for name in names)
         return (order[0], order[1] == "he", config["strength"] != 0, *order[2:])
 
@@ -77,14 +86,18 @@ def of_one_context(rows: list[Row]) -> list[Row]:
 
 
 def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
-    """The plain runs with the same initial weights and learning rate."""
-    config = row["config"]
-    for group in groups.values():
+    """The plain runs with the same initial weights and learning rate.
+
+    Those evaluated as often come first, where there are others.
+    """
+    config, names = row["config"], ("init", "learning_rate", "alpha", "clients")
+
+    def differs(group: list[Row]) -> bool:
+        return group[0]["config"]["evaluate_every"] != config["evaluate_every"]
+
+    for group in sorted(groups.values(), key=differs):
         other = group[0]["config"]
-        same = all(
-            other[name] == config[name] for name in ("init", "learning_rate", "alpha", "clients")
-        )
-        if same and other["strength"] == 0:
+        if other["strength"] == 0 and all(other[name] == config[name] for name in names):
             return group
     return []
 
@@ -97,14 +110,13 @@ def largest_stability(row: Row) -> float:
 
 def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     """The table, one line a setting."""
-    lines = [
-        "| setting | seeds | rounds | test accuracy, % | gain over its baseline, paired "
-        "| largest share of the stable range |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = [
+        "setting", "seeds", "rounds", "test accuracy, %", "gain over its baseline, paired",
+        "largest share of the stable range",
+    ]  # fmt: skip
+    lines = []
     for label, group in groups.items():
         done = [row["rounds_done"] for row in group]
-        accuracies = [f"{100 * row['accuracy']:.2f}" for row in group]
         gain = (
             paired_gain(group, baseline_of(group[0], groups))
             if group[0]["config"]["strength"]
@@ -113,19 +125,21 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
         share = max(largest_stability(row) for row in group)
         explicit = group[0]["config"]["form"] in ("gradient", "penalty")
         lines.append(
-            f"| {label} | {', '.join(str(row['config']['seed']) for row in group)} "
-            f"| {rounds if min(done) == rounds else ', '.join(map(str, done)) + ' (unfinished)'} "
-            f"| {', '.join(accuracies)} | {'' if gain is None else f'{gain:+.2f}'} "
-            f"| {f'{share:.2g}' if explicit else ''} |"
+            [
+                label,
+                ", ".join(str(row["config"]["seed"]) for row in group),
+                str(rounds) if min(done) == rounds else f"{', '.join(map(str, done))} (unfinished)",
+                ", ".join(f"{100 * row['accuracy']:.2f}" for row in group),
+                "" if gain is None else f"{gain:+.2f}",
+                f"{share:.2g}" if explicit else "",
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(head, lines)
 
 
 def figure(groups: dict[str, list[Row]]) -> Any:
     """Accuracy against rounds of the controls, and what each setting gains over its baseline."""
     from matplotlib.figure import Figure
-
-    from wsa_jax.plots import draw_curves
 
     picture = Figure(figsize=(11, 5), layout="constrained")
     controls, gains = picture.subplots(1, 2)
@@ -138,14 +152,11 @@ def figure(groups: dict[str, list[Row]]) -> Any:
         for label, group in groups.items()
         if control(group[0]["config"])
     }
-    draw_curves(controls, accuracy, xlabel="round", ylabel="test accuracy, %")
+    draw_recorded(controls, accuracy, xlabel="round", ylabel="test accuracy, %")
     gained = {label: _gain_curves(group, groups) for label, group in groups.items()}
     gained = {label: runs for label, runs in gained.items() if runs}
-    if gained:
-        draw_curves(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
+    draw_recorded(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
     gains.axhline(0, color="#3a4a5a", linewidth=0.8)
-    for axes in (controls, gains):
-        legend_below(axes)
     controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
     gains.set_title("Gain on the same seed (bands: its seeds)", fontsize=10)
     return picture
@@ -159,13 +170,12 @@ def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
 
 
 def mechanism(groups: dict[str, list[Row]]) -> Any:
-    """What WSA does to the scopes: divergence between clients, and the std the average loses."""
+    """What WSA does to the scopes: divergence between clients, and the std the average loses.
+
+    Of the first record's controls; None where there is none of them.
+    """
     from matplotlib.figure import Figure
 
-    from wsa_jax.plots import draw_curves
-
-    picture = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = picture.subplots(1, 3)
     shown = {
         label: group
         for label, group in groups.items()
@@ -173,42 +183,34 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
         and group[0]["config"]["learning_rate"] == 0.01
         and group[0]["config"]["init"] == "reference"
     }
+    if not shown:
+        return None
+    picture = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = picture.subplots(1, 3)
 
-    def series(value: Any) -> dict[str, Any]:
-        return {
-            label: shared_length(
-                [
-                    (
-                        [d["round"] for d in row["diagnostics"]],
-                        [value(d) for d in row["diagnostics"]],
-                    )
-                    for row in group
-                ]
-            )
-            for label, group in shown.items()
-        }
+    def panel(place: int, ylabel: str, value: Callable[..., Any], *names: str) -> None:
+        def curve(row: Row) -> Curve:
+            # None, which a round without an accepted client has, becomes NaN.
+            series = [
+                [np.asarray(each[name], float) for name in names] for each in row["diagnostics"]
+            ]
+            return [d["round"] for d in row["diagnostics"]], [float(value(*of)) for of in series]
 
-    layer = -1
-    draw_curves(
-        axes[0], series(lambda d: max(sum(d["client_divergence"]), 1e-12)),
-        xlabel="round", ylabel="divergence between clients, nats",
+        drawn = {label: shared_length(list(map(curve, group))) for label, group in shown.items()}
+        draw_recorded(axes[place], drawn, xlabel="round", ylabel=ylabel, legend=False)
+
+    panel(
+        0, "divergence between clients, nats", lambda layers: max(layers.sum(), 1e-12),
+        "client_divergence",
     )  # fmt: skip
-    draw_curves(
-        axes[1],
-        series(lambda d: d["fused_std"][layer]),
-        xlabel="round",
-        ylabel="fused std of the last layer",
-    )
-    draw_curves(
-        axes[2],
-        series(lambda d: 100 * (1 - d["average_std"][layer] / d["fused_std"][layer])),
-        xlabel="round", ylabel="std lost by averaging, last layer, %",
+    panel(1, "fused std of the last layer", lambda fused: fused[-1], "fused_std")
+    panel(
+        2, "std lost by averaging, last layer, %",
+        lambda average, fused: 100 * (1 - average[-1] / fused[-1]), "average_std", "fused_std",
     )  # fmt: skip
     axes[0].set_yscale("log")
-    for panel in axes:
-        panel.get_legend().remove()
     # Under all panels: below one of them, the names would widen the gap beside it.
-    figure_legend(picture, axes[0])
+    figure_legend(picture)
     return picture
 
 
@@ -231,7 +233,11 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown(groups, args.rounds))
     length = "" if args.rounds == Args.rounds else f"_{args.rounds}"
     for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
-        make(groups).savefig(args.output / f"{name}{length}.png", dpi=150)
+        picture = make(groups)
+        if picture is None:
+            print(f"\n{name}: no baseline and no +WSA 10 at learning rate 0.01, no figure")
+        else:
+            picture.savefig(args.output / f"{name}{length}.png", dpi=150)
     gains = {
         label: paired_gain(group, baseline_of(group[0], groups))
         for label, group in groups.items()

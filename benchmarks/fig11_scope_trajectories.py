@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison import Comparison, Row, markdown_table
-from benchmarks.figures import RowsOf
+from benchmarks.figures import RowsOf, on_shared_seeds, remark_absent
 from benchmarks.paper_numbers import CLAIMS
 from benchmarks.paper_table import Args, Experiment, run_experiment
 
@@ -38,13 +38,17 @@ def comparisons(args: Args) -> list[Comparison]:
 
 
 def columns(lines: Sequence[Comparison], rows_of: RowsOf) -> dict[str, Row | None]:
-    """The figure's columns in the paper's order, each the first recorded seed."""
+    """The figure's columns in the paper's order, all on the first seed that those run share."""
     cells = {
         "FedAvg": lines[0].baseline,
         "FedProx": lines[1].treated,
         "FedAvg +WSA": lines[0].treated,
     }
-    return {label: next(iter(rows_of(cell)), None) for label, cell in cells.items()}
+    shared = on_shared_seeds(lines, rows_of)
+    found = {label: next(iter(shared(cell)), None) for label, cell in cells.items()}
+    if not any(found.values()) and any(rows_of(cell) for cell in cells.values()):
+        sys.exit("the methods were run on different seeds; give one --seed to run them all on it")
+    return found
 
 
 def spread_between_clients(row: Row) -> list[float]:
@@ -89,17 +93,19 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf):
 
     picture = Figure(figsize=(12, 8), layout="constrained")
     grid = picture.subplots(3, 3, sharex=True, sharey="row")
-    picture.suptitle(f"{lines[0].section} on each client", fontsize=11)
+    shown = columns(lines, rows_of)
+    seeds = {row["config"]["seed"] for row in shown.values() if row is not None}
+    where = "".join(f", seed {seed}" for seed in seeds)
+    picture.suptitle(f"{lines[0].section} on each client{where}", fontsize=11)
     handles: dict[str, Any] = {}
-    for column, (label, row) in zip(grid.T, columns(lines, rows_of).items(), strict=True):
+    for column, (label, row) in zip(grid.T, shown.items(), strict=True):
         column[0].set_title(label, fontsize=11)
         column[-1].set_xlabel("round")
         for axes, moment in zip(column, MOMENTS, strict=True):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
             if row is None:
-                # No ticks to remove: the axes are shared with those of other methods.
-                axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
+                remark_absent(axes)
                 continue
             values = trajectory(row, moment)
             for client in range(values.shape[1]):

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.comparison import markdown_table, spread
+from benchmarks.comparison import Row, markdown_table, spread
 from benchmarks.ledger import cell_id
-from benchmarks.model_cells import ModelCell, cell_data
+from benchmarks.model_cells import ModelCell, Trained, cell_data
 from benchmarks.pairs import (
     Align,
     Bench,
     MergingArgs,
     Preset,
     aligned,
+    barriers,
     measured_path,
     model_spec,
     pair_cells,
@@ -55,6 +56,8 @@ NAMES = {
     "none": "as it is", "rescale": "rescaled", "weight": "matched",
     "rescale+weight": "rescaled, then matched",
 }  # fmt: skip
+Found = dict[Align, dict[float, list[Row]]]
+"""Rows by cure and scale, one a seed."""
 SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
 CLAIM = "scaling makes the barrier more obvious, especially in VGG8 (curves; no numbers)."
@@ -76,7 +79,7 @@ class ScaledPath:
 
 def scaled_row(
     bench: Bench, cell: ModelCell, seed: int, scale: float, align: Align, examples: int
-) -> dict[str, Any] | None:
+) -> Row | None:
     """One line; the group that is scaled is the middle one of those that admit it."""
     from wsa_jax.merging import scale_layer
 
@@ -86,8 +89,8 @@ def scaled_row(
         group="middle", align=align, examples=examples, seed=seed,
     )  # fmt: skip
 
-    def make() -> dict[str, Any]:
-        first, second = (bench.train(part).variables for part in parts)
+    def make(*trained: Trained) -> Row:
+        first, second = (model.variables for model in trained)
         data, spec = cell_data(parts[0], bench.data_dir), model_spec(cell, first)
         names = [group.name for group in spec.groups if group.admits != "permutation"]
         second = scale_layer(spec, second, names[len(names) // 2], scale)
@@ -95,13 +98,11 @@ def scaled_row(
         path = measured_path(cell, first, second, data.test, 11, examples)
         return {"scaled_group": names[len(names) // 2], "info": plain(info), "test": path}
 
-    return bench.row(config, make)
+    return bench.row(config, make, parts)
 
 
-def collect(
-    bench: Bench, preset: Preset, cell: ModelCell, seeds: Any
-) -> dict[Align, dict[float, list[dict[str, Any]]]]:
-    """Rows by cure and scale, one a seed."""
+def collect(bench: Bench, preset: Preset, cell: ModelCell, seeds: Any) -> Found:
+    """The rows there are."""
     return {
         align: {
             scale: [
@@ -115,21 +116,20 @@ def collect(
     }
 
 
-def table(found: dict[Align, dict[float, list[dict[str, Any]]]]) -> str:
+def table(found: Found) -> str:
     """Barriers: a line a scale, a column a cure."""
     lines = [
-        [f"{scale:g}"]
-        + [spread([row["test"]["barrier"] for row in found[align][scale]]) for align in CURES]
+        [f"{scale:g}"] + [spread(barriers(found[align][scale])) for align in CURES]
         for scale in SCALES
     ]
     return markdown_table(["scale", *[NAMES[align] for align in CURES]], lines)
 
 
-def draw(found: dict[Align, dict[float, list[dict[str, Any]]]]) -> Any:
+def draw(found: Found) -> Any:
     """The paper's curves (accuracy on the line, a colour a scale), a panel a cure."""
     from matplotlib.figure import Figure
 
-    from wsa_jax.plots import draw_curves
+    from benchmarks.figures import draw_recorded, figure_legend
 
     figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
     for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):
@@ -137,14 +137,15 @@ def draw(found: dict[Align, dict[float, list[dict[str, Any]]]]) -> Any:
             f"scale {scale:g}": [
                 (row["test"]["t"], [100 * value for value in row["test"]["accuracy"]])
                 for row in found[align][scale]
+                if "test" in row
             ]
             for scale in SCALES
         }
-        draw_curves(axes, series, xlabel="from w1 (0) to w2 (1)", ylabel="test accuracy, %")
+        draw_recorded(
+            axes, series, xlabel="from w1 (0) to w2 (1)", ylabel="test accuracy, %", legend=False
+        )
         axes.set_title(NAMES[align], fontsize=10)
-        axes.get_legend().remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure_legend(figure, columns=5)
     for axes in figure.axes[1:]:
         axes.set_ylabel("")
     return figure
@@ -159,20 +160,23 @@ def main(argv: list[str] | None = None) -> None:
     for cell in BASES[args.preset]:
         found = collect(bench, args.preset, cell, seeds_of(args, SEEDS))
         if not any(rows for scales in found.values() for rows in scales.values()):
-            sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-        print(f"\n{cell.label}: test loss barrier (Eq. 7)\n\n{table(found)}")
+            print(f"\n{cell.label}: not run yet")
+            continue
+        print(f"\n{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(found)}")
         suffix = "" if cell is BASES[args.preset][0] else f"_{cell.model}"
         figure = bench.output / f"fig4_scaling{suffix}.png"
         draw(found).savefig(figure, dpi=150)
         last["figures"].append(str(figure))
         last[cell.model] = {
             align: {
-                f"{scale:g}": float(np.mean([row["test"]["barrier"] for row in rows]))
+                f"{scale:g}": float(np.mean(known))
                 for scale, rows in scales.items()
-                if rows
+                if (known := barriers(rows))
             }
             for align, scales in found.items()
         }
+    if not last["figures"]:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     print(f"\nThe paper: {CLAIM}")
     print(json.dumps(last))
 

@@ -15,6 +15,7 @@ to 1, depths 10 and 16. smoke: MLPs on digits.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +24,9 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks.comparison import markdown_table, signed, spread
-from benchmarks.model_cells import ModelCell
-from benchmarks.pairs import Bench, MergingArgs, Preset, path_row, seeds_of
-
-Row = dict[str, Any]
+from benchmarks.comparison import Row, check_same_data, markdown_table, signed, spread
+from benchmarks.model_cells import ModelCell, check_cells
+from benchmarks.pairs import Bench, MergingArgs, Preset, barriers, path_row, seeds_of
 
 BASES: dict[Preset, ModelCell] = {
     "smoke": ModelCell(
@@ -48,9 +47,10 @@ WSA: list[dict[str, Any]] = [
     {"strength": 1.0, "target": "initial"},
     {"strength": 10.0, "target": "fixed", "target_std": 0.05},
 ]
-# In the small ResNet strength 10 towards N(0, 0.05²) overshoots: near the target the 128 weights of
-# its first shortcut would use 3.1 of the stable range at rate 0.1, and `fit` refuses it.
-SMALL_RESNET_WSA = [*WSA[:2], {"strength": 1.0, "target": "fixed", "target_std": 0.05}]
+# In small ResNets stronger settings towards N(0, 0.05²) overshoot, and `fit` refuses them: at rate
+# 0.1 the first shortcut, of 32 weights at width 0.25, uses 1.25 of the stable range at strength 1
+# and 0.625 at 0.5; its 128 at width 0.5 use 3.1 at strength 10.
+SMALL_RESNET_WSA = [*WSA[:2], {"strength": 0.5, "target": "fixed", "target_std": 0.05}]
 PANELS: dict[Preset, dict[str, list[Any]]] = {
     "smoke": {"epochs": [4], "width": [], "depth": []},
     "cpu": {"epochs": [2, 4, 8], "width": [0.25, 0.5, 1.0], "depth": [10, 16]},
@@ -87,15 +87,32 @@ def name_of(extra: dict[str, Any]) -> str:
     return ", ".join(f"{parts[key]} {value:g}" for key, value in extra.items()) or "baseline"
 
 
-def barriers(rows: Sequence[Row | None], part: str = "test") -> list[float]:
-    """Eq. 7 of every row there is."""
-    return [row[part]["barrier"] for row in rows if row is not None]
+def panels_of(preset: Preset, base: ModelCell) -> dict[str, list[Any]]:
+    """What each panel of the figure varies, and its values."""
+    return MLP_PANELS if base == MLP else PANELS[preset]
+
+
+def wsa_cells(preset: Preset, base: ModelCell, extras: Sequence[dict[str, Any]]) -> list[ModelCell]:
+    """Every cell with WSA that may be trained: any competitor may win and go to the panels."""
+    cells = [setting(base, extra) for extra in extras]
+    return cells + [
+        dataclasses.replace(cell, **{field: value})
+        for cell in cells
+        for field, values in panels_of(preset, base).items()
+        for value in values
+    ]
 
 
 def middle(row: Row) -> float:
-    """Validation loss half-way."""
-    losses = row["validation"]["loss"]
-    return losses[len(losses) // 2]
+    """Validation loss half-way, infinite where the models or their average diverged."""
+    losses = row.get("validation", {}).get("loss", [None])
+    found = losses[len(losses) // 2]
+    return math.inf if found is None else found
+
+
+def ends(rows: Sequence[Row]) -> list[float]:
+    """Test accuracies of the models themselves, in percent."""
+    return [100 * row["test"]["accuracy"][end] for row in rows if "test" in row for end in (0, -1)]
 
 
 def compete(
@@ -120,15 +137,16 @@ def compete(
     }
 
 
-def choose(rows: dict[str, dict[str, list[Row | None]]], extras: list[dict[str, Any]]) -> Any:
-    """The competitor whose matched average has the least validation loss on the first seed."""
-    ran = [extra for extra in extras if rows[name_of(extra)]["weight"][0] is not None]
+def choose(
+    rows: dict[str, dict[str, list[Row | None]]], extras: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The competitor whose matched average has the least validation loss on the first seed.
 
-    def score(extra: dict[str, Any]) -> float:
-        row = rows[name_of(extra)]["weight"][0]
-        return float("inf") if row is None else middle(row)
-
-    return min(ran, key=score, default=None)
+    None while one of them was not run: the competition is open.
+    """
+    first = [(extra, rows[name_of(extra)]["weight"][0]) for extra in extras]
+    ran = [(extra, middle(row)) for extra, row in first if row is not None]
+    return min(ran, key=lambda trial: trial[1])[0] if len(ran) == len(extras) else None
 
 
 def competition_table(rows: dict[str, dict[str, list[Row | None]]], winners: Sequence[str]) -> str:
@@ -140,20 +158,30 @@ def competition_table(rows: dict[str, dict[str, list[Row | None]]], winners: Seq
         there = [row for row in aligns["weight"] if row is not None]
         if not there:
             continue
-        ends = [
-            100 * there[i]["test"]["accuracy"][end] for i in range(len(there)) for end in (0, -1)
-        ]
+        trial = aligns["weight"][0]
+        loss = None if trial is None else middle(trial)
         lines.append(
             [
                 f"**{name}**" if name in winners else name,
-                spread(ends),
-                f"{middle(there[0]):.3f}",
+                spread(ends(there)),
+                "" if loss is None else "diverged" if math.isinf(loss) else f"{loss:.3f}",
                 spread(barriers(aligns["none"][1:])),
                 spread(barriers(aligns["weight"][1:])),
-                str(len(there) - 1),
+                str(sum(row is not None for row in aligns["weight"][1:])),
             ]
         )
     return markdown_table(head, lines)
+
+
+def paired_differences(ours: Sequence[Row | None], theirs: Sequence[Row | None]) -> list[float]:
+    """Our barrier less theirs, of each seed that has both."""
+    differences = []
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine is not None and other is not None:
+            check_same_data(mine, other)
+            pair = barriers((mine, other))
+            differences += [pair[0] - pair[1]] if len(pair) == 2 else []
+    return differences
 
 
 def panel_rows(
@@ -161,15 +189,14 @@ def panel_rows(
 ) -> dict[str, dict[str, list[tuple[float, Row]]]]:
     """For each panel and line (setting, align): the points there are."""
     found: dict[str, dict[str, list[tuple[float, Row]]]] = {}
-    panels = MLP_PANELS if base == MLP else PANELS[preset]
-    for field, values in panels.items():
+    for field, values in panels_of(preset, base).items():
         for extra, name in (({}, "without WSA"), (wsa, "with WSA")):
             for align, kind in (("none", "vanilla"), ("weight", "matched")):
                 line = found.setdefault(field, {}).setdefault(f"{name}, {kind}", [])
                 for value in values:
                     cell = dataclasses.replace(setting(base, extra), **{field: value})
                     row = path_row(bench, cell, 0, align, points=11, examples=EXAMPLES[preset])
-                    if row is not None:
+                    if row is not None and barriers([row]):
                         line.append((value, row))
     return found
 
@@ -178,6 +205,7 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
     """The paper's layout: barriers against epochs, width and depth; dashed after matching."""
     from matplotlib.figure import Figure
 
+    from benchmarks.figures import figure_legend
     from wsa_jax.plots import PALETTE
 
     there = {field: lines for field, lines in panels.items() if any(lines.values())}
@@ -198,15 +226,11 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
                     label=name,
                 )
         axes.set_xlabel(field)
-        axes.set_xticks([x for x, _ in next(iter(lines.values()))])
+        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("loss barrier, test (Eq. 7)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 4 if len(shown) > 1 else 2
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
-    )
+    figure_legend(figure, columns=4 if len(shown) > 1 else 2)
     return figure
 
 
@@ -219,23 +243,31 @@ def main(argv: list[str] | None = None) -> None:
         base, seeds, name, candidates = MLP, args.seed or range(6), "fig6_rebasin_mlp", WSA
     # As many trials for WSA as for the baseline.
     trials = 2 if args.preset == "smoke" else 3
-    rows = compete(bench, args.preset, base, [*BASELINES[:trials], *candidates[:trials]], seeds[:1])
-    best, best_wsa = choose(rows, BASELINES[:trials]), choose(rows, candidates[:trials])
-    if best is None or best_wsa is None:
+    baselines, candidates = BASELINES[:trials], candidates[:trials]
+    if not args.report_only:
+        check_cells(wsa_cells(args.preset, base, candidates))
+    rows = compete(bench, args.preset, base, [*baselines, *candidates], seeds[:1])
+    ran = sum(aligns["weight"][0] is not None for aligns in rows.values())
+    if not ran:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    best, best_wsa = choose(rows, baselines), choose(rows, candidates)
+    print("\n## Figure 6: barriers of Git Re-Basin with and without WSA (± std)\n")
+    last: dict[str, Any] = {"benchmark": name, "preset": args.preset}
+    if best is None or best_wsa is None:
+        print(competition_table(rows, ()))
+        print(f"\nthe competition is open: {ran} of its {len(rows)} trials were run")
+        print(json.dumps(last | {"baseline": None, "wsa": None, "figure": None}))
+        return
     rows |= compete(bench, args.preset, base, [best, best_wsa], seeds)
-    print("\n## Figure 6: barriers of Git Re-Basin with and without WSA\n")
     print(competition_table(rows, (name_of(best), name_of(best_wsa))))
     ours, theirs = (rows[name_of(extra)] for extra in (best_wsa, best))
-    last: dict[str, Any] = {"benchmark": name, "preset": args.preset}
     last |= {"baseline": name_of(best), "wsa": name_of(best_wsa)}
     for align, kind in (("none", "vanilla"), ("weight", "matched")):
-        differences = [
-            mine["test"]["barrier"] - other["test"]["barrier"]
-            for mine, other in zip(ours[align][1:], theirs[align][1:], strict=True)
-            if mine is not None and other is not None
-        ]
-        print(f"\n{kind}: barrier with WSA less without, paired on test: {signed(differences)}")
+        differences = paired_differences(ours[align][1:], theirs[align][1:])
+        print(
+            f"\n{kind}: barrier with WSA less without, paired on test, ± standard error: "
+            f"{signed(differences)}"
+        )
         last[f"difference_{kind}"] = differences
     panels = panel_rows(bench, args.preset, base, best_wsa)
     figure = bench.output / f"{name}.png"

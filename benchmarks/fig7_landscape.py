@@ -15,17 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.comparison import Row
 from benchmarks.fig6_rebasin import BASES, WSA, setting
 from benchmarks.ledger import cell_id
-from benchmarks.model_cells import ModelCell, cell_data, cell_task
-from benchmarks.pairs import (
-    Bench,
-    MergingArgs,
-    aligned,
-    pair_cells,
-    plain,
-    seeds_of,
-)
+from benchmarks.model_cells import ModelCell, Trained, cell_data, cell_task
+from benchmarks.pairs import Bench, MergingArgs, aligned, pair_cells, plain
 
 RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
 EXAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 10_000}
@@ -48,7 +42,9 @@ class PlaneCell:
     seed: int = 0
 
 
-def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, examples: int) -> Any:
+def plane_row(
+    bench: Bench, cell: ModelCell, seed: int, resolution: int, examples: int
+) -> Row | None:
     """Evaluate the plane; one ledger row."""
     parts = pair_cells(cell, seed)
     config = PlaneCell(
@@ -56,36 +52,39 @@ def plane_row(bench: Bench, cell: ModelCell, seed: int, resolution: int, example
         resolution=resolution, examples=examples, seed=seed,
     )  # fmt: skip
 
-    def make() -> dict[str, Any]:
+    def make(*trained: Trained) -> Row:
         from wsa_jax.merging import loss_plane
 
-        first, second = (bench.train(part).variables for part in parts)
+        first, second = (model.variables for model in trained)
         matched, _ = aligned(cell, first, second, "weight", seed)
         images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
         plane = loss_plane(
             cell_task(cell), first["params"], second["params"], matched["params"], images, labels,
             resolution=resolution,
         )  # fmt: skip
-        return {
-            name: plain(getattr(plane, name)) for name in ("x", "y", "loss", "accuracy", "models")
-        }
+        return {name: plain(getattr(plane, name)) for name in FIELDS}
 
-    return bench.row(config, make)
+    return bench.row(config, make, parts)
 
 
-def draw(rows: dict[str, dict[str, Any]]) -> Any:
+def numbers(row: Row, field: str) -> np.ndarray:
+    """A field of a plane, NaN where the row has None: there the loss was not finite."""
+    return np.asarray(row[field], float)
+
+
+def draw(rows: dict[str, Row]) -> Any:
     """Both planes beside each other, on one scale of colours."""
     from matplotlib.figure import Figure
 
     from wsa_jax.merging.plane import LossPlane
     from wsa_jax.merging.plots import draw_plane
 
-    values = np.concatenate([np.ravel(row["loss"]) for row in rows.values()])
+    values = np.concatenate([np.ravel(numbers(row, "loss")) for row in rows.values()])
     figure = Figure(figsize=(5.6 * len(rows), 4.6), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(rows), squeeze=False))
     for axes, (name, row) in zip(panels, rows.items(), strict=True):
-        plane = LossPlane(**{field: jnp.asarray(row[field]) for field in FIELDS})
-        limits = (float(values.min()), float(values.max()))
+        plane = LossPlane(**{field: jnp.asarray(numbers(row, field)) for field in FIELDS})
+        limits = (float(np.nanmin(values)), float(np.nanmax(values)))
         draw_plane(axes, plane, names=("w1", "w2", "matched w2"), limits=limits)
         axes.set_title(name, fontsize=10)
     return figure
@@ -94,14 +93,21 @@ def draw(rows: dict[str, dict[str, Any]]) -> Any:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate both planes and draw them side by side."""
     args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    bench, base = Bench.open(args), BASES[args.preset]
-    seed = seeds_of(args, {"smoke": (0,), "cpu": (0,), "paper": (0,)})[0]
+    if len(args.seed) > 1:
+        given = " ".join(map(str, args.seed))
+        sys.exit(f"--seed {given} are {len(args.seed)} seeds, and the figure shows one; give one")
+    bench, base, seed = Bench.open(args), BASES[args.preset], (args.seed or (0,))[0]
     cells = {"without WSA": base, "with WSA": setting(base, WSA[0])}
     rows = {
         name: plane_row(bench, cell, seed, RESOLUTION[args.preset], EXAMPLES[args.preset])
         for name, cell in cells.items()
     }
-    rows = {name: row for name, row in rows.items() if row is not None}
+    rows = {
+        name: row
+        for name, row in rows.items()
+        # None of models that diverged, and no loss may be finite on the plane of others.
+        if row is not None and "loss" in row and np.isfinite(numbers(row, "loss")).any()
+    }
     if not rows:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     figure = bench.output / "fig7_landscape.png"
@@ -109,9 +115,10 @@ def main(argv: list[str] | None = None) -> None:
     last: dict[str, Any] = {"benchmark": "fig7_landscape", "preset": args.preset}
     print("\n## Figure 7: the plane of w1, w2 and the matched w2\n")
     for name, row in rows.items():
-        values = [value for line in row["loss"] for value in line]
-        last[name] = {"least": min(values), "greatest": max(values)}
-        print(f"{name}: loss from {min(values):.3f} to {max(values):.3f}")
+        losses = numbers(row, "loss")
+        least, greatest = float(np.nanmin(losses)), float(np.nanmax(losses))
+        last[name] = {"least": least, "greatest": greatest}
+        print(f"{name}: loss from {least:.3f} to {greatest:.3f}")
     print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
     print(json.dumps(last | {"figure": str(figure)}))
 

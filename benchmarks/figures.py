@@ -53,12 +53,18 @@ def legend_below(axes: "Axes", *, columns: int = 2, **shown: Any) -> None:
     )  # fmt: skip
 
 
-def figure_legend(figure: "Figure", axes: "Axes", *, columns: int = 3) -> None:
-    """One legend under all panels, of the lines of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
+def figure_legend(figure: "Figure", *, columns: int = 3) -> None:
+    """One legend under all panels, of the settings that any of them shows."""
+    shown: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle in _drawn(axes)["handles"]:
+            # A name that begins with an underscore is matplotlib's own, of a line that has none.
+            if not (label := str(handle.get_label())).startswith("_"):
+                shown.setdefault(label, handle)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
-    )
+        list(shown.values()), list(shown), loc="outside lower center", ncols=columns,
+        frameon=False, fontsize=8,
+    )  # fmt: skip
 
 
 def sections(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
@@ -109,15 +115,15 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
             )
             for comparison in group
         }
-        draw_recorded(upper, baselines | treated, ylabel="accuracy, %")
-        draw_recorded(lower, gains, ylabel="gain on the same seed, points")
+        draw_recorded(upper, baselines | treated, ylabel="accuracy, %", legend=False)
+        draw_recorded(lower, gains, ylabel="gain on the same seed, points", legend=False)
         lower.axhline(0, color=PALETTE[0], linewidth=1.2)
-        if upper.get_legend() is not None:
-            legend_below(lower, **_drawn(upper))
-            upper.get_legend().remove()
+        if drawn := _drawn(upper)["handles"]:
+            legend_below(lower, handles=drawn)
             lower.set_xlabel("round")
-            if any(gains.values()):
-                lower.xaxis.get_major_locator().set_params(integer=True)
+            lower.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            lower.set_xticks([])
         upper.set_title(section, fontsize=10)
     return figure
 
@@ -134,7 +140,12 @@ def on_shared_seeds(group: Sequence[Comparison], rows_of: RowsOf) -> RowsOf:
 
 
 def draw_recorded(
-    axes: "Axes", series: Mapping[str, Sequence[Curve]], *, xlabel: str = "", ylabel: str
+    axes: "Axes",
+    series: Mapping[str, Sequence[Curve]],
+    *,
+    xlabel: str = "",
+    ylabel: str,
+    legend: bool = True,
 ) -> None:
     """`draw_curves` of the settings that have a run, each in the colour of its place in `series`.
 
@@ -150,7 +161,10 @@ def draw_recorded(
         xlabel=xlabel,
         ylabel=ylabel,
     )
-    legend_below(axes, **_drawn(axes))
+    if legend:
+        legend_below(axes, **_drawn(axes))
+    elif (drawn := axes.get_legend()) is not None:
+        drawn.remove()
 
 
 def _drawn(axes: "Axes") -> dict[str, Any]:
@@ -162,8 +176,11 @@ def _drawn(axes: "Axes") -> dict[str, Any]:
 def remark_absent(axes: "Axes") -> None:
     """Say in an empty panel that nothing was recorded."""
     axes.text(0.5, 0.5, "not run yet", ha="center", va="center", transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    # The ticks of an axis that panels share are those of the others, too.
+    if len(axes.get_shared_x_axes().get_siblings(axes)) == 1:
+        axes.set_xticks([])
+    if len(axes.get_shared_y_axes().get_siblings(axes)) == 1:
+        axes.set_yticks([])
 
 
 def _baseline_name(comparison: Comparison, group: Sequence[Comparison]) -> str:
@@ -207,14 +224,18 @@ def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
 
 
 def _gain_legend(figure: "Figure", comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
-    """Says after how many rounds our gains are: those that were run, not those asked for."""
+    """Says after how many rounds our gains are, of those that were run, and what their bars are."""
     from matplotlib.lines import Line2D
 
     pairs = [paired_rows(rows_of(line.treated), rows_of(line.baseline)) for line in comparisons]
     done = sorted({pair[0]["rounds_done"] for of_line in pairs for pair in of_line})
     length = " to ".join(f"{count:,}" for count in sorted({done[0], done[-1]})) if done else "no"
+    bars = ", ± standard error over seeds" if any(len(of_line) > 1 for of_line in pairs) else ""
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"ours, {length} rounds"),
+        Line2D(
+            [], [], marker="o", linestyle="", color=PALETTE[0],
+            label=f"ours, {length} rounds{bars}",
+        ),
         Line2D(
             [], [], marker="D", linestyle="", color=PALETTE[1], markerfacecolor="white",
             label=f"paper, {PAPER_ROUNDS:,} rounds",

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.cells import Cell
-from benchmarks.ledger import RESULTS, Ledger, cell_id
+from benchmarks.ledger import RESULTS, Ledger, cell_id, is_finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def import_rows(rows: list[dict[str, Any]], ledger: Ledger) -> int:
 
 
 def _progress(row: dict[str, Any]) -> tuple[bool, int]:
-    return row["status"] == "done", row["rounds_done"]
+    return is_finished(row), row["rounds_done"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """A ledger of experiment cells: each has an id made of its configuration, and is run once.
 
 Results live in one JSONL file a table, one row a cell. Started again, finished cells are skipped
-and an interrupted one resumes from its checkpoint; until then its row says how far it got.
+and an interrupted one resumes from its checkpoint; until then its row says how far it got. A row's
+status is "started", "done", or "diverged": finished, but with a number that is not finite.
 """
 
 import contextlib
@@ -47,6 +48,27 @@ def cell_id(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def is_finished(row: dict[str, Any] | None) -> bool:
+    """Whether a cell need not run again: it is done, or it diverged.
+
+    >>> is_finished({"status": "diverged"}), is_finished({"status": "started"}), is_finished(None)
+    (True, False, False)
+    """
+    return row is not None and row["status"] in ("done", "diverged")
+
+
+def as_recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as a ledger gives it back: with None for NaN and infinity, which JSON does not have.
+
+    >>> as_recorded({"status": "done", "loss": [0.5, float("nan")]})
+    {'status': 'diverged', 'loss': [0.5, None]}
+    """
+    lost: list[str] = []
+    # Called with each such number's name; None, which `append` returns, takes its place.
+    kept = json.loads(json.dumps(row), parse_constant=lost.append)
+    return kept | {"status": "diverged"} if lost and kept.get("status") == "done" else kept
+
+
 class Ledger:
     """One JSONL file of results, rewritten atomically under a lock at every change."""
 
@@ -64,15 +86,11 @@ class Ledger:
         """The row of a cell, None if it was never started."""
         return next((row for row in self.rows() if row["id"] == cell), None)
 
-    def is_done(self, cell: str) -> bool:
-        """Whether a cell is finished."""
-        row = self.find(cell)
-        return row is not None and row["status"] == "done"
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Put a row in, or in the place of the row of the same id."""
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Put a row in, or in the place of the row of the same id; return it `as_recorded`."""
         from wsa_jax.checkpoint import write_atomically
 
+        row = as_recorded(row)
         with self._lock():
             rows = self.rows()
             ids = [other["id"] for other in rows]
@@ -83,12 +101,15 @@ class Ledger:
             write_atomically(
                 self.path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows)
             )
+        return row
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        RUNS.mkdir(exist_ok=True)
-        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
-        with (RUNS / f"{name}.lock").open("w") as file:
+        folder = self.path.resolve().parent
+        # Git tracks the committed results' folder and ignores that of runs.
+        folder = RUNS if folder == RESULTS else folder
+        folder.mkdir(exist_ok=True)
+        with (folder / f".{self.path.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -99,7 +120,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages}
         | {"python": platform.python_version(), "wsa_jax": _commit()},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "devices": _devices()},
+        "machine": _cpu() | {"cores": os.cpu_count(), "devices": _devices()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -117,11 +138,27 @@ def _commit() -> str:
         return "unknown"
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
+def _cpu(info: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Name, family, model and AVX-512 of the processor, as far as the system tells.
+
+    Machines of one name may differ in the rest, and then in rounding and speed.
+    """
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    # Cores follow one another: from the last to the first, the first one's stay.
+    found = {
+        name.strip(): value.strip()
+        for name, colon, value in (line.partition(":") for line in reversed(lines))
+        if colon
+    }
+    cpu: dict[str, Any] = {
+        "cpu": found.get("model name") or platform.processor() or platform.machine()
+    }
+    for key, name in (("cpu_family", "cpu family"), ("cpu_model", "model")):
+        if name in found:
+            cpu[key] = found[name]
+    if "flags" in found:
+        cpu["avx512f"] = "avx512f" in found["flags"].split()
+    return cpu
 
 
 def _devices() -> list[str]:

@@ -6,7 +6,10 @@ records that validation part beside the test set.
 """
 
 import dataclasses
+import functools
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from benchmarks.ledger import Ledger, cell_id, provenance
-from benchmarks.run_cells import load_split
+from benchmarks.ledger import Ledger, cell_id, is_finished, provenance
+from benchmarks.run_cells import data_digests, load_split
 
 ModelName = Literal["mlp", "vgg8", "vgg11", "vgg16", "resnet"]
 Split = Literal["all", "80-20", "dirichlet", "classes"]
@@ -44,8 +47,6 @@ class ModelCell:
     split: Split = "all"
     part: int = 0
     parts: int = 2
-    init_seed: int = -1
-    """Seed of the initial weights where models share them; -1 is the model's own seed."""
     seed: int = 0
 
     @property
@@ -67,6 +68,15 @@ class Trained(NamedTuple):
     params: PyTree
     model_state: PyTree
     row: dict[str, Any]
+    digest: str
+    """Of the parameters and statistics at hand, which the row may not be of."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a model to merge: training may diverge."""
+        import jax
+
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -158,28 +168,55 @@ def cell_task(cell: ModelCell) -> Any:
     return classification(module, info, augmentation=cell.augmentation)
 
 
+@functools.cache
+def _initial_scope(network: ModelCell) -> Any:
+    """The weight scope of a network's initial weights of seed 0."""
+    import jax
+
+    from wsa_jax.scope import weight_scope
+
+    return weight_scope(cell_task(network).init(jax.random.key(0))[0])
+
+
+def _scopes(cell: ModelCell) -> tuple[Any, Any]:
+    """The initial weight scope of a cell's network, and the one that WSA holds it to."""
+    from wsa_jax.scope import constant_target
+
+    names = ("dataset", "model", "depth", "width", "norm", "augmentation")
+    initial = _initial_scope(ModelCell(**{name: getattr(cell, name) for name in names}))
+    fixed = cell.target == "fixed"
+    return initial, constant_target(initial, std=cell.target_std) if fixed else initial
+
+
+def check_cells(cells: Iterable[ModelCell]) -> None:
+    """Exit where WSA's step would be unstable in a cell, before any of them is trained."""
+    from wsa_jax.stability import check_bound
+
+    for cell in cells:
+        rate, strength = (np.full(1, value) for value in (cell.learning_rate, cell.strength))
+        try:
+            check_bound(*_scopes(cell), rate, strength)
+        except ValueError as error:
+            sys.exit(f"{cell.label}: {error}")
+
+
 def train_model(
     cell: ModelCell, ledger: Ledger, runs: Path, data_dir: str | None = None
 ) -> Trained:
-    """Train a cell, or read it where it is trained; resumes what was interrupted."""
+    """Train a cell, or read it where it is trained; resumes what was interrupted.
+
+    A ledger that came without its checkpoints has it trained again. Another machine may end in
+    other parameters than those its row is of: a line on stderr says so.
+    """
     import jax
     import optax
 
-    from wsa_jax.scope import constant_target, weight_scope
+    from wsa_jax.checkpoint import digest
     from wsa_jax.training import FitSettings, fit
 
     task, data = cell_task(cell), cell_data(cell, data_dir)
     images, labels = data.train
     steps = max(1, cell.epochs * (len(labels) // cell.batch_size))
-    target = None
-    if cell.strength:
-        target = weight_scope(task.init(jax.random.key(0))[0])
-        if cell.target == "fixed":
-            target = constant_target(target, std=cell.target_std)
-    start = {}
-    if cell.init_seed >= 0:
-        params, model_state = task.init(jax.random.key(cell.init_seed))
-        start = {"params": params, "model_state": model_state}
     begin = time.perf_counter()
     result = fit(
         jax.random.key(cell.seed),
@@ -195,17 +232,23 @@ def train_model(
         learning_rate=optax.warmup_cosine_decay_schedule(
             0.0, cell.learning_rate, max(1, steps // 10), steps
         ),
-        target=target,
+        target=_scopes(cell)[1] if cell.strength else None,
         strength=cell.strength,
         directory=runs / "models" / cell_id(cell),
         checkpoint_every=max(1, steps // 8),
-        **start,
     )
+    trained = digest(*jax.tree.leaves((result.params, result.model_state)))
     row = ledger.find(cell_id(cell))
-    if row is None or row["status"] != "done":
+    if row is None or not is_finished(row):
         row = _row(cell, task, result, data, time.perf_counter() - begin)
-        ledger.write(row)
-    return Trained(result.params, result.model_state, row)
+        row = ledger.write(row | {"data": data_digests(cell.dataset, data_dir), "digest": trained})
+    elif row.get("digest", trained) != trained:
+        print(
+            f"model {row['id']} ({cell.label}, seed {cell.seed}) has digest {trained} here and "
+            f"{row['digest']} in {ledger.path}: that row is not of these parameters",
+            file=sys.stderr,
+        )
+    return Trained(result.params, result.model_state, row, trained)
 
 
 def accuracy_and_loss(

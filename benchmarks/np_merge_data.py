@@ -8,15 +8,14 @@ rates, chosen there with 1,000 samples.
 
 import dataclasses
 import sys
-from typing import Any
 
 import tyro
 
-from benchmarks.np_merge_table import NETWORKS, SEEDS, STEPS, rates_of
+from benchmarks.comparison import Row
+from benchmarks.np_merge_table import NETWORKS, SEEDS, STEPS, rates_or_exit
 from benchmarks.np_tables import report_growth, table_row
 from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
-Row = dict[str, Any]
 SAMPLES = {
     "smoke": (50, 200),
     "cpu": (50, 200, 1_000, 5_000),
@@ -32,7 +31,7 @@ def row_of(bench: Bench, args: MergingArgs, samples: int, seed: int) -> Row | No
     cell = dataclasses.replace(base, split="80-20")
     return table_row(
         bench, pair_cells(cell, seed), seed, methods=METHODS, samples=samples,
-        steps=STEPS[args.preset], rates=rates_of(bench, args.preset, base),
+        steps=STEPS[args.preset], rates=rates_or_exit(bench, args.preset, base),
     )  # fmt: skip
 
 

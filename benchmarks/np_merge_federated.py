@@ -15,6 +15,7 @@ clients nor server see, five tried for each, in half the rounds, on seed 0 of th
 
 import functools
 import json
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,12 +24,11 @@ import numpy as np
 import tyro
 
 from benchmarks.cells import Cell
-from benchmarks.comparison import markdown_table, spread
+from benchmarks.comparison import Row, markdown_table, spread
 from benchmarks.np_tables import choose_rates
 from benchmarks.pairs import Bench, MergingArgs, Preset, seeds_of
 from benchmarks.run_cells import cell_model, cell_partition, load_split
 
-Row = dict[str, Any]
 Server = Literal["mean", "fine-tuning", "NP Merge"]
 BASES: dict[Preset, dict[str, Any]] = {
     "smoke": {"dataset": "digits", "model": "mlp", "rounds": 2, "augmentation": "none"},
@@ -120,7 +120,7 @@ def merge_round(config: FederatedMerge, task: Any) -> Any:
 
 
 def run(config: FederatedMerge, data_dir: str | None) -> Row:
-    """Simulate the rounds; accuracy after each."""
+    """Simulate the rounds; accuracy and loss after each."""
     import jax
     import jax.numpy as jnp
 
@@ -172,7 +172,7 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     params, _ = task.init(key)
     target = weight_scope(params)
     serve = merge_round(config, task)
-    accuracy = []
+    accuracy, loss = [], []
     for number in range(config.rounds):
         draw_key, train_key, server_key = jax.random.split(jax.random.fold_in(key, number), 3)
         who = jax.random.choice(draw_key, config.clients, (config.participants,), replace=False)
@@ -184,10 +184,12 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
         params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
         sums = evaluate(task, params, {}, *judged)
         accuracy.append(float(sums.correct / sums.count))
+        loss.append(float(sums.loss / sums.count))
     wsa = WeightScopeAlignment(strength=config.strength) if config.strength else None
     sent = bytes_per_round(fed_avg(), params, wsa=wsa)
     return {
         "accuracy": accuracy,
+        "loss": loss,
         "megabytes_per_round": round(config.participants * sum(sent) / 1e6, 3),
     }
 
@@ -196,9 +198,9 @@ def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
     """Accuracy against rounds and bytes, a panel a number of clients."""
     from matplotlib.figure import Figure
 
-    from wsa_jax.plots import draw_curves
+    from benchmarks.figures import draw_recorded
 
-    figure = Figure(figsize=(4.8 * len(found), 3.9), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(found), 4.4), layout="constrained")
     for axes, (title, methods) in zip(
         np.ravel(figure.subplots(1, len(found), squeeze=False)), found.items(), strict=True
     ):
@@ -211,9 +213,8 @@ def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
                 for row in rows
             ]
             for name, rows in methods.items()
-            if rows
         }
-        draw_curves(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
+        draw_recorded(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
         megabytes = next(rows[0] for rows in methods.values() if rows)["megabytes_per_round"]
         rounds = axes.secondary_xaxis(
             "top", functions=(lambda x, m=megabytes: x / m, lambda x, m=megabytes: x * m)
@@ -239,8 +240,14 @@ def last_rounds(row: Row) -> float:
     return 100 * float(np.mean(row["accuracy"][-3:]))
 
 
+def seed_count(rows: list[Row]) -> str:
+    """How many seeds a line rests on, and how many of them diverged."""
+    lost = sum(row["status"] == "diverged" for row in rows)
+    return f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
+
+
 def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
-    """The rates of best validation accuracy on seed 0 of the first federation."""
+    """The rates of best validation accuracy on seed 0 of the first federation; exits without."""
     clients, participants = CLIENTS[preset][0]
 
     def score(method: str, rates: tuple[float, float]) -> float | None:
@@ -251,9 +258,17 @@ def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
             evaluate_on="validation",
         )  # fmt: skip
         row = bench.row(config, lambda: run(config, bench.data_dir))
+        if row is not None and row["status"] == "diverged":
+            return -math.inf
         return None if row is None else last_rounds(row)
 
-    np_rate, fine_tuning_rate = choose_rates(score, GRIDS[preset])
+    rates = choose_rates(score, GRIDS[preset])
+    if rates is None:
+        sys.exit(
+            f"{bench.rows.path} lacks trials of the servers' learning rates: none is chosen; "
+            "run without --report-only"
+        )
+    np_rate, fine_tuning_rate = rates
     return {"mean": 0.0, "NP Merge": np_rate, "fine-tuning": fine_tuning_rate}
 
 
@@ -275,7 +290,8 @@ def main(argv: list[str] | None = None) -> None:
                 row = bench.row(config, functools.partial(run, config, args.data_dir))
                 lines = found.setdefault(title, {}).setdefault(name, [])
                 lines += [] if row is None else [row]
-    if not any(rows for methods in found.values() for rows in methods.values()):
+    found = {title: methods for title, methods in found.items() if any(methods.values())}
+    if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     head = ["clients", "method", "MB a round", "half-way, %", "last three rounds, %", "seeds"]
     lines = [
@@ -285,13 +301,13 @@ def main(argv: list[str] | None = None) -> None:
             f"{rows[0]['megabytes_per_round']:.1f}",
             spread([100 * row["accuracy"][(len(row["accuracy"]) - 1) // 2] for row in rows]),
             spread([last_rounds(row) for row in rows]),
-            str(len(rows)),
+            seed_count(rows),
         ]
         for title, methods in found.items()
         for name, rows in methods.items()
         if rows
     ]
-    print(f"\n## Federated: the server merges by NP Merge\n\n{markdown_table(head, lines)}")
+    print(f"\n## Federated: the server merges by NP Merge (± std)\n\n{markdown_table(head, lines)}")
     print(f"\nrates chosen on validation: {rates}")
     figure = bench.output / "np_merge_federated.png"
     draw(found).savefig(figure, dpi=150)

@@ -16,11 +16,11 @@ from typing import Any
 
 import tyro
 
-from benchmarks.np_merge_table import NETWORKS, STEPS, rates_of
+from benchmarks.comparison import Row, check_same_data
+from benchmarks.np_merge_table import NETWORKS, STEPS, rates_or_exit
 from benchmarks.np_tables import report_growth, table_row
 from benchmarks.pairs import Bench, MergingArgs, pair_cells, seeds_of
 
-Row = dict[str, Any]
 COUNTS = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
 SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
@@ -46,7 +46,7 @@ def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None
     base = next(iter(NETWORKS[args.preset].values()))
     cell = dataclasses.replace(base, split="dirichlet", parts=COUNTS[args.preset][-1])
     orders = {f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")}
-    rates = rates_of(bench, args.preset, base)
+    rates = rates_or_exit(bench, args.preset, base)
 
     def row(methods: tuple[str, ...], merges: int) -> Row | None:
         return table_row(
@@ -58,7 +58,9 @@ def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None
     found, longer = row(METHODS, 1), row((LONGER,), count - 1)
     if found is None or longer is None:
         return found
-    return found | {"lines": found["lines"] + [x for x in longer["lines"] if x["method"] == LONGER]}
+    check_same_data(found, longer)
+    added = [line for line in longer.get("lines", ()) if line["method"] == LONGER]
+    return found | {"lines": [*found.get("lines", ()), *added]}
 
 
 def main(argv: list[str] | None = None) -> None:

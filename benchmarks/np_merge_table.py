@@ -21,12 +21,17 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.comparison import markdown_table, signed, spread
+from benchmarks.comparison import Row, markdown_table, signed, spread
 from benchmarks.model_cells import ModelCell, Split
-from benchmarks.np_tables import accuracies, accuracy_of, choose_rates, endpoints, table_row
+from benchmarks.np_tables import (
+    accuracies,
+    accuracy_of,
+    choose_rates,
+    endpoints,
+    score_of,
+    table_row,
+)
 from benchmarks.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
-
-Row = dict[str, Any]
 
 RESNET8 = ModelCell(depth=8, width=0.5, norm="batch", epochs=12, examples=5_000)
 VGG11 = ModelCell(model="vgg11", width=0.125, epochs=12, examples=5_000, learning_rate=0.05)
@@ -42,7 +47,9 @@ NETWORKS: dict[Preset, dict[str, ModelCell]] = {
     },
     "paper": {
         "VGG11": ModelCell(model="vgg11", epochs=200, learning_rate=0.08, batch_size=500),
-        "ResNet20 x8 BN": ModelCell(width=8.0, norm="batch", epochs=200, learning_rate=0.5),
+        "ResNet20 x8 BN": ModelCell(
+            width=8.0, norm="batch", epochs=200, learning_rate=0.5, batch_size=500
+        ),
     },
 }
 SPLITS: tuple[Split, ...] = ("all", "80-20", "dirichlet", "classes")
@@ -73,12 +80,12 @@ CLAIM = (
 class Args(MergingArgs):
     """Arguments."""
 
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    """Of the cpu and paper presets."""
+    dataset: Literal["cifar10", "cifar100"] | None = None
+    """Of the cpu and paper presets, by default cifar10; smoke has digits alone."""
     split: tuple[Split, ...] = SPLITS
 
 
-def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float]:
+def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float] | None:
     """Learning rates chosen on the validation part of seed 0, on 80/20 classes, without WSA."""
     cell = dataclasses.replace(cell, split="80-20", strength=0.0, target="none")
 
@@ -87,28 +94,43 @@ def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, floa
             bench, pair_cells(cell, 0), 0, methods=(method,), samples=SAMPLES[preset],
             steps=STEPS[preset], rates=rates, part="validation",
         )  # fmt: skip
-        return accuracy_of(row, method)
+        return score_of(row, method)
 
     return choose_rates(score, GRIDS[preset])
 
 
-def setting_rows(
-    bench: Bench, preset: Preset, cell: ModelCell, seeds: Sequence[int]
-) -> list[Row | None]:
-    """The table of one network, split and training, one a seed."""
+def rates_or_exit(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float]:
+    """`rates_of` where all that is shown depends on them."""
     rates = rates_of(bench, preset, cell)
-    return [
+    if rates is None:
+        sys.exit(
+            f"{bench.rows.path} lacks trials of learning rates for {cell.label}: none is chosen; "
+            "run without --report-only"
+        )
+    return rates
+
+
+def setting_rows(
+    bench: Bench,
+    preset: Preset,
+    cell: ModelCell,
+    seeds: Sequence[int],
+    rates: tuple[float, float],
+) -> list[Row]:
+    """The tables of one network, split and training that there are, one a seed."""
+    rows = (
         table_row(
             bench, pair_cells(cell, seed), seed, methods=METHODS, samples=SAMPLES[preset],
             steps=STEPS[preset], rates=rates,
         )
         for seed in seeds
-    ]  # fmt: skip
+    )  # fmt: skip
+    return [row for row in rows if row is not None]
 
 
 def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
     """What is run, by network, split and training."""
-    data: dict[str, Any] = {} if args.preset == "smoke" else {"dataset": args.dataset}
+    data: dict[str, Any] = {} if args.dataset is None else {"dataset": args.dataset}
     return {
         (network, NAMES[split], training): dataclasses.replace(base, split=split, **wsa, **data)
         for network, base in NETWORKS[args.preset].items()
@@ -122,20 +144,54 @@ def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
     head = ["network", "data", "training", "ends", *METHODS, "ensemble", "seeds"]
     lines = []
     for setting, rows in found.items():
-        ends = [value for row in rows for value in endpoints(row)]
         values = [spread(accuracies(rows, name)) for name in (*METHODS, "ensemble")]
-        lines.append([*setting, spread(ends), *values, str(len(rows))])
+        lines.append([*setting, spread(endpoints(rows)), *values, str(len(rows))])
     return markdown_table(head, lines)
 
 
-def gains(found: dict[tuple[str, str, str], list[Row]], over: str) -> list[float]:
-    """NP Merge less another method, in points, over all settings and seeds."""
-    pairs = [
-        (accuracy_of(row, "NP Merge"), accuracy_of(row, over))
-        for rows in found.values()
-        for row in rows
-    ]
-    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+def gains(found: dict[tuple[str, str, str], list[Row]], over: str) -> dict[int, list[float]]:
+    """NP Merge less another method, in points: by seed, one for each setting that all seeds have.
+
+    Settings of one seed share its data and initial weights: they are no independent values.
+    """
+    seeds = sorted({row["config"]["seed"] for rows in found.values() for row in rows})
+    by_seed: dict[int, list[float]] = {seed: [] for seed in seeds}
+    for rows in found.values():
+        pairs = {
+            row["config"]["seed"]: (accuracy_of(row, "NP Merge"), accuracy_of(row, over))
+            for row in rows
+        }
+        differences = {
+            seed: ours - theirs
+            for seed, (ours, theirs) in pairs.items()
+            if ours is not None and theirs is not None
+        }
+        if len(differences) == len(seeds):
+            for seed, difference in differences.items():
+                by_seed[seed].append(difference)
+    return by_seed
+
+
+def over_seeds(by_seed: dict[int, list[float]]) -> str:
+    """Means over settings, and over seeds where there are enough for a standard error.
+
+    >>> over_seeds({0: [1.0, 2.0], 1: [-1.0, 0.0]})
+    'seed 0 +1.50, seed 1 -0.50; means over 2 settings, above 0 in 2 of 4'
+    >>> over_seeds({0: [1.0], 1: [2.0], 2: [3.0]})
+    '+2.00 ± 0.58 (standard error over 3 seeds); means over 1 setting, above 0 in 3 of 3'
+    """
+    values = [value for line in by_seed.values() for value in line]
+    if not values:
+        return "no setting that all seeds have"
+    means = {seed: sum(line) / len(line) for seed, line in by_seed.items()}
+    if len(means) < 3:
+        text = ", ".join(f"seed {seed} {mean:+.2f}" for seed, mean in means.items())
+    else:
+        text = f"{signed(list(means.values()))} (standard error over {len(means)} seeds)"
+    ahead = sum(value > 0 for value in values)
+    count = len(values) // len(means)
+    settings = f"{count} setting{'s' if count > 1 else ''}"
+    return f"{text}; means over {settings}, above 0 in {ahead} of {len(values)}"
 
 
 def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
@@ -182,25 +238,36 @@ def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
 def main(argv: list[str] | None = None) -> None:
     """Train, merge, compare, draw."""
     args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.preset == "smoke" and args.dataset:
+        sys.exit(
+            f"--dataset {args.dataset} is not of --preset smoke, which has digits; leave it out"
+        )
     bench = Bench.open(args)
     seeds = seeds_of(args, SEEDS)
-    found = {
-        setting: [row for row in setting_rows(bench, args.preset, cell, seeds) if row is not None]
-        for setting, cell in settings(args).items()
-    }
+    rates, found = dict[str, tuple[float, float] | None](), {}
+    for setting, cell in settings(args).items():
+        if setting[0] not in rates:
+            rates[setting[0]] = rates_of(bench, args.preset, cell)
+        if chosen := rates[setting[0]]:
+            found[setting] = setting_rows(bench, args.preset, cell, seeds, chosen)
     found = {setting: rows for setting, rows in found.items() if rows}
     if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-    print(f"\n## NP Merge and its rivals: test accuracy, %\n\n{table(found)}\n")
+    data = "" if args.dataset is None else f", {args.dataset}"
+    print(f"\n## NP Merge and its rivals{data}: test accuracy, % (± std)\n\n{table(found)}\n")
     last: dict[str, Any] = {"benchmark": "np_merge_table", "preset": args.preset}
     for rival in ("weight matching", "fine-tuning", "ensemble"):
         last[f"over {rival}"] = gains(found, rival)
-        print(f"NP Merge less {rival}, points: {signed(last[f'over {rival}'])}")
-    other = "" if args.dataset == "cifar10" else f"_{args.dataset}"
+        print(f"NP Merge less {rival}, points: {over_seeds(last[f'over {rival}'])}")
+    other = "" if args.dataset in (None, "cifar10") else f"_{args.dataset}"
     figure = bench.output / f"np_merge_table{other}.png"
-    draw(found).savefig(figure, dpi=150)
-    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
-    print(json.dumps(last | {"figure": str(figure)}))
+    missing = [network for network, chosen in rates.items() if chosen is None]
+    if missing:
+        print(f"\nlearning rates are open, trials are missing: {', '.join(missing)}; no figure")
+    else:
+        draw(found).savefig(figure, dpi=150)
+    print(f"\nThe paper: {CLAIM}\n\nfigure: {None if missing else figure}")
+    print(json.dumps(last | {"figure": None if missing else str(figure)}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from benchmarks.comparison import markdown_table, spread
 from benchmarks.ledger import cell_id
-from benchmarks.model_cells import ModelCell, cell_data, cell_task
+from benchmarks.model_cells import ModelCell, Trained, cell_data, cell_task
 from benchmarks.pairs import Bench, MergingArgs, model_spec, plain
 
 Line = dict[str, Any]
+Growth = Mapping[int, Mapping[int, dict[str, Any]]]
+"""Rows by what grows, then by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,6 @@ class TableCell:
     fine_tuning_rate: float = 1e-3
     part: str = "test"
     """Evaluated on: test, or validation to choose settings."""
-    examples: int = 0
-    """Of that part; 0 is all."""
     seed: int = 0
 
 
@@ -54,7 +55,6 @@ def table_row(
     steps: int,
     rates: tuple[float, float] = (0.1, 1e-3),
     part: str = "test",
-    examples: int = 0,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Train or read the models, merge by every method, record the table as one row.
@@ -64,46 +64,49 @@ def table_row(
     config = TableCell(
         model=cells[0].label, models=tuple(cell_id(cell) for cell in cells), methods=methods,
         samples=samples, steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1],
-        part=part, examples=examples, seed=seed,
+        part=part, seed=seed,
     )  # fmt: skip
 
-    def make() -> dict[str, Any]:
+    def make(*trained: Trained) -> dict[str, Any]:
         import jax
 
         from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
 
-        trained = [bench.train(cell) for cell in cells]
         models = [Model(one.params, one.model_state) for one in trained]
         spec = model_spec(cells[0], models[0].variables)
         known = METHODS | (extra or {})
-        images, labels = getattr(cell_data(cells[0], bench.data_dir), part)
         lines = merge_table(
             jax.random.key(seed),
             models,
             spec,
             Evidence(cell_task(cells[0]), *samples_of(cells[0], samples, seed, bench.data_dir)),
-            test=(images[: examples or None], labels[: examples or None]),
+            test=getattr(cell_data(cells[0], bench.data_dir), part),
             methods={name: known[name] for name in methods},
             budget=Budget(steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1]),
         )
         return {"lines": [_recorded(line) for line in lines]}
 
-    return bench.row(config, make)
+    return bench.row(config, make, cells)
 
 
 def accuracy_of(row: dict[str, Any] | None, method: str) -> float | None:
-    """Accuracy of a line, in percent."""
-    if row is None:
-        return None
-    found = [line["accuracy"] for line in row["lines"] if line["method"] == method]
-    return None if not found or found[0] is None else 100 * found[0]
+    """Accuracy of a line, in percent; None where there is none, or its model diverged."""
+    return next(iter(_accuracies([] if row is None else [row], lambda name: name == method)), None)
+
+
+def score_of(row: dict[str, Any] | None, method: str) -> float | None:
+    """What `choose_rates` goes by: the accuracy, the worst of all where the model diverged."""
+    accuracy = accuracy_of(row, method)
+    return -math.inf if accuracy is None and row is not None else accuracy
 
 
 def choose_rates(
     score: Callable[[str, tuple[float, float]], float | None],
     grid: Sequence[tuple[float, float]],
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """The learning rates of best validation accuracy, as many tried for each of the two.
+
+    None while a trial is missing: the competition is open.
 
     Args:
       score: ``(method, rates) -> accuracy``, on the validation part; None where there is none.
@@ -111,20 +114,28 @@ def choose_rates(
     """
     best = []
     for index, method in enumerate(("NP Merge", "fine-tuning")):
-        scores = {rates[index]: score(method, rates) or 0.0 for rates in grid}
-        best.append(max(scores, key=lambda rate: scores[rate]))
+        scores = {rates[index]: score(method, rates) for rates in grid}
+        known = {rate: value for rate, value in scores.items() if value is not None}
+        if len(known) < len(scores):
+            return None
+        best.append(max(known, key=lambda rate: known[rate]))
     return best[0], best[1]
 
 
-def accuracies(rows: Sequence[dict[str, Any]], method: str) -> list[float]:
+def accuracies(rows: Iterable[dict[str, Any]], method: str) -> list[float]:
     """Accuracies of a line over rows, in percent; rows without it are left out."""
-    return [value for row in rows if (value := accuracy_of(row, method)) is not None]
+    return _accuracies(rows, lambda name: name == method)
 
 
-def endpoints(row: dict[str, Any] | None) -> list[float]:
+def endpoints(rows: Iterable[dict[str, Any]]) -> list[float]:
     """Accuracies of the models themselves, in percent."""
-    lines = [] if row is None else row["lines"]
-    return [100 * line["accuracy"] for line in lines if line["method"].startswith("model ")]
+    return _accuracies(rows, lambda name: name.startswith("model "))
+
+
+def _accuracies(rows: Iterable[dict[str, Any]], wanted: Callable[[str], bool]) -> list[float]:
+    # A row of models that diverged has no lines, and a merge that did has no loss.
+    lines = (line for row in rows for line in row.get("lines", ()) if wanted(line["method"]))
+    return [100 * line["accuracy"] for line in lines if line["loss"] is not None]
 
 
 def _recorded(line: Line) -> Line:
@@ -137,6 +148,24 @@ def _recorded(line: Line) -> Line:
     return {name: plain(line[name]) for name in ("method", "accuracy", "loss", "seconds")} | {
         "info": kept
     }
+
+
+def growth_curves(found: Growth, method: str) -> list[tuple[list, list]]:
+    """Accuracy against what grows, one run a seed, at the counts that all of the seeds have.
+
+    Means over other seeds are not to be compared. A seed with less than half of the counts is left
+    out, so that one just begun does not take away what the others show.
+    """
+    seeds = sorted({seed for rows in found.values() for seed in rows})
+    kept = [
+        seed for seed in seeds if 2 * sum(seed in rows for rows in found.values()) >= len(found)
+    ]
+    values = {
+        count: [accuracy_of(rows.get(seed), method) for seed in kept]
+        for count, rows in found.items()
+    }
+    shared = {count: line for count, line in values.items() if None not in line}
+    return [(list(shared), list(run)) for run in zip(*shared.values(), strict=True)]
 
 
 def report_growth(
@@ -156,36 +185,31 @@ def report_growth(
     """
     from matplotlib.figure import Figure
 
-    from benchmarks.figures import figure_legend
-    from wsa_jax.plots import draw_curves
+    from benchmarks.figures import draw_recorded, figure_legend
 
     bench = Bench.open(args)
-    made = {count: [row_of(bench, args, count, seed) for seed in seeds] for count in counts}
-    found = {count: kept for count, rows in made.items() if (kept := [r for r in rows if r])}
+    made = {count: {seed: row_of(bench, args, count, seed) for seed in seeds} for count in counts}
+    found: Growth = {
+        count: kept
+        for count, rows in made.items()
+        if (kept := {seed: row for seed, row in rows.items() if row is not None})
+    }
     if not found:
         sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     shown = (*methods, "ensemble")
     lines = [
-        [f"{count:,}", spread([end for row in rows for end in endpoints(row)])]
-        + [spread(accuracies(rows, method)) for method in shown]
+        [f"{count:,}", spread(endpoints(rows.values()))]
+        + [spread(accuracies(rows.values(), method)) for method in shown]
         + [str(len(rows))]
         for count, rows in found.items()
     ]
     head = [growing, "ends", *shown, "seeds"]
-    print(f"\n## {title}: test accuracy, %\n\n{markdown_table(head, lines)}")
-    complete = range(min(len(rows) for rows in found.values()))
+    print(f"\n## {title}: test accuracy, % (± std)\n\n{markdown_table(head, lines)}")
     figure = Figure(figsize=(6.6, 4.4), layout="constrained")
     axes = figure.subplots()
-    series = {
-        method: [
-            (list(found), [accuracies(rows, method)[seed] for rows in found.values()])
-            for seed in complete
-        ]
-        for method in shown
-    }
-    draw_curves(axes, series, xlabel=growing, ylabel="test accuracy, %")
-    axes.legend().remove()
-    figure_legend(figure, axes, columns=4 if len(shown) <= 4 else 3)
+    series = {method: growth_curves(found, method) for method in shown}
+    draw_recorded(axes, series, xlabel=growing, ylabel="test accuracy, %", legend=False)
+    figure_legend(figure, columns=4 if len(shown) <= 4 else 3)
     if counts[-1] > 10 * counts[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -194,7 +218,7 @@ def report_growth(
     figure.savefig(path, dpi=150)
     print(f"\nThe paper: {claim}\n\nfigure: {path}")
     summary = {
-        str(count): {method: accuracies(rows, method) for method in shown}
+        str(count): {method: accuracies(rows.values(), method) for method in shown}
         for count, rows in found.items()
     }
     last = {"benchmark": name, "preset": args.preset, "accuracy": summary, "figure": str(path)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from jaxtyping import PyTree
 
+from benchmarks.comparison import Row
 from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id, provenance
 from benchmarks.model_cells import (
     ModelCell,
@@ -19,9 +20,10 @@ from benchmarks.model_cells import (
     cell_task,
     train_model,
 )
+from benchmarks.run_cells import data_digests
 
 Preset = Literal["smoke", "cpu", "paper"]
-Align = Literal["none", "weight", "rescale+weight", "rescale", "activation"]
+Align = Literal["none", "weight", "rescale+weight", "rescale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +80,26 @@ class Bench:
         """Train a model, or read it."""
         return train_model(cell, self.models, self.runs, self.data_dir)
 
-    def row(self, config: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    def row(
+        self, config: Any, make: Callable[..., Row], cells: Sequence[ModelCell] = ()
+    ) -> Row | None:
         """The recorded row of a configuration; made and recorded where it is not, unless
-        only a report is wanted."""
+        only a report is wanted.
+
+        ``make`` gets the trained models of ``cells``. Where one of them diverged there is nothing
+        to measure: the row says so, and holds nothing else.
+        """
         found = self.rows.find(cell_id(config))
         if found is not None or self.report_only:
             return found
-        row = {"id": cell_id(config), "kind": type(config).__name__, "status": "done"}
-        row |= {"config": dataclasses.asdict(config)} | make() | provenance()
-        self.rows.write(row)
-        return row
+        models = [self.train(cell) for cell in cells]
+        finite = all(model.finite for model in models)
+        row = {"id": cell_id(config), "kind": type(config).__name__}
+        row |= {"status": "done" if finite else "diverged", "config": dataclasses.asdict(config)}
+        row |= make(*models) if finite else {}
+        row["data"] = data_digests(cells[0].dataset if cells else config.dataset, self.data_dir)
+        row["model_digests"] = {model.row["id"]: model.digest for model in models}
+        return self.rows.write(row | provenance())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,21 +172,20 @@ def aligned(
 
 def path_row(
     bench: Bench, cell: ModelCell, seed: int, align: Align, *, points: int, examples: int
-) -> dict[str, Any] | None:
+) -> Row | None:
     """Train or read the pair, align, and evaluate the line; one ledger row."""
-    first, second = pair_cells(cell, seed)
+    pair = pair_cells(cell, seed)
     config = PathCell(
-        model=cell.label, first=cell_id(first), second=cell_id(second), align=align,
+        model=cell.label, first=cell_id(pair[0]), second=cell_id(pair[1]), align=align,
         points=points, examples=examples, seed=seed,
     )  # fmt: skip
 
-    def make() -> dict[str, Any]:
+    def make(first: Trained, second: Trained) -> Row:
         from wsa_jax.scope import scope_divergence, weight_scope
 
-        ends = [bench.train(part) for part in (first, second)]
-        data = cell_data(first, bench.data_dir)
-        anchor = ends[0].variables
-        moved, info = aligned(cell, anchor, ends[1].variables, align, seed)
+        data = cell_data(pair[0], bench.data_dir)
+        anchor = first.variables
+        moved, info = aligned(cell, anchor, second.variables, align, seed)
         scopes = [weight_scope(tree["params"]) for tree in (anchor, moved)]
         return {
             "divergence": np.asarray(scope_divergence(scopes[1], scopes[0])).tolist(),
@@ -184,7 +195,13 @@ def path_row(
             "test": measured_path(cell, anchor, moved, data.test, points, examples),
         }
 
-    return bench.row(config, make)
+    return bench.row(config, make, pair)
+
+
+def barriers(rows: Iterable[Row | None], part: str = "test") -> list[float]:
+    """Eq. 7 of every row there is, but for lines that are not finite and models that diverged."""
+    found = (row.get(part, {}).get("barrier") for row in rows if row is not None)
+    return [barrier for barrier in found if barrier is not None]
 
 
 def measured_path(

@@ -28,7 +28,7 @@ from benchmarks.comparison import (
     spread,
 )
 from benchmarks.figures import RowsOf, curve_panels
-from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id
+from benchmarks.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.paper_numbers import PAPER_ROUNDS
 from benchmarks.run_cells import RunOptions, missing_data, run_cells
 
@@ -135,6 +135,11 @@ def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
     """Options, ledger and figure folder; smoke runs never touch the committed results."""
     smoke = args.preset == "smoke"
     output = args.output
+    if output is None and smoke and args.processes > 1:
+        sys.exit(
+            f"--processes {args.processes} and no --output: each would make a temporary folder of "
+            "its own; give all of them one --output"
+        )
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="wsa_jax_smoke_")) if smoke else RESULTS
     output.mkdir(parents=True, exist_ok=True)
@@ -177,7 +182,7 @@ def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[
 
     def state(cell: Cell) -> str:
         row = rows.get(cell_id(cell))
-        if row is not None and row["status"] == "done":
+        if is_finished(row):
             return "done"
         if missing_data(cell.dataset, data_dir):
             return "no data here"
@@ -200,12 +205,16 @@ def sides(comparison: Comparison, rows_of: RowsOf) -> tuple[list[Row], list[Row]
 def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
     """Our numbers beside the paper's, our paired gain beside its gain; Markdown."""
     compared = any(comparison.paper for comparison in comparisons)
-    head = ["data", "setting", "seeds", "rounds", "baseline, %", "setting, %", "gain, paired"]
+    # Accuracies and gains spread differently, and say so where a line has several seeds.
+    both = [sides(comparison, rows_of) for comparison in comparisons]
+    several = any(len(side) > 1 for pair in both for side in pair)
+    std, error = (" ± std", " ± standard error") if several else ("", "")
+    head = ["data", "setting", "seeds", "rounds"]
+    head += [f"baseline, %{std}", f"setting, %{std}", f"gain, paired{error}"]
     names = ("baseline", "setting", "gain") if compared else ()
     head += [f"paper, {PAPER_ROUNDS:,} rounds: {name}" for name in names]
     lines = []
-    for comparison in comparisons:
-        theirs, ours = sides(comparison, rows_of)
+    for comparison, (theirs, ours) in zip(comparisons, both, strict=True):
         line = [
             comparison.section,
             comparison.label,
@@ -260,6 +269,11 @@ def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: R
     for label, count in dropped.items():
         if count:
             print(f"\n{label}: {count} updates were not finite and were dropped.")
+    for row in rows.values():
+        if row["status"] == "diverged":
+            print(
+                f"\n{row['label']}, seed {row['config']['seed']}: diverged, its loss is not finite."
+            )
     if experiment.claim:
         print(f"\nThe paper: {experiment.claim}")
 

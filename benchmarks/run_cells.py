@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 from benchmarks.cells import Cell
-from benchmarks.ledger import RUNS, Ledger, cell_id, provenance
+from benchmarks.ledger import RUNS, Ledger, cell_id, is_finished, provenance
 
 # Rounds whose client scopes a row keeps at most, evenly spaced, so that a ledger stays small.
 _KEPT_ROUNDS = 300
@@ -65,6 +65,17 @@ def missing_data(dataset: str, data_dir: str | None) -> str | None:
     except FileNotFoundError as error:
         return str(error)
     return None
+
+
+@functools.lru_cache(maxsize=4)
+def data_digests(dataset: str, data_dir: str | None) -> dict[str, str]:
+    """Digests of a data set's arrays: copies of it may differ, by another compression say."""
+    from wsa_jax.checkpoint import digest
+    from wsa_jax.data import dataset_info
+
+    names = {"train": dataset_info(dataset).splits[0], "test": "test"}
+    parts = {part: load_split(dataset, name, data_dir) for part, name in names.items()}
+    return {part: digest(found.images, found.labels) for part, found in parts.items()}
 
 
 def cell_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -150,7 +161,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         execution = "map" if jax.default_backend() == "cpu" else "vmap"
 
     name = cell_id(cell)
-    row = new_row(cell) | provenance()
+    row = new_row(cell) | {"data": data_digests(cell.dataset, options.data_dir)} | provenance()
     found = ledger.find(name)
     kept = 0 if found is None else found["rounds_done"]
 
@@ -186,7 +197,8 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         progress=options.progress and options.process == 0,
         client_scopes=bool(cell.client_scopes),
     )
-    row |= {"status": "done", "left_out": list(result.left_out)}
+    finite = row["curve"][-1][2] is not None
+    row |= {"status": "done" if finite else "diverged", "left_out": list(result.left_out)}
     if options.process == 0:
         ledger.write(row)
     return row
@@ -194,12 +206,14 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
 
 def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> list[dict[str, Any]]:
     """Run what is not done yet, in order; return the rows of all cells whose data is here."""
+    from wsa_jax.federated.mesh import barrier
+
     join_processes(options)
     rows, absent = [], dict[str, str]()
     for index, cell in enumerate(cells):
         head = f"[{index + 1}/{len(cells)}] {cell.label}, seed {cell.seed}"
         found = ledger.find(cell_id(cell))
-        if found is not None and found["status"] == "done":
+        if found is not None and is_finished(found):
             print(f"{head}: done before, skipped")
             rows.append(found)
         elif complaint := missing_data(cell.dataset, options.data_dir):
@@ -213,6 +227,8 @@ def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> lis
             print(f"  {100 * rows[-1]['accuracy']:.2f} % after {seconds:.0f} s", flush=True)
     for dataset, complaint in absent.items():
         print(f"{dataset}: {complaint}")
+    # The first process writes the last row while the others would already read the ledger.
+    barrier("cells")
     return rows
 
 

@@ -9,6 +9,7 @@ from benchmarks.federated import STUDY, Args, cells_of, main
 from benchmarks.federated_report import by_label, markdown, paired_gain
 from benchmarks.federated_report import main as report
 from benchmarks.ledger import Ledger, cell_id
+from tests.benchmarks.planting import planted_row
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,47 @@ def test_grid_is_the_product_of_lists_and_each_cell_once():
     # Two seeds of the plain algorithm, whatever the form, and two of each form.
     assert len(cells) == 2 + 4
     assert len({cell_id(cell) for cell in cells}) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"study": True, "seed": (5,)}, "--study has cells of its own, --seed 5 would"),
+        ({"window": (0, 5)}, "--window 0 5 changes no cell here; give a --strength above 0"),
+        ({"target_std": 0.05, "strength": (0.0,)}, "--target-std 0.05 changes no cell"),
+        ({"target_std": 0.05, "strength": (1.0,)}, "give --target fixed"),
+        ({"mu": 0.5}, "--mu 0.5 changes no cell here; give --algorithm fed_prox"),
+        ({"width": 0.5}, "give --model vgg8"),
+        ({"shards_per_client": 2}, "give --partition shards"),
+        ({"partition": "iid", "alpha": (0.1,)}, "--alpha 0.1 changes no cell"),
+        ({"form": ("proximal",)}, "--form proximal changes no cell"),
+    ],
+)
+def test_a_setting_that_no_cell_keeps_is_refused(given, complaint):
+    with pytest.raises(SystemExit, match=complaint):
+        cells_of(Args(**given))
+
+
+def test_settings_that_some_cell_keeps_are_taken():
+    grid = {"algorithm": ("fed_avg", "fed_prox"), "mu": 0.5, "form": ("proximal",)}
+    cells = cells_of(Args(**grid, strength=(0.0, 1.0), target=("fixed",), target_std=0.05))
+    assert len(cells) == 4
+    assert len(cells_of(Args(study=True, clients=5, dataset="digits"))) == len(STUDY)
+
+
+def test_smoke_runs_stay_where_they_are_told(tmp_path, capsys):
+    where = ["--preset", "smoke", "--output", str(tmp_path)]
+    main([*where, "--dry-run"])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["cells"], last["done"]) == (1, 0)
+    with pytest.raises(SystemExit, match=f"{tmp_path}/federated.jsonl holds none of these cells"):
+        main([*where, "--report-only"])
+    (cell,) = cells_of(Args(preset="smoke", evaluate_on="validation"))
+    Ledger(tmp_path / "federated.jsonl").write(planted_row(cell, 0.5))
+    main([*where, "--report-only", "--evaluate-on", "validation"])
+    output = capsys.readouterr().out
+    assert "Validation accuracy, %" in output
+    assert json.loads(output.splitlines()[-1])["mean_accuracy"] == 0.5
 
 
 def test_id_ignores_what_cannot_matter_and_nothing_else():

@@ -113,7 +113,10 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     ledger.write(planted_row(line.treated, 0.63, seed=0))
     ledger.write(planted_row(line.treated, 0.66, seed=1))
     table = comparison_table(lines[:2], recorded(ledger, (0, 1))).splitlines()
-    assert table[0].startswith("| data | setting | seeds | rounds | baseline, % | setting, %")
+    assert table[0].startswith(
+        "| data | setting | seeds | rounds | baseline, % ± std | setting, % ± std "
+        "| gain, paired ± standard error |"
+    )
     assert "paper, 1,500 rounds: baseline" in table[0]
     assert table[2] == (
         "| CIFAR-10, alpha 0.5 | FedAvg +WSA | 0, 1 | 1500 | 61.00 ± 1.41 | 64.50 ± 2.12 "
@@ -142,6 +145,8 @@ def test_baseline_counts_only_the_settings_seeds(tmp_path):
     ledger.write(planted_row(line.treated, 0.41, seed=0, rounds=50))
     table = comparison_table([line], recorded(ledger, (0, 1)))
     assert "+WSA 10 | 0 | 50 of 100 | 32.00 | 41.00 | +9.00 |" in table
+    # Of one seed there is nothing to spread.
+    assert "±" not in table
 
 
 def test_dropped_updates_are_reported(tmp_path, capsys):
@@ -155,7 +160,9 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
     assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["comparison", "ledger", "fig10_windows", "rounds_to_accuracy"])
+@pytest.mark.parametrize(
+    "name", ["comparison", "ledger", "fig10_windows", "rounds_to_accuracy", "np_merge_table"]
+)
 def test_examples_in_docstrings(name):
     result = doctest.testmod(script(name))
     assert result.attempted
@@ -237,10 +244,13 @@ def test_best_against_best_decides_on_planted_rows(gains, expected, tmp_path, ca
     for seed, gain in zip((1, 2), gains, strict=True):
         ledger.write(planted_row(comparison.baseline, 0.5, seed=seed))
         ledger.write(planted_row(comparison.treated, 0.5 + gain, seed=seed))
-    best_against_best.main(options)
+    # Gains stand beside their seeds, in whatever order those were given.
+    best_against_best.main([*options, "--seed", "2", "1"])
     last = last_line(capsys)
     assert last["verdict"] == expected
     assert last["difference"] == pytest.approx(50 * sum(gains))
+    assert last["seeds"] == [1, 2]
+    assert last["gains"] == pytest.approx([100 * gain for gain in gains])
 
 
 def test_best_against_best_gives_both_sides_as_many_trials_and_fresh_seeds(tmp_path):
@@ -258,3 +268,14 @@ def test_unfinished_trials_leave_the_winner_open(tmp_path):
     plant(ledger, [*baseline, wsa[0]], lambda cell: 0.5)
     ledger.write(planted_row(wsa[1], 0.9, rounds=1))
     assert best_against_best.final(args, ledger) is None
+    # One that diverged is finished, and the worst.
+    ledger.write(planted_row(wsa[1], 0.9) | {"status": "diverged"})
+    comparison = best_against_best.final(args, ledger)
+    assert comparison.treated.strength == wsa[0].strength
+
+
+def test_processes_share_the_folder_that_they_are_told(tmp_path):
+    several = ["--preset", "smoke", "--processes", "2", "--dry-run"]
+    with pytest.raises(SystemExit, match="--processes 2 and no --output"):
+        script("strength_sweep").main(several)
+    script("strength_sweep").main([*several, "--output", str(tmp_path)])

@@ -1,0 +1,82 @@
+"""The ledger: what rows may hold, whose data and machine they are of, and where its lock is."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from benchmarks import ledger
+from benchmarks.cells import Cell
+from benchmarks.comparison import paired_gains
+from benchmarks.ledger import Ledger, is_finished
+from benchmarks.run_cells import data_digests
+from tests.benchmarks.planting import planted_row
+
+
+def test_a_number_that_is_not_finite_is_recorded_as_none_and_the_row_as_diverged(tmp_path):
+    rows = Ledger(tmp_path / "rows.jsonl")
+    cells = {
+        "lost": {"status": "done", "test": {"loss": [0.5, math.nan, -math.inf]}},
+        "kept": {"status": "done", "test": {"loss": [0.5]}},
+        "begun": {"status": "started", "loss": math.inf},
+    }
+    returned = [rows.write({"id": name} | row) for name, row in cells.items()]
+    assert returned == rows.rows()
+    assert [row["status"] for row in returned] == ["diverged", "done", "started"]
+    assert rows.find("lost")["test"]["loss"] == [0.5, None, None]
+    assert [is_finished(row) for row in returned] == [True, True, False]
+
+
+def test_a_lock_stays_beside_its_ledger_out_of_sight(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    for folder in ("elsewhere", "results"):
+        Ledger(tmp_path / folder / "rows.jsonl").write({"id": "a"})
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    locks = {"elsewhere/.rows.jsonl.lock", "runs/.rows.jsonl.lock"}
+    assert files == {"elsewhere/rows.jsonl", "results/rows.jsonl"} | locks
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "cpu family : 25\nmodel : 1\nmodel name : AMD EPYC\nflags : fpu avx2\n\n"
+            "cpu family : 26\nmodel : 2\nmodel name : other\nflags : avx512f\n",
+            {"cpu": "AMD EPYC", "cpu_family": "25", "cpu_model": "1", "avx512f": False},
+        ),
+        ("model name : Xeon\nflags : fpu avx512f avx2\n", {"cpu": "Xeon", "avx512f": True}),
+    ],
+)
+def test_machines_of_one_name_are_told_apart(text, expected, tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text(text)
+    assert ledger._cpu(info) == expected
+    assert ledger._cpu(tmp_path / "absent").keys() == {"cpu"}
+
+
+def test_rows_of_different_data_are_not_paired():
+    cell = Cell().canonical()
+    ours, theirs = planted_row(cell, 0.5), planted_row(cell, 0.4)
+    mine, other = {"data": {"train": "1f", "test": "2e"}}, {"data": {"train": "3d", "test": "2e"}}
+    for kinds in ((mine, mine), (mine, {}), ({}, other), ({}, {})):
+        pair = [row | kind for row, kind in zip((ours, theirs), kinds, strict=True)]
+        assert paired_gains([pair[0]], [pair[1]]) == pytest.approx([10.0])
+    with pytest.raises(SystemExit, match=r"different data .*1f.*3d.*--data-dir"):
+        paired_gains([ours | mine], [theirs | other])
+
+
+def test_digests_are_of_both_splits():
+    digests = data_digests("digits", None)
+    assert digests.keys() == {"train", "test"}
+    assert len(set(digests.values())) == 2
+    assert json.loads(json.dumps(digests)) == digests
+
+
+def test_fields_that_a_configuration_lost_do_not_change_ids():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Earlier(Cell):
+        dropped: int = -1
+
+    assert ledger.cell_id(Earlier(seed=3)) == ledger.cell_id(Cell(seed=3))
