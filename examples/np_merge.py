@@ -1,4 +1,4 @@
-"""Merge two models of digits, each trained on other classes, by NP Merge.
+"""Merge two models of digits, each trained on different classes, by NP Merge.
 
     python examples/np_merge.py
 
@@ -40,7 +40,7 @@ models = [
     for i, rows in enumerate([train.labels < 5, train.labels >= 5])
 ]
 
-# The merge sees 200 samples of all digits, and chooses its coefficients by 100 others.
+# The merge sees 200 samples of all digits, and selects its coefficients on 100 others.
 shuffled = np.random.default_rng(0).permutation(len(train))
 merged = np_merge(
     jax.random.key(2), task.loss, models, samples(shuffled[:200]),

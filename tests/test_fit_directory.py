@@ -133,7 +133,7 @@ def test_sigkill_at_a_random_step(whole, tmp_path):
     ],
 )
 def test_a_directory_of_another_run_is_refused(saved, changed, name):
-    with pytest.raises(ValueError, match=rf"holds a run with {name} = .*, this one has") as error:
+    with pytest.raises(ValueError, match=rf"holds a run with {name} = .*, but this one") as error:
         train(saved[0], **changed)
     assert "\n" not in str(error.value)
     assert str(saved[0]) in str(error.value)
@@ -157,7 +157,7 @@ def test_other_initial_models_are_refused(saved, whole):
 
 def test_a_federated_run_is_refused(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"algorithm": ["fed_avg", {}]}))
-    with pytest.raises(ValueError, match="holds a run with kind = None, this one has fit"):
+    with pytest.raises(ValueError, match="holds a run with kind = None, but this one has fit"):
         train(tmp_path)
 
 

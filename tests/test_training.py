@@ -215,8 +215,8 @@ class TestFit:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"steps": -1}, "steps -1 is no whole number"),
-            ({"batch_size": 0}, "batch_size 0 is no whole number"),
+            ({"steps": -1}, "steps must be a positive integer, got -1"),
+            ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
             ({"momentum": -3}, r"momentum -3 is not in \[0, 1\)"),
             ({"weight_decay": -1}, r"weight_decay -1 is not in \[0, inf\)"),
             ({"clip_norm": -1}, "clip_norm -1 is not positive"),

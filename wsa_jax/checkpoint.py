@@ -18,14 +18,14 @@ from wsa_jax.tree import is_key
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be restored: torn, or of another run."""
+    """A checkpoint that cannot be restored: torn, or written by another run."""
 
 
 class Checkpoints:
     """The checkpoints of one run in one directory.
 
     Writes are synchronous and atomic: a process killed at any moment leaves the previous checkpoint
-    whole. Only the newest ``keep`` are kept.
+    intact. Only the newest ``keep`` are kept.
 
     >>> import tempfile, jax.numpy as jnp
     >>> state = {"w": jnp.arange(3.0)}
@@ -51,11 +51,11 @@ class Checkpoints:
             )
 
     def latest(self) -> int | None:
-        """Return the newest step there is a checkpoint of, None if there is none."""
+        """Return the newest step that has a checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree) -> None:
-        """Write the state of a step; the step must not be there already."""
+        """Write the state of a step that has no checkpoint yet."""
         import orbax.checkpoint as ocp
 
         with _quiet():
@@ -65,7 +65,7 @@ class Checkpoints:
         """Read the state of a step into the structure, shapes and dtypes of ``like``.
 
         Raises:
-          CheckpointError: the checkpoint is torn, or holds other leaves or shapes than ``like``.
+          CheckpointError: the checkpoint is torn, or its leaves or shapes differ from ``like``'s.
         """
         import orbax.checkpoint as ocp
 
@@ -77,19 +77,20 @@ class Checkpoints:
         except (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             raise CheckpointError(
-                f"checkpoint {path} is torn or unreadable ({reason}); delete that folder to go on "
-                "from the one before it, or the whole run to start again"
+                f"checkpoint {path} is torn or unreadable ({reason}); delete that folder to resume "
+                "from the previous checkpoint, or the whole run to start again"
             ) from error
         for name, leaf in named.items():
             if name not in found:
                 raise CheckpointError(
-                    f"checkpoint {path} has no leaf {name}; it is of another model or algorithm"
+                    f"checkpoint {path} has no leaf {name}; it belongs to another model or "
+                    "algorithm"
                 )
             if found[name].shape != leaf.shape or found[name].dtype != leaf.dtype:
                 raise CheckpointError(
                     f"leaf {name} of checkpoint {path} is {found[name].dtype}"
                     f"{list(found[name].shape)}, expected {leaf.dtype}{list(leaf.shape)}; "
-                    "it is of another model"
+                    "it belongs to another model"
                 )
         leaves = [
             _array(found[name], old) for name, old in zip(named, jax.tree.leaves(like), strict=True)
@@ -98,7 +99,7 @@ class Checkpoints:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees all of it or the old one.
+    """Write a text file so that readers find the new text or the old one, even after a crash.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
@@ -120,7 +121,7 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     >>> write_atomically(path, json.dumps({"steps": 20}))
     >>> check_identity(path, {"steps": 10})
     Traceback (most recent call last):
-    ValueError: ... holds a run with steps = 20, this one has 10; give another directory or ...
+    ValueError: ... holds a run with steps = 20, but this one has 10; give another directory or ...
     """
     if not path.exists():
         return
@@ -128,13 +129,13 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     for name, value in identity.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{path.parent} holds a run with {name} = {found.get(name)}, this one has "
-                f"{value}; give another directory or delete that one"
+                f"{path.parent} holds a run with {name} = {found.get(name)}, but this one "
+                f"has {value}; give another directory or delete that one"
             )
 
 
 def as_json(identity: dict[str, Any]) -> dict[str, Any]:
-    """What a file will say of an identity; its numbers may be NumPy's or JAX's.
+    """Return an identity as its file will hold it; its numbers may be NumPy's or JAX's.
 
     >>> as_json({"steps": np.int64(3), "range": (0, 1)})
     {'steps': 3, 'range': [0, 1]}
@@ -143,7 +144,7 @@ def as_json(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(*arrays: Any) -> str:
-    """Sixteen hexadecimal digits that follow from arrays' dtypes, shapes and values.
+    """Return sixteen hexadecimal digits determined by arrays' dtypes, shapes and values.
 
     >>> digest(np.ones(2)) == digest(np.ones(2)) != digest(np.ones(3))
     True
@@ -171,7 +172,7 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 
 def _array(found: np.ndarray, like: Any) -> jax.Array:
-    """A leaf as it was: a key is kept by its numbers."""
+    """Restore a leaf; a key is stored as its numbers."""
     if is_key(like):
         return jax.random.wrap_key_data(jax.numpy.asarray(found), impl=jax.random.key_impl(like))
     return jax.numpy.asarray(found)

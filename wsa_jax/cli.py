@@ -80,7 +80,7 @@ def partition(settings: PartitionSettings) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; errors about settings and data are one line, with exit status 2."""
+    """Run the command; errors about settings and data print one line and exit with status 2."""
     commands: Any = (
         Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
         | Annotated[

@@ -1,10 +1,10 @@
-"""The convolution and the max-pool that stay fast under `jit`, `lax.scan`, `lax.map` and `vmap`.
+"""A convolution and a max-pool that stay fast under `jit`, `lax.scan`, `lax.map` and `vmap`.
 
 XLA compiles only canonical convolutions (NHWC inputs, HWIO kernels, NHWC outputs) to a fast routine
 when they stand inside a loop on the CPU. JAX writes the two gradients of a convolution in other
-layouts, so that a training step in `lax.scan` runs tens of times slower than the same step alone
+layouts, so a training step in `lax.scan` runs tens of times slower than the same step alone
 (https://github.com/jax-ml/jax/issues/12868). Here both gradients are canonical convolutions
-themselves, and `vmap` over kernels runs one convolution after the other instead of a grouped one
+themselves, and `vmap` over kernels runs one convolution after another instead of a grouped one
 (https://github.com/jax-ml/jax/issues/26568).
 """
 
@@ -26,7 +26,7 @@ __all__ = ["conv_general_dilated", "max_pool"]
 # jax 0.10's convolution on the CPU is two to three times slower than matrix products of rows.
 _SLOW_LIBRARY = jax.__version_info__ < (0, 11)
 
-# Between the second-level caches of a core, 256 KiB to 1 MiB and more.
+# Within the range of second-level caches per core, 256 KiB to 1 MiB and more.
 _CACHE_BYTES = 384 * 1024
 
 
@@ -61,17 +61,17 @@ def conv_general_dilated(
 
     y[n, i, o] = sum_{k, c} x[n, stride·i + dilation·k - pad, c] · w[k, c, o]
 
-    Shapes: as `dimension_numbers` says; for ("NHWC", "HWIO", "NHWC") lhs is
+    Shapes: as given by `dimension_numbers`; for ("NHWC", "HWIO", "NHWC") lhs is
     [batch, height, width, in], rhs [height, width, in / groups, out].
 
     Guarantees: values and gradients of any order in reverse mode equal lax's up to the rounding of
     another order of summation. Under `vmap` over the inputs alone the batches are joined; over
-    kernels, convolutions run one after the other, so peak memory is that of one.
+    kernels, convolutions run one after another, so peak memory is that of one.
 
-    Edge cases: lax itself runs on every backend but the CPU, and for what has no better form:
+    Edge cases: lax itself runs on every backend except the CPU, and where there is no faster form:
     batch groups, no or more than three spatial axes, integer or complex numbers, empty arrays,
     `out_sharding`, or a `preferred_element_type` other than the inputs' type. Forward mode
-    (`jvp`, `jacfwd`, `hessian`) is not offered on the CPU: `jax.lax.conv_general_dilated` has it;
+    (`jvp`, `jacfwd`, `hessian`) is not supported on the CPU: use `jax.lax.conv_general_dilated`;
     `jacrev(jacrev(f))` works with both.
 
     Errors: lax's own, for shapes that do not fit.
@@ -296,7 +296,7 @@ def _plane(geometry: _Geometry) -> bool:
 
 
 def _depthwise(geometry: _Geometry) -> bool:
-    """One kernel a channel: 14 ms in the library, 1 ms as shifted products (128 channels, 3x3)."""
+    """One kernel per channel: 14 ms in the library, 1 as shifted products (128 channels, 3x3)."""
     planes = len(geometry.strides) == 2 and geometry.groups == geometry.x_shape[-1] > 1
     return (
         planes and geometry.w_shape[-1] == geometry.groups and math.prod(geometry.w_shape[:2]) < 50
@@ -310,11 +310,12 @@ def _rows_pay(geometry: _Geometry, x: Array) -> bool:
 
 
 def _parts(geometry: _Geometry, g: Array) -> int:
-    """In how many parts of the batch the library takes a kernel gradient.
+    """Number of parts of the batch in which the library computes a kernel gradient.
 
-    It is fastest where a part of the output gradient, its kernel, stays in the second-level cache:
-    twice as fast for the federated CNN, five times for 64 channels of 32x32 (batch 50). A kernel
-    larger than the whole output gradient would cost more to add up than that saves.
+    The library is fastest where a part of the output gradient, its kernel, stays in the
+    second-level cache: twice as fast for the federated CNN, five times for 64 channels of 32x32
+    (batch 50). A kernel larger than the whole output gradient would cost more to add up than that
+    saves.
     """
     if math.prod(geometry.w_shape) > g.size:
         return 1

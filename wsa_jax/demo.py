@@ -1,4 +1,4 @@
-"""The main job on embedded real data: federated rounds and interpolation, with and without WSA."""
+"""Demo on embedded real data: federated rounds and interpolation, with and without WSA."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ class DemoSettings:
     clients: int = 10
     """Clients, all of which take part in every round."""
     alpha: float = 0.3
-    """Dirichlet concentration of the clients' classes: smaller is less alike."""
+    """Dirichlet concentration of the clients' classes: smaller means less alike."""
     strength: float = 1.0
     """WSA's lambda in the federated part."""
     fit_strength: float = 1.0
@@ -45,10 +45,10 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str, Any]:
-    """Run both experiments and return every number; ``advance`` hears of each piece of work.
+    """Run both experiments and return every number; ``advance`` is called after each piece of work.
 
     Raises:
-      ValueError: settings that do not fit, named in one line.
+      ValueError: a setting is invalid; the message names it in one line.
     """
     check_strength(settings.strength)
     check_strength(settings.fit_strength)
@@ -117,7 +117,7 @@ def _federated(
 def _interpolated(
     settings: DemoSettings, task: Task, train: Dataset, test: Dataset, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train two models plainly, then again from the same seeds held to the fused scope of both."""
+    """Train two models without WSA, then again from the same seeds, held to their fused scope."""
     keys = jax.random.split(jax.random.key(seed), 2)
     run = functools.partial(
         fit,

@@ -1,4 +1,4 @@
-"""What tells one module from another, in words that are the same in every process."""
+"""Descriptions that tell modules apart and are the same in every process."""
 
 import dataclasses
 import enum
@@ -14,17 +14,18 @@ import numpy as np
 
 from wsa_jax.checkpoint import digest
 
-# Deeper than fields of modules go; closures may lead round in circles.
+# Deeper than fields of modules nest; closures may be circular.
 _DEPTH = 8
 
 
 def described(value: Any, depth: int = _DEPTH) -> str:
-    """Describe a module or a value of its fields, so that a run is resumed by an equal one alone.
+    """Describe a module, or a value of its fields, so that only an equal one resumes a run.
 
-    Numbers, strings and containers are written out; arrays are a digest of their values; modules,
-    dataclasses and other objects are their class and fields. A function of a module is its name,
-    since its text may change with its library; one made inside a function, or a lambda, has its
-    constants, the names it uses and what it closes over besides.
+    Numbers, strings and containers are written out; arrays are described by a digest of their
+    values; modules, dataclasses and other objects by their class and fields. A module-level
+    function is described by its name alone, since its text may change with its library; a lambda,
+    or a function made inside another, also by its constants, the names it uses and what it closes
+    over.
 
     >>> described(nn.Dense(3, use_bias=False)) == described(nn.Dense(3))
     False
@@ -57,7 +58,7 @@ def described(value: Any, depth: int = _DEPTH) -> str:
         return _function(value, inner)
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
-        # A Linen module's place among others is no setting of its own.
+        # A Linen module's place among others is not one of its settings.
         hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
         fields = {name: getattr(value, name) for name in names if name not in hidden}
     else:

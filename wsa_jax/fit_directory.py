@@ -1,4 +1,4 @@
-"""What `wsa_jax.training.fit` keeps on disk: what the run is, and checkpoints of its state."""
+"""What `wsa_jax.training.fit` keeps on disk: the run's identity and checkpoints of its state."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ from wsa_jax.scope import WeightScope
 class FitDirectory:
     """Identity (``run.json``) and checkpoints of one run of `wsa_jax.training.fit`.
 
-    Guarantees: a process killed at any moment leaves the newest whole checkpoint, or none.
+    Guarantees: a process killed at any moment leaves the newest complete checkpoint, or none.
 
     Raises:
-      ValueError: the directory holds another run; names the setting in which it differs.
+      ValueError: the directory holds another run; the message names the setting that differs.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -29,7 +29,7 @@ class FitDirectory:
     0
     >>> FitDirectory(directory, {"steps": 20})
     Traceback (most recent call last):
-    ValueError: ... holds a run with steps = 10, this one has 20; give another directory or ...
+    ValueError: ... holds a run with steps = 10, but this one has 20; give another directory or ...
     """
 
     def __init__(self, directory: str | os.PathLike[str], identity: dict[str, Any]):
@@ -51,7 +51,7 @@ class FitDirectory:
         return (0, state) if done is None else (done, self._checkpoints.restore(done, state))
 
     def save(self, step: int, state: PyTree) -> None:
-        """Write the state after so many steps."""
+        """Write the state after ``step`` steps."""
         self._checkpoints.save(step, state)
 
 
@@ -65,9 +65,9 @@ def fit_identity(
     initial: PyTree,
     data: tuple[Any, Any],
 ) -> dict[str, Any]:
-    """What must be the same for a run to be resumed, as JSON has it.
+    """Return what must be the same for a run to be resumed, as JSON holds it.
 
-    How its models are run (`map_models`) and how often it is saved are no part of it.
+    How its models are run (`map_models`) and how often it is saved are not part of it.
     """
     wsa = None
     if target is not None:
@@ -81,7 +81,7 @@ def fit_identity(
         "kind": "fit",
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "task": [list(pair) for pair in task_settings],
-        # The rule of selection is a function; the target's layers say what it selects.
+        # The selection rule is a function; the target's layers say what it selects.
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "select"},
         "learning rates": digest(rates),
         "weight scope regularization": wsa,

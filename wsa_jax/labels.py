@@ -1,4 +1,4 @@
-"""What images and labels are asked before anything is compiled."""
+"""Checks of images and labels before anything is compiled."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from wsa_jax.task import Task
 
 
 def class_count(task: Task, params: PyTree, model_state: PyTree, images: Any) -> int | None:
-    """How many classes a task's logits tell apart; None for a task without logits."""
+    """Number of classes that a task's logits distinguish; None for a task without logits."""
     if task.logits is None:
         return None
     one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), images.dtype)
@@ -22,14 +22,15 @@ def check_one_label_each(images: Any, labels: Any, what: str) -> None:
     """Raise a ValueError unless there are as many labels as images."""
     if len(images) != len(labels):
         raise ValueError(
-            f"{what} has {len(images)} images and {len(labels)} labels; give one label an image"
+            f"{what} has {len(images)} images and {len(labels)} labels; give one label per image"
         )
 
 
 def check_labels(labels: Any, num_classes: int | None, what: str) -> None:
-    """Raise a ValueError where a label is outside of ``0 .. num_classes - 1``.
+    """Raise a ValueError if a label is outside ``0 .. num_classes - 1``.
 
-    Below 0 alone, if num_classes is None. Labels that are traced or no integers are not looked at.
+    If num_classes is None, only labels below 0 are refused. Labels that are traced, or are not
+    integers, are not checked.
 
     >>> check_labels(np.array([0, 3]), 3, "test")
     Traceback (most recent call last):
@@ -51,7 +52,7 @@ def check_data(
 ) -> None:
     """Check the images and labels of each data set, by its name, against a task's classes.
 
-    Only a task with logits says what its labels mean: without, their number alone is looked at.
+    Only a task with logits says what its labels mean; otherwise only their number is checked.
     """
     for what, (images, labels) in sets.items():
         check_one_label_each(images, labels, what)

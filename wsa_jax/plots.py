@@ -27,12 +27,12 @@ def partition_heatmap(
     belongs to no window and no global style is changed: save it with `figure.savefig(path)`.
 
     Args:
-      partition: whose samples.
+      partition: the partition to draw.
       labels: integer `[n]`.
-      class_names: a name for each class; default the class numbers.
+      class_names: a name for each class; by default the class numbers.
 
     Raises:
-      ValueError: empty labels, or another number of names than of classes.
+      ValueError: labels are empty, or the number of names is not that of the classes.
 
     >>> from wsa_jax.federated.partition import dirichlet_equal
     >>> labels = np.repeat(np.arange(10), 100)
@@ -89,7 +89,7 @@ def partition_heatmap(
 
 
 PALETTE = ("#1b4965", "#d1495b", "#66a182", "#edae49", "#8e6c8a", "#5c7285", "#b0603a", "#2e8b9a")
-"""Line colours, told apart also in grey by their lightness or by the dashes of `draw_curves`."""
+"""Line colours, distinguishable in grey too, by lightness or by the dashes of `draw_curves`."""
 
 _DASHES = ("-", "--", ":", "-.")
 
@@ -101,13 +101,13 @@ def draw_curves(
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """Draw one line a setting: the mean of its runs, in a band from the least to the greatest.
+    """Draw one line per label: the mean of its runs, in a band from the least to the greatest.
 
     Args:
       axes: where to draw.
-      series: for each label the runs (seeds), each ``(x, y)``; all runs of a label share x.
-      xlabel: with its unit.
-      ylabel: with its unit.
+      series: for each label, its runs (seeds), each ``(x, y)``; all runs of a label share x.
+      xlabel: label of the x axis, with its unit.
+      ylabel: label of the y axis, with its unit.
 
     Raises:
       ValueError: there is nothing to draw, or a label's runs differ in x.

@@ -1,4 +1,4 @@
-"""The max-pool whose gradient stays fast on the CPU; users find it in `wsa_jax.conv`."""
+"""A max-pool whose gradient stays fast on the CPU; users import it from `wsa_jax.conv`."""
 
 import math
 from functools import partial
@@ -23,13 +23,13 @@ def max_pool(
     ⌊(width - window[1]) / strides[1]⌋ + 1, channels]. `strides` defaults to `window`, so that
     windows tile; other strides use XLA's window reduction, whose gradient is slow.
 
-    Guarantees: equal values to `jax.lax.reduce_window`. The gradient goes to the first maximum of
+    Guarantees: values equal `jax.lax.reduce_window`'s. The gradient goes to the first maximum of
     each window in row order, as in PyTorch, and is therefore a subgradient also where values tie.
     Forward mode and `vmap` work.
 
-    Edge cases: rows and columns that fill no window are ignored and get gradient 0. A window with
-    NaN gives NaN and passes no gradient. Max-pool and ReLU commute, so `relu(max_pool(x))` is
-    `max_pool(relu(x))` with less work.
+    Edge cases: rows and columns that do not fill a window are ignored and get gradient 0. A
+    window with NaN gives NaN and passes no gradient. Max-pool and ReLU commute, so
+    `relu(max_pool(x))` is `max_pool(relu(x))` with less work.
 
     Errors: a window or stride below 1, or a window larger than the image, is a `ValueError`.
 
@@ -72,8 +72,8 @@ def _(
     index = np.expand_dims(index, tuple(range(y.ndim - 2)))
     highest = _windows(window, primals[0]) == jnp.expand_dims(y, (-4, -2))
     place = jnp.min(jnp.where(highest, index, np.array(size, dtype)), axis=(-4, -2))
-    # The barriers keep XLA from finding the places once more for each use of the gradient, a tenth
-    # of a training step; the backward pass then needs one byte for each output value.
+    # The barriers keep XLA from finding the places again for each use of the gradient, a tenth of
+    # a training step; the backward pass then needs one byte for each output value.
     y, place = lax.optimization_barrier((y, place))
     windows = _windows(window, lax.optimization_barrier(tangents[0]))
     chosen = jnp.expand_dims(place, (-4, -2)) == index

@@ -39,7 +39,7 @@ def proximal_scope_step(
     Args:
       params: any pytree of arrays.
       target: scope of the same layers.
-      step_size: t, the learning rate of the optimiser step before it.
+      step_size: t, the learning rate of the preceding optimiser step.
       strength: s, as in `scope_penalty`.
       select: rule that says which leaves are layers.
       scale: see `scope_penalty`.
@@ -47,10 +47,11 @@ def proximal_scope_step(
     Returns:
       Parameters of the same structure, shapes and dtypes.
 
-    Guarantees: stable for every step size and strength, where the explicit gradient is not: mean
-    and std move monotonically towards the target and never past it. Strength 0 is the identity.
+    Guarantees: stable for every step size and strength, unlike the explicit gradient: mean and std
+    move monotonically towards the target and never past it. Strength 0 is the identity.
 
-    Edge cases: std below `STD_FLOOR` moves the mean only (the standardised weights are undefined).
+    Edge cases: where std is below `STD_FLOOR`, only the mean moves (the standardised weights are
+    undefined).
 
     Raises:
       ValueError: params and target differ in layers, or the scale is unknown.
@@ -93,11 +94,11 @@ def proximal_scope(
     select: Rule = kernels,
     scale: Scale = "sum",
 ) -> optax.GradientTransformationExtraArgs:
-    """Follow the updates before it by `proximal_scope_step`, as the last link of an optax chain.
+    """Apply `proximal_scope_step` to the preceding updates, as the last link of an optax chain.
 
     ``optax.chain(optax.sgd(rate), proximal_scope(rate, strength))``: the updates it returns lead
     from params to the proximal step of ``params + updates``. Arguments, schedules and updates that
-    are None are as in `regularize_scope`; learning_rate is that of the optimiser before it.
+    are None are as in `regularize_scope`; learning_rate is that of the preceding optimiser.
 
     Raises:
       ValueError: strength is negative or NaN, or an update lacks params or target.

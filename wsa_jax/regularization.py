@@ -2,7 +2,7 @@
 
 Three forms of one idea: a loss term (`scope_penalty`), an optax transformation with the analytic
 gradient (`regularize_scope`), and a proximal step that no strength can make unstable
-(`proximal_scope`). The loss term and the transformation are equal to rounding.
+(`proximal_scope`). The loss term and the transformation are equal up to rounding.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from wsa_jax.scope import STD_FLOOR, WeightScope, check_same_layers, scope_diver
 from wsa_jax.select import Rule, kernels, map_layers, select_layers
 
 Scale = Literal["sum", "size"]
-"""How layers add up: ``"sum"`` of divergences (the paper's), or each times its ``"size"`` n."""
+"""How divergences are combined: ``"sum"`` (the paper's) or ``"size"``, each times its layer's n."""
 
 Strength = Real[ArrayLike, ""] | Callable[[Any], Any]
 """The paper's lambda, in loss units per nat: a number, or an optax-style schedule of the step."""
@@ -76,7 +76,7 @@ def scope_gradient(
     Returns:
       The structure, shapes and dtypes of params; zeros where a leaf is not selected.
 
-    Edge cases: as `scope_penalty`, and equal to its gradient by autodiff to rounding.
+    Edge cases: as for `scope_penalty`, whose gradient by autodiff it equals up to rounding.
 
     >>> import jax, jax.numpy as jnp
     >>> params = {"kernel": jnp.arange(6.0).reshape(2, 3)}
@@ -126,14 +126,14 @@ def regularize_scope(
     Args:
       strength: a non-negative number, a traced scalar, or a schedule of the number of updates made
         so far, which begins at 0.
-      target: where an update gives none, as Flax's ``TrainState`` and other loops that call
-        ``update(updates, state, params)`` do not; an update's own target comes first.
+      target: used where an update gives none, as in Flax's ``TrainState`` and other loops that
+        call ``update(updates, state, params)``; an update's own target takes precedence.
       select: rule that says which leaves are layers.
       scale: see `scope_penalty`.
 
-    Guarantees: equal to the loss term by autodiff to rounding; composes under ``optax.chain``,
+    Guarantees: equal to the loss term by autodiff up to rounding; composes under ``optax.chain``,
     ``jit``, ``vmap`` and ``scan``; dtypes of the updates are kept, and so are updates that are None
-    (leaves that Equinox filters out). Strength 0 leaves them as they are. Under
+    (leaves that Equinox filters out). Strength 0 leaves updates as they are. Under
     ``optax.inject_hyperparams`` give ``static_args=("select",)``.
 
     Raises:
@@ -161,7 +161,7 @@ def regularize_scope(
 
 
 def map_updates(fun: Callable[..., Array], updates: PyTree, *others: PyTree) -> PyTree:
-    """`jax.tree.map` over updates, of which those that are None stay, as in optax.
+    """`jax.tree.map` over updates, keeping those that are None, as optax does.
 
     >>> map_updates(jnp.add, {"a": 1.0, "b": None}, {"a": 2.0, "b": 3.0})["b"] is None
     True
@@ -178,11 +178,11 @@ def targeted_transformation(
     select: Rule,
     target: WeightScope | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make an optax transformation of ``change(updates, count, params, target) -> updates``.
+    """Make an optax transformation from ``change(updates, count, params, target) -> updates``.
 
     Raises:
-      ValueError: an update lacks params, or a target where none was given before; or, in ``init``,
-        the rule selects nothing of the parameters.
+      ValueError: an update lacks params, or lacks a target where none was given here; or, in
+        ``init``, the rule selects none of the parameters.
 
     >>> transform = targeted_transformation("keep", lambda u, count, params, target: u, kernels)
     >>> int(transform.init({"kernel": jnp.eye(2)}).count)
@@ -248,7 +248,7 @@ def check_strength(
     *,
     schedule: bool = True,
 ) -> None:
-    """Raise a ValueError where a concrete strength is negative or not finite.
+    """Raise a ValueError if a concrete strength is negative or not finite.
 
     Schedules pass, unless ``schedule`` is False: then they are refused as well.
 
@@ -267,7 +267,7 @@ def check_strength(
 
 
 def value_at(value: Strength, count: Array) -> Any:
-    """Return a number, or what a schedule gives at a count.
+    """Return a number as it is, or the value of a schedule at a count.
 
     >>> value_at(optax.constant_schedule(2.0), jnp.int32(3)), value_at(0.5, jnp.int32(3))
     (2.0, 0.5)

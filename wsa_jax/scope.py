@@ -52,8 +52,8 @@ def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
     Guarantees: two passes about a shifted origin, so no cancellation where the mean is far larger
     than the std; traceable by ``jit``, ``vmap`` (models stack on the leading axis) and ``grad``.
 
-    Edge cases: one weight, or all equal: std is 0 exactly, its gradient 0. A NaN weight makes its
-    layer NaN and no other.
+    Edge cases: if a layer has one weight, or all are equal, std is exactly 0, and so is its
+    gradient. A NaN weight makes only its own layer NaN.
 
     Raises:
       ValueError: the rule selects no leaf.
@@ -97,8 +97,8 @@ def fuse_scopes(
     where its scope is NaN.
 
     Raises:
-      ValueError: no model axis, an empty sequence, scopes of different layers, or weights of
-        another number than the models, negative, not finite or all 0.
+      ValueError: no model axis, an empty sequence, scopes of different layers, or weights that
+        are not one per model, negative, not finite or all 0.
 
     >>> import jax.numpy as jnp
     >>> def scope(mean, std):
@@ -121,7 +121,7 @@ def fuse_scopes(
     share = jnp.ones(models) if weights is None else jnp.asarray(weights, jnp.float32)
     if share.shape != (models,):
         raise ValueError(
-            f"weights of shape {share.shape} for {models} models; give one weight a model"
+            f"weights of shape {share.shape} for {models} models; give one weight per model"
         )
     check_shares(share, "weights")
     share = (share / share.sum()).reshape((models,) + (1,) * (stacked.mean.ndim - 1))
@@ -195,7 +195,7 @@ def constant_target(
 
 
 def lift(values: Float[ArrayLike, "..."], ndim: int) -> Array:
-    """Add leading axes of size 1, so that one target meets the scopes of several models.
+    """Add leading axes of size 1, so that one target broadcasts to the scopes of several models.
 
     >>> lift(jnp.ones(3), 2).shape
     (1, 3)
@@ -241,8 +241,8 @@ def _moments(leaf: ArrayLike, axis: int | None) -> tuple[Array, Array]:
         rows = values.reshape(1, -1)
     else:
         rows = jnp.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    # The variance does not depend on the origin. The first weight is one that costs no pass, leaves
-    # nothing to cancel, and makes the variance of equal weights exactly 0.
+    # The variance does not depend on the origin. As origin, the first weight costs no pass,
+    # leaves nothing to cancel, and makes the variance of equal weights exactly 0.
     origin = jax.lax.stop_gradient(rows[:, 0])
     centred = rows - origin[:, None]
     shift = jnp.mean(centred, axis=1)

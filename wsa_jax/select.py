@@ -17,8 +17,8 @@ from jaxtyping import Array, PyTree
 Rule = Callable[[str, Any], bool]
 
 _KERNEL_NAMES = frozenset({"kernel", "weight", "w", "embedding"})
-# Stacked biases and (heads, dim) attention biases have two axes but are no kernels, and neither
-# are class tokens: the rule looks at the last name of the path, not at the rank alone.
+# Stacked biases and (heads, dim) attention biases have two axes but are not kernels, and
+# neither are class tokens: the rule looks at the last name of the path, not at the rank alone.
 _WRAPPERS = frozenset({"value", "raw_value"})
 
 
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 def key_path(path: tuple[Any, ...]) -> str:
-    """Join a JAX key path by slashes, without the wrapper names that module systems add.
+    """Join a JAX key path with slashes, without the wrapper names that module systems add.
 
     >>> import jax
     >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})
@@ -63,8 +63,8 @@ def is_weight(leaf: Any) -> bool:
 def kernels(name: str, leaf: Any) -> bool:
     """Select leaves named kernel, weight, w or embedding with at least two axes (the default).
 
-    Kernels of other names (``weight_ih`` of Equinox's recurrent cells, ``W1``) are not found: look
-    at ``weight_scope(params).names``, and give `matrices` or `matching` where some are missing.
+    Kernels of other names (``weight_ih`` of Equinox's recurrent cells, ``W1``) are not found: check
+    ``weight_scope(params).names``, and give `matrices` or `matching` if some are missing.
 
     >>> kernels("Dense_0/kernel", jnp.ones((3, 2))), kernels("Dense_0/bias", jnp.ones(2))
     (True, False)
@@ -107,7 +107,7 @@ def matching(pattern: str) -> Rule:
 
 
 def without(rule: Rule, names: tuple[str, ...]) -> Rule:
-    """Return ``rule`` less the leaves with the given key paths.
+    """Return ``rule`` without the leaves at the given key paths.
 
     A path that a model does not have is an error where the rule is used (`select_layers`).
 
@@ -138,15 +138,15 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
     """List the layers of a model that a rule selects, in the order of the tree's leaves.
 
     Args:
-      params: any pytree of arrays; leaves that are no floating-point arrays are never layers.
+      params: any pytree of arrays; leaves that are not floating-point arrays are never layers.
       select: a rule ``(name, leaf) -> bool``.
 
     Returns:
       The layers, with the index of each one's leaf in ``jax.tree.leaves(params)``.
 
     Raises:
-      ValueError: the rule selects nothing, or names a leaf that there is not; the message lists the
-        leaves there are.
+      ValueError: the rule selects nothing, or names a leaf that does not exist; the message lists
+        the leaves that do.
 
     >>> select_layers({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}})
     (Layer(name='dense/kernel', leaf=1, size=6, axis=None, position=None),)
@@ -155,7 +155,7 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
     missing = _unmet(select, {name for name, _ in named})
     if missing:
         raise ValueError(
-            f"{missing} of the model; there are {', '.join(name for name, _ in named)}"
+            f"{missing} of the model; its leaves are {', '.join(name for name, _ in named)}"
         )
     layers: list[Layer] = []
     for index, (name, leaf) in enumerate(named):
@@ -185,9 +185,9 @@ def map_layers(
       fun: gets the leaf in at least float32 and, for each vector, its layer's value, ready to
         broadcast.
       params: any pytree of arrays.
-      layers: of `select_layers` on the same tree.
-      vectors: one number a layer each, ``[layers]``.
-      other: for array leaves that are no layer.
+      layers: result of `select_layers` on the same tree.
+      vectors: each holds one number per layer, ``[layers]``.
+      other: applied to array leaves that are not layers.
 
     Returns:
       The structure and dtypes of params.
@@ -219,7 +219,7 @@ def map_layers(
 def constant_layers(params: PyTree, select: Rule = kernels) -> tuple[str, ...]:
     """Name the selected leaves whose values are all equal (std 0): they have no Gaussian scope.
 
-    A host function: it needs concrete values. Drop what it lists with `without`.
+    A host function: it needs concrete values. Drop the leaves it lists with `without`.
 
     >>> constant_layers({"kernel": jnp.ones((3, 2)), "w": jnp.eye(2)})
     ('kernel',)

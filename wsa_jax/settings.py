@@ -1,4 +1,4 @@
-"""What the settings of training are asked, locally and in `fit`."""
+"""Checks of training settings, for local training and for `fit`."""
 
 import math
 import numbers
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless a setting is a whole number of at least 1.
+    """Raise a ValueError unless a setting is a positive integer.
 
     >>> check_count("steps", 0)
     Traceback (most recent call last):
-    ValueError: steps 0 is no whole number from 1 on; give one
+    ValueError: steps must be a positive integer, got 0
     """
     if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} {value} is no whole number from 1 on; give one")
+        raise ValueError(f"{name} must be a positive integer, got {value}")
 
 
 def check_sgd(settings: Any) -> None:
-    """Raise a ValueError where steps, batch_size, clip_norm, weight_decay or momentum is none.
+    """Raise a ValueError if steps, batch_size, clip_norm, weight_decay or momentum is invalid.
 
     >>> from wsa_jax.training import FitSettings
     >>> FitSettings(steps=10, momentum=-0.9)

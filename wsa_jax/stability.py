@@ -49,8 +49,8 @@ def check_stability(
     """Refuse an explicit gradient step that would overshoot its target: a host check.
 
     Raises:
-      ValueError: a layer is outside the bound of `stability`; names the worst layer, its value, and
-        the ways out. Also where the scope holds NaN.
+      ValueError: a layer is outside the bound of `stability`, or the scope holds NaN; the message
+        names the worst layer, its value and the ways out.
 
     >>> import jax.numpy as jnp
     >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("bias",), sizes=(10,))
@@ -72,7 +72,7 @@ def check_stability(
             f"weight scope regularization is unstable in layer {scope.names[worst]}: "
             f"learning_rate {learning_rate:g} x strength {strength:g} uses {used[worst]:.3g} "
             f"of the stable range (n = {scope.sizes[worst]}); use the proximal form, "
-            f"strength < {largest:.3g}, a smaller learning rate, or leave the layer out by select"
+            f"strength < {largest:.3g}, a smaller learning rate, or a select without that layer"
         )
 
 
@@ -84,9 +84,9 @@ def check_bound(
     *,
     scale: Scale = "sum",
 ) -> None:
-    """`check_stability` of a run: at its largest step, where it begins and where its target leads.
+    """`check_stability` for a run: at its largest step, from its initial scope and at its target.
 
-    ``rates`` and ``strengths`` are one number a step or round each.
+    ``rates`` and ``strengths`` hold one number per step or round.
 
     >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("bias",), sizes=(10,))
     >>> narrow = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.05), names=("bias",), sizes=(10,))

@@ -21,10 +21,10 @@ Apply = Callable[..., tuple[Array, PyTree]]
 
 
 class Batch(NamedTuple):
-    """Examples of fixed number; those whose mask is 0 fill up, and count in no loss or metric.
+    """A fixed number of examples; those whose mask is 0 are padding and enter no loss or metric.
 
     ``images`` are rows of whatever array a task takes as inputs. A layer that looks at the batch as
-    a whole (BatchNorm in training) does see the examples that fill up.
+    a whole (BatchNorm in training) does see the padding.
     """
 
     images: Array
@@ -35,9 +35,9 @@ class Batch(NamedTuple):
 class Task(NamedTuple):
     """What a model is trained for, as pure functions.
 
-    For classifiers `classification` and `classification_task` make it; anything else, here a
-    regression, is written out. Make it once: jitted callers know it by its functions, and compile
-    again for new ones.
+    For classifiers, `classification` and `classification_task` make one; anything else, here a
+    regression, is written out. Make it once: jitted callers identify it by its functions, and
+    compile again for new ones.
 
     >>> def init(key):
     ...     return {"w": jnp.zeros(2)}, {}
@@ -65,9 +65,9 @@ class Task(NamedTuple):
         state it returns has the structure and dtypes of the one it was given.
       metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode: sums over the mask.
       settings: what distinguishes it, ``((name, value), ...)``; a run in a directory is resumed
-        only by a task of the same settings, so name all that matters.
-      logits: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode, of images
-        as they are stored; None for a task that has none.
+        only by a task with the same settings, so name everything that matters.
+      logits: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode, for images
+        as they are stored; None for a task without logits.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
@@ -78,7 +78,7 @@ class Task(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over examples: of the loss, of correct answers (0 where none is), and their number."""
+    """Sums over examples of the loss and of correct answers (0 if undefined), and their number."""
 
     loss: Float[Array, "*models"]
     correct: Float[Array, "*models"]
@@ -88,20 +88,20 @@ class Metrics(NamedTuple):
 def classification(
     module: nn.Module, info: DatasetInfo, *, augmentation: AugmentMode = "none"
 ) -> Task:
-    """Make the task of classifying uint8 images by a Linen module and the mean cross-entropy.
+    """Make the task of classifying uint8 images with a Linen module and mean cross-entropy.
 
-    Normalisation and augmentation run inside the jitted step, after one another: images stay uint8
-    in memory. They get the dtype of the parameters, so that half-precision parameters compute in
-    half precision; the loss is taken in float32. A module whose call takes ``train`` gets it;
-    collections other than params (BatchNorm statistics) are the model state; dropout draws from the
-    step's key.
+    Normalisation and augmentation run inside the jitted step, one after the other: images stay
+    uint8 in memory. Their results get the dtype of the parameters, so half-precision parameters
+    compute in half precision; the loss is taken in float32. A module whose call takes ``train``
+    gets it; collections other than params (BatchNorm statistics) are the model state; dropout draws
+    from the step's key.
 
     Args:
-      module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``. Models that
-        are not Linen modules, or data that are not images: `classification_task`.
-      info: shapes and normalisation of the data set (`wsa_jax.data.load_dataset` has those of its
-        data sets).
-      augmentation: ``"none"``, ``"batch"`` (one crop and flip a batch) or ``"example"``.
+      module: maps ``[batch, height, width, channels]`` to logits ``[batch, classes]``. For models
+        that are not Linen modules, or data that are not images, see `classification_task`.
+      info: shapes and normalisation of the data set (`wsa_jax.data.load_dataset` provides those
+        of its data sets).
+      augmentation: ``"none"``, ``"batch"`` (one crop and flip per batch) or ``"example"``.
 
     Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
     """
@@ -124,7 +124,7 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         params: PyTree, model_state: PyTree, images: Array, train: bool, key: Array | None
     ) -> tuple[Any, PyTree]:
         variables = {"params": params, **model_state}
-        # In the dtype of the parameters: float32 images would raise all that follows to float32.
+        # In the dtype of the parameters: float32 images would promote all that follows to float32.
         inputs = normalize(images, info).astype(jnp.result_type(*jax.tree.leaves(params)))
         if key is None:
             return module.apply(variables, inputs, **mode(train)), model_state
@@ -154,13 +154,13 @@ def classification_task(
     *,
     settings: tuple[tuple[str, str], ...] = (),
 ) -> Task:
-    """Make the task of classifying by any JAX function (Equinox, nnx, plain) and cross-entropy.
+    """Make the task of classifying with any JAX function (Equinox, nnx, plain) and cross-entropy.
 
     Args:
       init: ``key -> (params, model_state)``, see `Task`.
       apply: ``(params, model_state, inputs, train, key) -> (logits [batch, classes], model_state)``
-        of inputs as they are stored; ``key`` is the step's in training and None in evaluation.
-      settings: see `Task`; name the model and all that is inside ``apply``.
+        for inputs as they are stored; ``key`` is the step's in training and None in evaluation.
+      settings: see `Task`; name the model and everything inside ``apply``.
 
     Guarantees: equal functions and settings return the same object, so jitted callers do not
     compile twice.

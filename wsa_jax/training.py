@@ -31,7 +31,7 @@ from wsa_jax.tree import check_finite, check_floating, check_same_structure, is_
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Static settings of `fit`: steps, examples a step, clipping, decay, and the layers of WSA."""
+    """Static settings of `fit`: steps, examples per step, clipping, decay and the layers of WSA."""
 
     steps: int
     batch_size: int = 50
@@ -70,43 +70,43 @@ def fit(
 ) -> FitResult:
     """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
 
-    Each epoch goes through whole batches of the data in a fresh order; examples that fill no batch
-    are left to another epoch's order. With a target, weight scope regularization of the given
-    strength acts on the gradient, before clipping and decay.
+    Each epoch goes through whole batches of the data in a fresh order: a final incomplete batch is
+    skipped, and the next epoch reshuffles all examples. With a target, weight scope
+    regularization of the given strength acts on the gradient, before clipping and decay.
 
     Args:
       key: one key, or keys ``[models]``: each draws its own initial weights and data order.
       task: what is trained, for example `classification`.
       images: ``[examples, ...]``, shared by all models.
       labels: ``[examples]``.
-      settings: static settings; another value compiles again.
+      settings: static settings; changing one compiles again.
       learning_rate: a number or an optax schedule of the step, warm-up and decay included.
       target: weight scope that all models are held to, ``[layers]``.
-      strength: of the regularization, a number or a schedule of the step (`scope_window`); ignored
-        without a target.
+      strength: strength of the regularization, a number or a schedule of the step
+        (`scope_window`); ignored without a target.
       params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
-      model_state: start from this instead of the initial one; likewise stacked.
-      directory: where checkpoints go; a run found there is resumed, a finished one returned.
-      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step has
-        one. Ignored without a directory.
-      map_models: train a stack one model after another (True) or at once (False); by default as the
-        backend likes. A performance setting: it changes no result beyond rounding.
+      model_state: start from this instead of the initial one; stacked like params.
+      directory: where checkpoints go; a run found there is resumed, or returned if finished.
+      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step
+        always has one. Ignored without a directory.
+      map_models: train a stack one model after another (True, the default on the CPU) or at once
+        (False, elsewhere). A performance setting: it changes no result beyond rounding.
 
     Guarantees: equal keys give bitwise equal results; so does a run that is saved, or killed at any
-    moment and started again. One compilation serves all its parts.
+    moment and started again. One compilation serves all segments of a run.
 
     Raises:
       ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
-        label that is none of the model's classes, a negative strength or learning rate,
-        regularization outside its stability bound, parameters of another architecture or with NaN
-        or without the statistics they go with or of integers, legacy keys
-        (`jax.random.PRNGKey`), or a directory that holds another run.
+        label outside the model's classes, a negative strength or learning rate, regularization
+        outside its stability bound, parameters of another architecture, with NaN, of integers or
+        without their statistics, legacy keys (`jax.random.PRNGKey`), or a directory that holds
+        another run.
       CheckpointError: the newest checkpoint is torn.
     """
     if not is_key(key):
         raise ValueError(
-            f"key is an array of {jnp.result_type(key)}, not of keys; give jax.random.key(seed) "
-            "or several of them, split"
+            f"key is an array of {jnp.result_type(key)}, not of keys; give jax.random.key(seed), "
+            "or jax.random.split of it for several models"
         )
     count, steps = labels.shape[0], settings.steps
     if not 0 < settings.batch_size <= count:
@@ -155,7 +155,7 @@ def fit(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class _FitState:
-    """All that the next step needs; keys follow from the run's key and the step."""
+    """Everything the next step needs; keys are derived from the run's key and the step."""
 
     params: PyTree
     model_state: PyTree
@@ -224,7 +224,7 @@ def _advance(
     target: WeightScope | None,
     strengths: Array,
 ) -> _FitState:
-    """Do the steps from start to stop - 1: traced, so that one executable does any of them."""
+    """Run steps start to stop - 1; both are traced, so one executable serves every range."""
     _, order_key, loss_key = jax.random.split(key, 3)
     count, batch_size = labels.shape[0], settings.batch_size
     per_epoch = count // batch_size
@@ -295,7 +295,7 @@ def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, Py
 
 
 def check_statistics(params: PyTree, model_state: PyTree, initial_state: PyTree) -> None:
-    """Raise a ValueError where parameters are given without the statistics they go with."""
+    """Raise a ValueError if parameters are given without the statistics they need."""
     if params is not None and model_state is None and jax.tree.leaves(initial_state):
         raise ValueError(
             "params are given and model_state is not, but this task has one; give both, or "

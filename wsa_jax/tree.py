@@ -14,10 +14,11 @@ from wsa_jax.select import is_weight, key_path
 def stack(models: Sequence[PyTree]) -> PyTree:
     """Stack models of one structure along a new leading axis, ``[models, ...]``.
 
-    Leaves that are no arrays or numbers, such as functions, are the first model's.
+    Leaves that are not arrays or numbers, such as functions, are the first model's.
 
     Raises:
-      ValueError: no model, or structures or shapes differ; names the first leaf that does.
+      ValueError: no model is given, or structures or shapes differ; the message names the first
+        leaf that does.
 
     >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
     [[0.0, 0.0], [1.0, 1.0]]
@@ -36,11 +37,11 @@ def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
 
     Args:
       models: a stack.
-      count: the number of models, for trees that may hold no array and so cannot tell, such as the
+      count: the number of models, for trees that may hold no array to infer it from, such as the
         model state of a network without BatchNorm.
 
     Raises:
-      ValueError: there is no array and no count, or an array of another length.
+      ValueError: there is neither an array nor a count, or lengths differ.
 
     >>> [float(model["w"]) for model in unstack({"w": jnp.arange(3.0)})]
     [0.0, 1.0, 2.0]
@@ -65,7 +66,7 @@ def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
 def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     """Interpolate linearly, ``(1 - t) first + t second``: exact at t = 0 and t = 1, any t allowed.
 
-    Leaves that are no floating-point arrays are taken from ``first``.
+    Leaves that are not floating-point arrays are taken from ``first``.
 
     >>> lerp({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.25)["w"].item()
     1.5
@@ -113,7 +114,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def wide(leaf: ArrayLike) -> Array:
-    """The leaf in float32, or in its own type where that is wider.
+    """Return the leaf in float32, or in its own dtype where that is wider.
 
     >>> wide(jnp.bfloat16(0.5)).dtype
     dtype('float32')
@@ -186,13 +187,13 @@ def check_floating(params: PyTree) -> None:
             continue
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         raise ValueError(
-            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays alone, "
-            "and carry what is not trained in the model state or inside the task's functions"
+            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays only, "
+            "and keep what is not trained in the model state or inside the task's functions"
         )
 
 
 def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
-    """Raise a ValueError where concrete weights of models are negative, not finite or all 0.
+    """Raise a ValueError if concrete weights of models are negative, not finite or all 0.
 
     >>> check_shares([-1.0, 2.0], "weights")
     Traceback (most recent call last):
@@ -208,5 +209,5 @@ def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: st
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
-    """The shape of an array; () for what is none, such as a function in an Equinox module."""
+    """The shape of an array; () for anything else, such as a function in an Equinox module."""
     return tuple(getattr(leaf, "shape", ()))

@@ -165,12 +165,12 @@ class TestSettings:
             LocalSettings(**{name: value})
 
     def test_steps_are_whole(self, rejected):
-        with pytest.raises(ValueError, match=r"steps 2.5 is no whole number from 1 on"):
+        with pytest.raises(ValueError, match=r"steps must be a positive integer, got 2.5"):
             rejected(LocalSettings(), steps=2.5)
 
     @pytest.mark.parametrize("name", ["steps", "batch_size"])
     def test_counts_are_positive(self, name):
-        with pytest.raises(ValueError, match=f"{name} 0 is no whole number"):
+        with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
             LocalSettings(**{name: 0})
 
     def test_clip_norm_is_positive(self):

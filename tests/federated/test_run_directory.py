@@ -80,7 +80,7 @@ class TestResume:
 
     def test_missing_rows_are_an_error(self, copy):
         (copy / "metrics.jsonl").write_text("")
-        with pytest.raises(CheckpointError, match="has 0 rows, the checkpoint is of round 12"):
+        with pytest.raises(CheckpointError, match="has 0 rows, but the checkpoint is of round 12"):
             run(copy)
 
     def test_rows_past_the_checkpoint_are_done_again(self, whole, copy):

@@ -152,8 +152,8 @@ class TestErrors:
             ({"participants": 5}, "participants 5 of 4 clients"),
             ({"participants": 0}, "participants 0 of 4 clients"),
             ({"rounds": 0}, "rounds 0 is below 1"),
-            ({"evaluate_every": 0}, "evaluate_every 0 is no whole number"),
-            ({"checkpoint_every": 0}, "checkpoint_every 0"),
+            ({"evaluate_every": 0}, "evaluate_every must be a positive integer, got 0"),
+            ({"checkpoint_every": 0}, "checkpoint_every must be a positive integer, got 0"),
             ({"learning_rate": -0.1, "rounds": 200}, "learning_rate -0.1 is not"),
             ({"learning_rate": lambda i: float("nan")}, "learning_rate nan is not"),
         ],
@@ -205,7 +205,7 @@ class TestErrors:
             (ScopeForm(), {"form": "hard"}, "form 'hard' is unknown"),
             (ScopeForm(), {"scale": "mean"}, "scale 'mean' is unknown"),
             (WeightScopeAlignment(), {"target": "median"}, "target 'median' is unknown"),
-            (WeightScopeAlignment(), {"target": [0, 0.5]}, r"target \[0, 0.5\] is no tuple"),
+            (WeightScopeAlignment(), {"target": [0, 0.5]}, r"target \[0, 0.5\] is not a tuple"),
         ],
     )
     def test_unknown_words(self, rejected, settings, change, message):
@@ -231,7 +231,7 @@ class TestErrors:
         ("indices", "sizes", "message"),
         [
             (-1, 0, "points at example -1; rows count from 0"),
-            (0, 30, "sizes of the partition are 0 to 55, its indices have room for 25"),
+            (0, 30, "sizes of the partition are 0 to 55, but its indices have room for 25"),
         ],
     )
     def test_partition_out_of_range(

@@ -82,7 +82,7 @@ class TestAverage:
             average([FIRST, SECOND | {"b": jnp.ones(4)}])
 
     def test_no_stack(self):
-        with pytest.raises(ValueError, match="models is no stack"):
+        with pytest.raises(ValueError, match="models is not a stack"):
             average(FIRST)
 
 

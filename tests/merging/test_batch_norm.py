@@ -164,7 +164,7 @@ class TestErrors:
             reset_batch_norm(lambda p, s, x: s, {}, state, jnp.ones((2, 2)))
 
     def test_other_structure(self):
-        with pytest.raises(ValueError, match="must be of one structure"):
+        with pytest.raises(ValueError, match="must have the same structure"):
             reset_batch_norm(lambda p, s, x: {}, {}, STATE, jnp.ones((2, 2)))
 
 

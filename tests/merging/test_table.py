@@ -140,7 +140,7 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="1 model to merge; give at least two"):
         merge_table(key, models[:1], spec, evidence, test=tiny_data)
-    with pytest.raises(ValueError, match="method 'nothing' is unknown; there are average"):
+    with pytest.raises(ValueError, match="method 'nothing' is unknown; give one of average"):
         merge_table(key, models, spec, evidence, test=tiny_data, methods=("nothing",))
     empty = (tiny_data[0][:0], tiny_data[1][:0])
     with pytest.raises(ValueError, match="test has no examples; give at least one"):
@@ -150,7 +150,7 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
         merge_table(key, models, spec, short, test=tiny_data)
     with pytest.raises(ValueError, match="align 'wieght' is unknown; give one of 'none', 'weight'"):
         align_models(key, spec, models, evidence, "wieght")
-    with pytest.raises(ValueError, match=r"held_out 1.0 is no share in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"held_out 1.0 is not a share in \[0, 1\)"):
         Budget(held_out=1.0)
     with pytest.raises(ValueError, match="np_learning_rate -0.1 is not a non-negative number"):
         Budget(np_learning_rate=-0.1)

@@ -105,7 +105,7 @@ def test_hand_written_specs_and_errors(convolution):
     seen = taps(apply, AxisSpec(groups=(group,)))(params, x)["mine"]
     assert seen.shape == (2, 2, 2, 4)
     wrong = Group(name="wrong", size=3, ties=(Tie(leaf="conv", axis=2, role="consumed"),))
-    with pytest.raises(ValueError, match=r"group wrong \(axis 2 of leaf conv\) is none of"):
+    with pytest.raises(ValueError, match=r"group wrong \(axis 2 of leaf conv\) is not one of"):
         taps(apply, AxisSpec(groups=(wrong,)))(params, x)
     with pytest.raises(ValueError, match="where 'here' is unknown"):
         taps(apply, AxisSpec(groups=()), where="here")

@@ -17,18 +17,18 @@ AugmentMode = Literal["none", "batch", "example"]
 def normalize(
     images: UInt8[Array | np.ndarray, "*batch h w c"], info: DatasetInfo
 ) -> Float[Array, "*batch h w c"]:
-    """Stored pixels to network input, `(pixel / scale - mean) / std` per channel.
+    """Convert stored pixels to network input, `(pixel / scale - mean) / std` per channel.
 
     Args:
       images: uint8 `[..., h, w, c]`.
       info: supplies `mean`, `std` `[c]` and `scale`.
 
     Returns:
-      float32 `[..., h, w, c]`, equal to the formula to rounding: it is computed as one
+      float32 `[..., h, w, c]`, equal to the formula up to rounding: it is computed as one
       multiplication and one addition.
 
     Raises:
-      ValueError: the images have another number of channels than the info.
+      ValueError: the images have a different number of channels than the info.
 
     >>> from wsa_jax.data import load_dataset
     >>> train = load_dataset("digits")
@@ -58,7 +58,7 @@ def augment(
 ) -> Float[Array, "n h w c"]:
     """Random crop of the zero-padded image, then a left-right flip with probability 1/2.
 
-    Apply it after `normalize`: the border is then zero in normalised space, that is the mean
+    Apply it after `normalize`: the border is then zero in normalised space, that is, the mean
     colour, as in the reference federated code.
 
     Args:

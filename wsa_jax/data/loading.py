@@ -39,7 +39,7 @@ class Dataset:
 def load_dataset(
     name: str | DatasetInfo, *, split: str = "train", data_dir: str | Path | None = None
 ) -> Dataset:
-    """Reads one split of a dataset into memory.
+    """Read one split of a dataset into memory.
 
     Nothing is ever downloaded. Equal files give equal arrays, in the order of the files.
 
@@ -47,20 +47,20 @@ def load_dataset(
       name: a name in `wsa_jax.data.DATASETS`, or the `DatasetInfo` of a dataset of your own.
       split: one of the info's `splits`.
       data_dir: folder that holds `<name>/`. Default: the environment variable TFDS_DATA_DIR, then
-        `~/tensorflow_datasets`. Not used by digits, which scikit-learn ships.
+        `~/tensorflow_datasets`. Not used for digits, which scikit-learn ships.
 
     Returns:
       A `Dataset`: uint8 images `[n, h, w, c]`, int32 labels `[n]`, info.
 
-      * digits: of each class every fifth image, in scikit-learn's order, is the test split
-        (355 images), the others are the training split (1,442). Pixels are 0 .. 16.
+      * digits: in each class, every fifth image, in scikit-learn's order, belongs to the test
+        split (355 images), the others to the training split (1,442). Pixels are 0 .. 16.
       * folders: classes are the sorted sub-folder names of the split. An image of another size
         is resized bilinearly so that it covers the info's shape, then cropped at the centre (no
         distortion); modes are converted to RGB or grey.
 
     Raises:
-      ValueError: unknown dataset or split, a folder with another number of classes than the
-        info's, or prepared images of another shape.
+      ValueError: unknown dataset or split, a folder with a different number of classes than
+        the info, or prepared images of a different shape.
       FileNotFoundError: the data is not there; the message says what to run or set.
 
     >>> train = load_dataset("digits")
@@ -85,7 +85,7 @@ def load_dataset(
 def train_validation_split(
     labels: Integer[np.ndarray, " n"], fraction: float, seed: int
 ) -> tuple[Int32[np.ndarray, " train"], Int32[np.ndarray, " validation"]]:
-    """Splits sample indices in two, class by class, to choose settings without the test set.
+    """Split sample indices in two, class by class, to choose settings without the test set.
 
     Of a class with m samples, `round(fraction * m)` go to validation, but never all: each class
     with a sample keeps at least one for training.
@@ -207,7 +207,7 @@ def _decode(
     mode = {1: "L", 3: "RGB"}[channels]
     images = np.empty((count, height, width, channels), np.uint8)
     for row, (path, file) in enumerate(files):
-        # Naming the formats spares the search through all of them, a tenth of the time.
+        # Naming the formats avoids a search through all of them, a tenth of the time.
         with Image.open(file, formats=("JPEG", "PNG")) as opened:
             image = opened if opened.mode == mode else opened.convert(mode)
             if image.size != (width, height):

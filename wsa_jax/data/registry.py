@@ -9,7 +9,7 @@ __all__ = ["DATASETS", "DatasetInfo", "dataset_info"]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What has to be known about an image dataset before it is read.
+    """What has to be known about an image dataset before reading it.
 
     Pixels are stored as uint8 and normalised per channel as
     `(pixel / scale - mean) / std`, so `mean` and `std` are in units of `scale`.
@@ -26,10 +26,10 @@ class DatasetInfo:
       scale: stored value that stands for full intensity.
 
     Raises:
-      ValueError: `mean` or `std` has not one finite value for each channel, a `std` or
+      ValueError: `mean` or `std` does not hold one finite value per channel, a `std` or
         `scale` is not positive, or there are no classes or splits.
 
-    A dataset of your own needs no registration, `load_dataset` takes an info as well:
+    A dataset of your own needs no registration; `load_dataset` also takes an info:
 
     >>> import dataclasses
     >>> info = dataclasses.replace(DATASETS["imagenet"], name="imagenette", num_classes=10)
@@ -64,9 +64,9 @@ class DatasetInfo:
 
 
 # One pair for CIFAR-10 and CIFAR-100, as in the reference federated code the paper follows; the
-# std is the one of all pixels, not the mean of per-image stds (.202, .199, .201) also in use.
+# std is that of all pixels, not the mean of per-image stds (.202, .199, .201), also in use.
 _CIFAR = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)}
-# ImageNet training-set statistics as published with torchvision's pretrained models. CUB takes
+# ImageNet training-set statistics as published with torchvision's pretrained models. CUB uses
 # the same, because it is used with ImageNet-pretrained weights.
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -151,7 +151,7 @@ DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _ENTRIES}
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The registry's entry of one dataset.
+    """Return the registry's entry for a dataset.
 
     Raises:
       ValueError: the name is not registered; the message lists the known ones.

@@ -21,9 +21,9 @@ class WeightScopeAlignment:
     Attributes:
       strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
       form: ``"gradient"`` (analytic), ``"penalty"`` (loss term, autodiff) or ``"proximal"``.
-      scale: ``"sum"`` over layers (the paper's) or ``"size"`` (each times its number of weights).
+      scale: ``"sum"`` over layers (the paper's) or ``"size"`` (each times its layer's size).
       select: which leaves are layers.
-      target: ``"fused"`` after each round (Eq. 4), the first being the initial model's own scope;
+      target: ``"fused"`` after each round (Eq. 4), starting from the initial model's own scope;
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
     """
 
@@ -44,7 +44,7 @@ class WeightScopeAlignment:
             not isinstance(self.target, tuple) or len(self.target) != 2
         ):
             raise ValueError(
-                f"target {self.target!r} is no tuple (mean, std); give one of two numbers"
+                f"target {self.target!r} is not a tuple (mean, std); give one of two numbers"
             )
 
 
@@ -52,7 +52,7 @@ def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> Weig
     """Return the target of round 0: the initial model's own scope, or the fixed one.
 
     Raises:
-      ValueError: a fixed target is of other layers.
+      ValueError: a fixed target has other layers.
     """
     if wsa is None or isinstance(wsa.target, str):
         return scope

@@ -20,9 +20,10 @@ class Aggregation:
 
     Attributes:
       rule: ``"mean"``, weighted by sample counts; ``"median"`` or ``"trimmed_mean"`` of each
-        coordinate, which ignore sample counts. A rule holds for updates, messages, statistics and
-        weight scopes alike. Only the mean is a sum: the others need every update on every device.
-      trim: share of the clients that the trimmed mean leaves out at either end, in [0, 0.5).
+        coordinate, which ignore sample counts. A rule applies to updates, messages, statistics
+        and weight scopes alike. Only the mean is a sum; the others need every update on every
+        device.
+      trim: share of the clients that the trimmed mean leaves out at each end, in [0, 0.5).
       clip_norm: bound on the norm of each client's update, None for no clipping. The client clips,
         so its state and its scope agree with what it sends.
       drop_nonfinite: leave out a client that sends NaN or infinity, and keep its state.
@@ -48,15 +49,15 @@ class Aggregation:
 def check_trim(trim: float | int) -> None:
     """Raise a ValueError unless some models are left in the middle."""
     if not 0 <= trim < 0.5:
-        raise ValueError(f"trim {trim} is not in [0, 0.5); give the share of one end")
+        raise ValueError(f"trim {trim} is not in [0, 0.5); give the share left out at each end")
 
 
 class Sent(NamedTuple):
-    """What a client sends, a sum of it, or an aggregate.
+    """What a client sends, a sum over clients, or an aggregate.
 
     Attributes:
       by_samples: update, message and statistics, weighted by sample count.
-      by_client: scope mean and variance, weighted equally: their means make Eq. 4.
+      by_client: scope mean and variance, weighted equally: their means give Eq. 4.
       weight: share of all samples, 0 for a client that is not accepted.
       count: 1, or 0 for a client that is not accepted.
     """
@@ -68,7 +69,7 @@ class Sent(NamedTuple):
 
 
 def term(sent: Sent) -> Sent:
-    """One client's term of the sums: 0 if it is not accepted, even where it is NaN."""
+    """One client's term of the sums: 0 if the client is not accepted, even where it sends NaN."""
 
     def times(tree: PyTree, weight: Array) -> PyTree:
         return jax.tree.map(lambda x: jnp.where(weight > 0, weight * wide(x), 0.0), tree)
@@ -84,7 +85,7 @@ def term(sent: Sent) -> Sent:
 def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
     """Means from sums of terms, or a robust rule over stacked clients; weight and count are sums.
 
-    Edge case: no client accepted gives zeros.
+    Edge case: if no client is accepted, the result is zeros.
     """
     if aggregation.rule == "mean":
 
@@ -108,10 +109,10 @@ def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
 
 
 def to_numbers(tree: PyTree, old: PyTree) -> PyTree:
-    """What a client sends of its model state, as numbers that can be averaged; see `from_numbers`.
+    """Return the model state a client sends, as numbers that can be averaged; see `from_numbers`.
 
-    Of integers the change is sent, so that counters stay exact beyond what a float holds; of what
-    is no number (keys) 0.
+    Integers are sent as their change, so that counters stay exact beyond what a float holds; what
+    is not a number (a key) is sent as 0.
 
     >>> sent = to_numbers({"key": jax.random.key(0), "step": jnp.int32(7)},
     ...                   {"key": jax.random.key(0), "step": jnp.int32(4)})
@@ -125,7 +126,7 @@ def to_numbers(tree: PyTree, old: PyTree) -> PyTree:
         new = jnp.asarray(new)
         if not jnp.issubdtype(new.dtype, jnp.integer):
             return new
-        # Of unsigned ones a decrease wraps around, and back again as a signed number.
+        # A decrease of unsigned integers wraps around, and back again as a signed number.
         signed = jnp.dtype(f"int{8 * new.dtype.itemsize}")
         return jax.lax.bitcast_convert_type(new - jnp.asarray(old), signed)
 
@@ -133,7 +134,7 @@ def to_numbers(tree: PyTree, old: PyTree) -> PyTree:
 
 
 def clip_update(update: PyTree, clip_norm: float | int | None) -> PyTree:
-    """Scale an update down to a norm of at most ``clip_norm``; None leaves it, NaN stays.
+    """Scale an update down to a norm of at most ``clip_norm``; None leaves it, NaN stays NaN.
 
     >>> clip_update({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].tolist()
     [0.6..., 0.8...]
@@ -161,8 +162,8 @@ def coordinate_median(
 ) -> PyTree:
     """Median of each coordinate over the models that ``keep`` marks, ``[models, ...] -> [...]``.
 
-    Guarantees: of an even number the mean of the two in the middle; below half of the models
-    cannot move a coordinate past the others' range. Edge case: no model kept gives zeros.
+    Guarantees: for an even number, the mean of the two in the middle; fewer than half of the models
+    cannot move a coordinate past the others' range. Edge case: if no model is kept, zeros.
 
     >>> coordinate_median({"w": jnp.array([1.0, 99.0, 3.0])}, jnp.ones(3))["w"].item()
     3.0
@@ -185,7 +186,7 @@ def trimmed_mean(
 ) -> PyTree:
     """Mean of each coordinate without the ``floor(trim k)`` least and greatest of the k kept.
 
-    Edge cases: trim 0 is the mean; no model kept gives zeros.
+    Edge cases: trim 0 gives the mean; if no model is kept, the result is zeros.
 
     Raises:
       ValueError: trim is not in [0, 0.5).
@@ -212,9 +213,9 @@ def trimmed_mean(
 
 
 def from_numbers(values: PyTree, old: PyTree) -> PyTree:
-    """Make a model state of aggregated numbers, in the dtypes of ``old``; see `to_numbers`.
+    """Make a model state from aggregated numbers, in the dtypes of ``old``; see `to_numbers`.
 
-    An integer is ``old`` and the rounded mean change; what is no number is that of ``old``.
+    An integer is ``old`` plus the rounded mean change; what is not a number is taken from ``old``.
 
     >>> from_numbers({"step": jnp.float32(2.9999)}, {"step": jnp.int32(4)})["step"].item()
     7

@@ -1,4 +1,4 @@
-"""What a simulation asks of its arrays before the first round: one line says what does not fit."""
+"""Checks of a simulation's arrays before the first round; each error is one line."""
 
 import jax
 from jaxtyping import PyTree
@@ -17,12 +17,12 @@ from wsa_jax.select import (
 
 
 def check_partition(partition: Partition) -> None:
-    """Raise a ValueError where a client's size or rows are out of range."""
+    """Raise a ValueError if a client's size or rows are out of range."""
     capacity = partition.indices.shape[1]
     if not 0 <= partition.sizes.min() <= partition.sizes.max() <= capacity:
         raise ValueError(
-            f"sizes of the partition are {partition.sizes.min()} to {partition.sizes.max()}, its "
-            f"indices have room for {capacity}; give sizes within 0 .. {capacity}"
+            f"sizes of the partition are {partition.sizes.min()} to {partition.sizes.max()}, but "
+            f"its indices have room for {capacity}; give sizes within 0 .. {capacity}"
         )
     if partition.indices.min() < 0:
         raise ValueError(
@@ -33,10 +33,10 @@ def check_partition(partition: Partition) -> None:
 def diagnosed_layers(
     params: PyTree, wsa: WeightScopeAlignment | None
 ) -> tuple[Rule, tuple[str, ...]]:
-    """The rule of the layers whose scope is followed, and the constant layers it leaves out.
+    """Return the rule of the layers whose scope is tracked, and the constant layers it leaves out.
 
-    A plain algorithm needs no scope: it is diagnosed on its kernels, or on all leaves where it has
-    none, and a layer without a spread is left out only if there are others.
+    A plain algorithm needs no scope: the model is diagnosed on its kernels, or on all leaves if it
+    has none, and a layer without spread is left out only if there are others.
     """
     if wsa is None:
         named = jax.tree_util.tree_leaves_with_path(params)

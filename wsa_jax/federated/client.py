@@ -23,14 +23,14 @@ Form = Literal["gradient", "penalty", "proximal"]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """Science settings of a client's local training; the defaults are the reference ones.
+    """Scientific settings of local training; the defaults are those of the reference experiments.
 
     Attributes:
-      steps: local steps a round.
-      batch_size: examples a step.
+      steps: local steps per round.
+      batch_size: examples per step.
       clip_norm: bound on the global norm of the gradient, None for no clipping.
       weight_decay: added after the clip, as PyTorch's SGD does.
-      momentum: of local SGD, reset every round.
+      momentum: momentum of local SGD, reset every round.
     """
 
     steps: int = 20
@@ -61,7 +61,7 @@ class ScopeForm:
 
 
 class RoundSettings(NamedTuple):
-    """Plain numbers of one round: traced, so that other values need no second compilation."""
+    """Plain numbers of one round: traced, so that other values need no recompilation."""
 
     learning_rate: Float[Array, ""]
     strength: Float[Array, ""]
@@ -86,10 +86,10 @@ def draw_batches(
     batch_size: int,
     epochs: int,
 ) -> tuple[Integer[Array, "steps batch"], Float[Array, "steps batch"]]:
-    """Draw the positions of the examples of each local step, without replacement in an epoch.
+    """Draw the positions of the examples of each local step, without replacement within an epoch.
 
     The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new
-    order begins. All shapes are static, whatever the size: what a batch lacks is filled up with the
+    order begins. All shapes are static, whatever the size: an incomplete batch is padded with the
     client's examples from the beginning of its order, so that statistics of a batch (BatchNorm) are
     those of the client's own examples, each as often as the others or once more.
 
@@ -98,11 +98,11 @@ def draw_batches(
       size: number of examples of the client, at most ``capacity``; 0 gives empty batches.
       capacity: length of the client's padded index array.
       steps: number of batches.
-      batch_size: examples a batch.
+      batch_size: examples per batch.
       epochs: at least ``ceil(steps / ceil(size / batch_size))``, see `epochs_needed`.
 
     Returns:
-      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for what fills up.
+      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for padding.
 
     >>> positions, mask = draw_batches(
     ...     jax.random.key(0), jnp.int32(3), capacity=5, steps=2, batch_size=2, epochs=1
@@ -135,9 +135,9 @@ def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
 
 
 def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
-    """Make the keys in a model state this client's and this round's own; other leaves stay.
+    """Make the keys in a model state specific to this client and round; other leaves stay.
 
-    Without it all clients would draw the same noise, and the same again in every round. Legacy keys
+    Otherwise all clients would draw the same noise, and the same again in every round. Legacy keys
     (``jax.random.PRNGKey``) are plain integers to JAX: they cannot be told from counters.
 
     >>> own_keys(jax.random.key(0), {"step": 3})
@@ -181,8 +181,9 @@ def train_client(
     At the end the update as a whole is clipped to ``update_clip_norm``, and the algorithm may send
     another one in its place. ``server`` is what the algorithm broadcasts.
 
-    Edge cases: a client without examples takes steps on weight decay alone; its aggregation weight
-    is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's own.
+    Edge cases: a client without examples takes steps from weight decay alone; its aggregation
+    weight is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's
+    own.
 
     Source: WSA, Algorithm 1, lines 5-9; order and hyper-parameters of FedExP's public experiments.
     """

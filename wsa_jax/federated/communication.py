@@ -1,4 +1,4 @@
-"""What a round sends over the wire."""
+"""How many bytes a round sends over the network."""
 
 from typing import Any, NamedTuple
 
@@ -36,15 +36,15 @@ def bytes_per_round(
     wsa: WeightScopeAlignment | None = None,
     model_state: PyTree = (),
 ) -> RoundBytes:
-    """Count what one participant receives and sends in a round, uncompressed.
+    """Count the bytes one participant receives and sends in a round, uncompressed.
 
     Down: parameters, statistics, what the algorithm broadcasts, and with WSA the target, two
     float32 numbers for each layer. Up: the update, in at least float32, statistics, the algorithm's
     message, and with WSA the mean and variance of each layer. Nothing is computed, so shapes
-    (`jax.ShapeDtypeStruct`) do. Multiply by the participants for all of them.
+    (`jax.ShapeDtypeStruct`) suffice. Multiply by the number of participants for the total.
 
     Args:
-      algorithm: FedAvg, ...
+      algorithm: FedAvg or another.
       params: the model.
       wsa: weight scope alignment, None for the plain algorithm.
       model_state: non-parameter collections that travel with the parameters.

@@ -1,4 +1,4 @@
-"""What one wants to look at after a round."""
+"""Diagnostics of a round."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from wsa_jax.scope import STD_FLOOR, WeightScope
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class RoundInfo:
-    """What one wants to look at after a round; divergences are in nats, one number a layer.
+    """Diagnostics of a round; divergences are in nats, one number per layer.
 
-    A client that was not accepted has its numbers here, NaN and all, but is in no mean.
+    A client that was not accepted has its numbers here, NaN included, but enters no mean.
 
     Attributes:
       loss: mean training loss of each participant over its local steps, ``[participants]``.
       participants: which clients took part, ``[participants]``.
-      accepted: whose updates were taken in, ``[participants]``; not those without examples.
+      accepted: whether each one's update was used, ``[participants]``; False without examples.
       dropped: number of participants left out because they sent NaN or infinity.
-      clients: their weight scopes after local training, ``[participants, layers]``.
+      clients: weight scopes after local training, ``[participants, layers]``.
       client_divergence: mean KL between two different participants, ``[layers]``; 0 for one client.
       target_divergence: mean KL of a participant from the target it was held to, ``[layers]``.
       average: weight scope of the averaged model, ``[layers]``.
@@ -63,16 +63,16 @@ class ClientRow(NamedTuple):
 def mean_divergence(
     scopes: WeightScope, keep: Bool[Array, " participants"]
 ) -> Float[Array, " layers"]:
-    r"""Mean KL between two different clients that ``keep`` marks, over ordered pairs, from sums.
+    r"""Mean KL over ordered pairs of different clients that ``keep`` marks, from sums.
 
-    About the clients' own centre, with d = log std less its mean and m = mean less its mean,
+    With d = log std and m = mean, each minus its mean over the clients,
 
     .. math::
         \sum_{ij} \mathrm{KL}_{ij} = \tfrac12 \Bigl[ 4 n \sum_i \sinh^2 d_i + A B
         + \sum_i m_i^2 \sum_j \sigma_j^{-2} + n \sum_j m_j^2 \sigma_j^{-2} \Bigr]
 
-    with A = sum expm1(2 d) and B = sum expm1(-2 d): linear in the clients, where the pairs
-    themselves would not fit for 10,000 of them, and without the cancellation of nearly equal terms.
+    with A = sum expm1(2 d) and B = sum expm1(-2 d). Memory is linear in the clients, where the
+    pairs of 10,000 of them would not fit, and no nearly equal terms cancel.
     """
     column = keep[:, None]
     count = keep.sum().astype(jnp.float32)  # its square is beyond int32 from 46,341 clients
@@ -83,7 +83,7 @@ def mean_divergence(
     def centred(values: Array) -> Array:
         return jnp.where(column, values - total(values)[None] / jnp.maximum(count, 1), 0.0)
 
-    # Elsewhere a scope may be NaN: a finite stand-in keeps the sums clean.
+    # The scopes of other clients may be NaN: a finite stand-in keeps the sums clean.
     std = jnp.where(column, jnp.maximum(scopes.std, STD_FLOOR), 1.0)
     log_std, mean = centred(jnp.log(std)), centred(jnp.where(column, scopes.mean, 0.0))
     precision = jnp.square(1.0 / std)
@@ -108,7 +108,7 @@ def round_info(
     average: WeightScope,
     mean_update_norm: Float[Array, ""],
 ) -> RoundInfo:
-    """Put the participants' rows together."""
+    """Combine the participants' rows."""
     accepted = rows.accepted > 0
     scopes = dataclasses.replace(fused, mean=rows.mean, std=rows.std)
     return RoundInfo(

@@ -1,4 +1,4 @@
-"""Clients over devices: the mesh, who trains whom, and how client states travel."""
+"""Clients over devices: the mesh, which device trains which client, how client states travel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,9 @@ AXIS = "clients"
 
 
 def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh with one axis, ``clients``, over the devices given, or all there are.
+    """Return a mesh with one axis, ``clients``, over the given devices, or all of them.
 
-    With several processes, all there are is every process's devices, in the same order everywhere.
+    With several processes these are the devices of every process, in the same order everywhere.
 
     >>> clients_mesh().shape["clients"] == jax.device_count()
     True
@@ -35,12 +35,12 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def states_are_sharded(clients: int, mesh: Mesh) -> bool:
-    """Whether client states are split over the devices: where every device gets as many."""
+    """Whether client states are split over the devices: if every device gets the same number."""
     return clients % mesh.shape[AXIS] == 0
 
 
 def state_spec(clients: int, mesh: Mesh) -> PartitionSpec:
-    """How client states lie on the mesh; a number that does not divide is on every device."""
+    """How client states lie on the mesh: split if the devices divide them, else on every device."""
     return PartitionSpec(AXIS) if states_are_sharded(clients, mesh) else PartitionSpec()
 
 
@@ -55,11 +55,11 @@ def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec(
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if is_key(leaf):
-            # Keys cannot be put on devices of other processes, their numbers can.
+            # Keys cannot be put on devices of other processes, but their numbers can.
             return jax.random.wrap_key_data(
                 put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
             )
-        # device_put would compare the values over all processes, at a copy of each.
+        # device_put would compare the values across all processes, at the cost of a copy each.
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -67,7 +67,7 @@ def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec(
 
 
 def local_copy(tree: PyTree) -> PyTree:
-    """This process's first copy of arrays that are on every device, if they are on several."""
+    """Return this process's first copy of arrays on several devices; others stay as they are."""
 
     def first(leaf: Any) -> Any:
         return leaf if len(leaf.sharding.device_set) == 1 else leaf.addressable_data(0)
@@ -76,9 +76,9 @@ def local_copy(tree: PyTree) -> PyTree:
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """Make arrays whole that lie on other processes' devices, as NumPy; every process must call it.
+    """Gather arrays that lie on other processes' devices as NumPy; every process must call it.
 
-    Arrays that this process sees whole are returned as they are.
+    Arrays that lie on this process's devices alone are returned as they are.
     """
     from jax.experimental import multihost_utils
 
@@ -93,7 +93,7 @@ def on_host(tree: PyTree) -> PyTree:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
@@ -140,6 +140,6 @@ def put_states(
 
 
 def put_rows(leaf: Array, rows: Array, place: Array, accepted: Array) -> Array:
-    """Write rows to their places; those not accepted, and places outside, are left."""
+    """Write rows to their places; rows not accepted, and those with places outside, are skipped."""
     inside = accepted & (place >= 0) & (place < leaf.shape[0])
     return leaf.at[jnp.where(inside, place, leaf.shape[0])].set(rows, mode="drop")

@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """The samples of each client, padded to one capacity so that every client has one shape.
+    """The samples of each client, padded to one capacity so that all clients have one shape.
 
     Attributes:
       indices: int32 `[clients, capacity]`. Row i starts with client i's samples in ascending
@@ -78,26 +78,26 @@ def dirichlet_equal(
     takes a random sample of a class drawn from q_i.
 
     Exhausted classes: the draw is from q_i restricted to the classes with samples left, and
-    uniform over those where q_i has no mass on them. That is the law of "draw again until the
-    class has a sample", in one draw; the uniform case is its limit for q_i + epsilon. So the work
-    is n draws at any alpha. The price of equal sizes is that the last samples a client takes
-    may follow what is left and not q_i.
+    uniform over those classes if q_i has no mass on them. This is the distribution of "draw again
+    until the class has a sample", in one draw; the uniform case is its limit for q_i + epsilon. So
+    the work is n draws at any alpha. The price of equal sizes is that the last samples a client
+    takes may follow what is left rather than q_i.
 
     Args:
       labels: integer `[n]`.
       clients: number of clients.
-      alpha: concentration; small is heterogeneous, large tends to the labels' own supply.
+      alpha: concentration; small is heterogeneous, large approaches the labels' own supply.
       seed: equal seeds give equal partitions.
 
     Returns:
-      A `Partition` without padding, capacity floor(n / clients). No sample has two clients;
-      n mod clients samples have none.
+      A `Partition` without padding, capacity floor(n / clients). No sample belongs to two
+      clients; n mod clients samples belong to none.
 
     Raises:
       ValueError: empty labels, clients < 1, more clients than samples, alpha not positive and
         finite.
 
-    The convention of FedDyn's and FedExP's code ("equal" Dirichlet data).
+    This is the convention of FedDyn's and FedExP's code ("equal" Dirichlet data).
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> partition = dirichlet_equal(labels, clients=7, alpha=0.1, seed=0)
@@ -146,7 +146,7 @@ def dirichlet_unequal(
     min_size: int = 10,
     attempts: int = 1000,
 ) -> Partition:
-    """Every class spread over the clients by its own Dirichlet draw; sizes differ.
+    """Each class spread over the clients by its own Dirichlet draw; sizes differ.
 
     Class k, in ascending order, draws p_k ~ Dir(alpha · 1) over the clients; clients that already
     hold n / clients samples or more are left out of p_k (all others take equal shares in the
@@ -158,17 +158,17 @@ def dirichlet_unequal(
       clients: number of clients.
       alpha: concentration; small is heterogeneous.
       seed: equal seeds give equal partitions.
-      min_size: smallest allowed client.
+      min_size: smallest allowed number of samples of a client.
       attempts: how often to draw before giving up.
 
     Returns:
-      A padded `Partition`; every sample has exactly one client.
+      A padded `Partition`; every sample belongs to exactly one client.
 
     Raises:
       ValueError: empty labels, clients < 1, more clients than samples, alpha not positive and
         finite, min_size < 0 or above n / clients, attempts < 1, or no draw reached min_size.
 
-    The convention of NIID-Bench (Li et al. 2022, "noniid-labeldir").
+    This is the convention of NIID-Bench (Li et al. 2022, "noniid-labeldir").
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> partition = dirichlet_unequal(labels, clients=5, alpha=0.5, seed=0)
@@ -214,7 +214,7 @@ def iid(labels: Shaped[Array | np.ndarray, " n"], *, clients: int, seed: int) ->
       seed: equal seeds give equal partitions.
 
     Returns:
-      A `Partition`; every sample has exactly one client.
+      A `Partition`; every sample belongs to exactly one client.
 
     Raises:
       ValueError: empty labels, clients < 1, more clients than samples.
@@ -232,9 +232,9 @@ def iid(labels: Shaped[Array | np.ndarray, " n"], *, clients: int, seed: int) ->
 def shards(
     labels: Integer[Array | np.ndarray, " n"], *, clients: int, shards_per_client: int, seed: int
 ) -> Partition:
-    """Samples sorted by label, cut into equal shards, a few shards dealt to each client.
+    """Samples sorted by label and cut into equal shards, a few of them dealt to each client.
 
-    With s = `shards_per_client` a client holds samples of few classes: at most 2s as long as no
+    With s = `shards_per_client` a client holds samples of few classes, at most 2s as long as no
     class is smaller than a shard. Shards, and so clients, differ in size by at most one (s).
 
     Args:
@@ -244,12 +244,12 @@ def shards(
       seed: equal seeds give equal partitions; also shuffles the samples within a class.
 
     Returns:
-      A `Partition`; every sample has exactly one client.
+      A `Partition`; every sample belongs to exactly one client.
 
     Raises:
       ValueError: empty labels, clients < 1, shards_per_client < 1, more shards than samples.
 
-    The "pathological non-IID" partition of McMahan et al. 2017 (section 3).
+    This is the "pathological non-IID" partition of McMahan et al. 2017 (section 3).
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> partition = shards(labels, clients=10, shards_per_client=2, seed=0)
@@ -281,11 +281,11 @@ def partition_table(
 ) -> str:
     """A plain-text table: size, number of classes and class counts of each client.
 
-    With more than 12 classes the count columns give way to the largest class and its share. Of
-    more than `max_rows` clients the first ones are shown; the last line is for all.
+    With more than 12 classes, the largest class and its share replace the count columns. At most
+    the first `max_rows` clients are shown; the last line is for all.
 
     Raises:
-      ValueError: empty labels, or as many class names as there are classes are not given.
+      ValueError: labels are empty, or the number of class names is not that of the classes.
 
     >>> labels = np.array([0, 0, 0, 1, 1, 2])
     >>> print(partition_table(iid(labels, clients=2, seed=0), labels))

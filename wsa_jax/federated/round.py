@@ -70,14 +70,15 @@ def initial_state(
     """Make the state that the first round of `make_round` begins with.
 
     Args:
-      algorithm: FedAvg, ...
+      algorithm: FedAvg or another.
       params: global parameters.
       clients: number of clients in all, whether they take part in a round or not.
-      target: the weight scope that the first round's clients are held to, and what it is of: the
-        layers that rounds diagnose.
+      target: the weight scope that the first round's clients are held to; its layers are those that
+        rounds diagnose.
       model_state: non-parameter collections.
 
-    Guarantees: no leaf is the caller's, or there twice, so a round may donate the state's buffers.
+    Guarantees: no leaf shares a buffer with the caller's arrays or with another leaf, so a round
+    may donate the state's buffers.
 
     >>> from wsa_jax.federated import scaffold
     >>> params = {"kernel": jnp.eye(2)}
@@ -99,10 +100,10 @@ def initial_state(
 
 
 class FederatedData(NamedTuple):
-    """Examples shared by all clients, and who owns which: device arrays.
+    """Device arrays of the examples of all clients, and which client owns which.
 
     Attributes:
-      images: ``[examples, ...]``, uint8 as a rule.
+      images: ``[examples, ...]``, usually uint8.
       labels: ``[examples]``.
       indices: rows of each client, padded, ``[clients, capacity]``.
       sizes: number of rows of each client, ``[clients]``.
@@ -116,14 +117,14 @@ class FederatedData(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Performance settings: none changes a result beyond rounding.
+    """Performance settings; none of them changes a result beyond rounding.
 
     Attributes:
       clients: ``"map"`` trains one client after another (CPU, or little memory: with a mean it
         holds one update at a time, however many take part), ``"vmap"`` all at once (accelerators).
       mesh: devices to spread the participants over (`clients_mesh`); on each, ``clients`` applies.
-      donate: let a round reuse the buffers of the state it is given, which is gone afterwards: keep
-        the new one (`initial_state` copies what it is given).
+      donate: let a round reuse the buffers of the state it is given, which cannot be used
+        afterwards: keep the new one (`initial_state` copies what it is given).
       evaluation_batch: examples evaluated at once.
     """
 
@@ -140,7 +141,7 @@ class Execution:
 
 
 def check_participants(participants: int, clients: int) -> None:
-    """Raise a ValueError unless so many clients can be drawn without replacement."""
+    """Raise a ValueError unless that many participants can be drawn without replacement."""
     if not 1 <= participants <= clients:
         raise ValueError(
             f"participants {participants} of {clients} clients; give 1 <= participants <= {clients}"
@@ -168,29 +169,28 @@ def make_round(
 ) -> RoundFn:
     """Make the jitted function of one round, ``(key, state, data, settings) -> (state, info)``.
 
-    For loops of your own; `simulate` is one, with evaluation and checkpoints. The state to begin
-    with is `initial_state`'s, the data a `FederatedData`, the settings `RoundSettings`. The key is
-    that of the run: round and client are folded into it.
+    Use it in loops of your own; `simulate` is one, with evaluation and checkpoints. The first state
+    comes from `initial_state`, the data are a `FederatedData`, the settings `RoundSettings`. The
+    key is that of the run: round and client are folded into it.
 
     Args:
       task: what is trained.
-      algorithm: FedAvg, ...
-      participants: clients drawn a round, uniformly and without replacement; all if it is their
-        number.
-      epochs: orders of its examples that a client draws in a round: `epochs_needed` of the smallest
-        client that has any; with fewer the last order would be repeated.
+      algorithm: FedAvg or another.
+      participants: number of clients drawn per round, uniformly and without replacement.
+      epochs: number of orders of its examples that a client draws in a round: `epochs_needed` of
+        the smallest client that has any; with fewer, the last order would be repeated.
       local: settings of local training.
       scope_form: how weight scope alignment acts; None for the plain algorithm.
-      select: layers to diagnose where scope_form is None.
+      select: layers to diagnose if scope_form is None.
       fuse_target: replace the target by the fused scope after each round (Eq. 4), or keep it.
-      aggregation: mean or a robust rule, clipping, what becomes of NaN.
+      aggregation: mean or a robust rule, clipping, and how NaN is handled.
       execution: performance settings.
 
     Guarantees: equal arguments return the same function, so settings that are plain numbers share
     one compilation; equal keys and states give bitwise equal results. With the mean, a round over a
     mesh is one all-reduce of the sums; client states (SCAFFOLD) and robust rules need more.
 
-    Edge case: a round in which no client is accepted changes nothing but its number.
+    Edge case: a round in which no client is accepted changes nothing except the round number.
 
     Raises:
       ValueError: at the first call, participants is not in [1, clients].
@@ -257,8 +257,8 @@ def make_round(
     ) -> tuple[Sent, ClientRow, Any]:
         """Train a block of clients; what they sent is summed, or stacked for a robust rule.
 
-        ``table`` holds client states, ``each`` ends in the row of each client there; the states of
-        those accepted are replaced.
+        ``table`` holds client states, and the last entry of ``each`` is each client's row in it;
+        the states of accepted clients are replaced.
         """
         work = functools.partial(one_client, state, data, settings)
         *who, rows = each

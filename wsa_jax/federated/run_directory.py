@@ -1,4 +1,4 @@
-"""What a run keeps on disk: its identity, a row a round, and checkpoints; how it resumes."""
+"""What a run keeps on disk: its identity, one row per round and checkpoints; how it resumes."""
 
 import dataclasses
 import json
@@ -33,10 +33,10 @@ from wsa_jax.training import Task
 class RunDirectory:
     """Metrics, identity and checkpoints of one run, on disk.
 
-    With several processes, all see one file system, all call every method, and the first writes.
+    With several processes, all share a file system and call every method, and the first writes.
 
     Raises:
-      ValueError: the directory holds another run; names the setting in which it differs.
+      ValueError: the directory holds another run; the message names the setting that differs.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any]):
@@ -51,7 +51,7 @@ class RunDirectory:
     def resume(
         self, state: ServerState, rates: np.ndarray, strengths: np.ndarray
     ) -> tuple[ServerState, list[dict[str, Any]]]:
-        """Return the newest state and the rows up to it, or the given state and none."""
+        """Return the newest state and the rows up to it, or the given state and no rows."""
         done = self._checkpoints.latest()
         if done is None:
             self._write(self._metrics, "")
@@ -64,8 +64,8 @@ class RunDirectory:
         lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
         if len(lines) < done:
             raise CheckpointError(
-                f"{self._metrics} has {len(lines)} rows, the checkpoint is of round {done}; delete "
-                f"{self._metrics.parent} to start again"
+                f"{self._metrics} has {len(lines)} rows, but the checkpoint is of round {done}; "
+                f"delete {self._metrics.parent} to start again"
             )
         rows = [json.loads(line) for line in lines[:done]]
         for row in rows:
@@ -74,14 +74,14 @@ class RunDirectory:
                 if not np.isclose(row[name], values[i], rtol=1e-6):
                     raise ValueError(
                         f"{self._metrics.parent} holds a run with {name} {row[name]} in round "
-                        f"{i + 1}, this one has {values[i]}; give another directory"
+                        f"{i + 1}, but this one has {values[i]}; give another directory"
                     )
-        # Rows past the checkpoint are of rounds that will be done again.
+        # Rows past the checkpoint belong to rounds that will be run again.
         self._write(self._metrics, "".join(line + "\n" for line in lines[:done]))
         return self._checkpoints.restore(done, state), rows
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to the metrics and wait until they are on the disk."""
+        """Add rows to the metrics and wait until they are on disk."""
         if not self._writes:
             return
         with self._metrics.open("a") as file:
@@ -90,7 +90,7 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def save(self, step: int, state: ServerState) -> None:
-        """Write a checkpoint; the rows up to it must be there already."""
+        """Write a checkpoint; the rows up to it must have been appended."""
         self._checkpoints.save(step, on_host(state))
 
     def _write(self, path: Path, text: str) -> None:
@@ -116,7 +116,7 @@ def run_identity(
     train: tuple[Any, Any],
     test: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
-    """What must be the same for a run to be resumed; plain numbers a round are in its rows."""
+    """Return what must be the same for a run to be resumed; numbers per round are in its rows."""
     target = None
     if wsa is not None:
         scope = wsa.target if isinstance(wsa.target, WeightScope) else None
@@ -153,12 +153,12 @@ def round_row(
 ) -> dict[str, Any]:
     """Return the row of ``metrics.jsonl`` of one round: plain numbers, None for NaN and infinity.
 
-    Means over clients are over those that were accepted. By key:
+    Means over clients are over those that were accepted. The keys are:
 
     ==================== ===========================================================================
-    round                counted from 1: that of index i, which schedules see, is ``i + 1``
-    learning_rate        of the local steps
-    strength             of WSA, 0 without
+    round                counted from 1: ``i + 1`` for the round index i that schedules see
+    learning_rate        learning rate of the local steps
+    strength             strength of WSA, 0 without it
     train_loss           mean over clients and their local steps
     dropped              participants left out because they sent NaN or infinity
     update_norm          mean over clients of the norms of their updates
@@ -167,12 +167,12 @@ def round_row(
     client_divergence    mean KL between two participants, nats, by layer
     target_divergence    mean KL of a participant from its target, nats, by layer
     client_mean          mean over clients of their layers' means, by layer
-    client_std           likewise of their stds
+    client_std           mean over clients of their layers' stds, by layer
     average_std          std of the averaged model, by layer
     fused_std            std of the fused scope (Eq. 4), by layer
     stability            largest share of the explicit step's stable range in use; 0 without WSA
-    seconds              wall time, the mean since the rows before were written
-    client_scopes        if asked for: ``mean`` and ``std``, ``[participants][layers]``
+    seconds              wall time, averaged over the rounds since rows were last written
+    client_scopes        if requested: ``mean`` and ``std``, ``[participants][layers]``
     ==================== ===========================================================================
     """
     accepted = np.asarray(info.accepted)
@@ -211,7 +211,7 @@ def round_row(
 
 
 def json_number(value: Any) -> float | None:
-    """Return a number for JSON, None for NaN and infinity, which it does not have.
+    """Return a number for JSON, None for NaN and infinity, which JSON lacks.
 
     >>> json_number(np.float32(0.5)), json_number(float("nan"))
     (0.5, None)

@@ -48,7 +48,7 @@ Schedule = Callable[[int], Any]
 
 
 class SimulationResult(NamedTuple):
-    """What a simulation leaves behind.
+    """Result of a simulation.
 
     Attributes:
       state: server state after the last round.
@@ -105,37 +105,37 @@ def simulate(
       task: what is trained, for example `wsa_jax.training.classification`.
       train: images and labels of all clients, ``[examples, ...]`` and ``[examples]``.
       partition: which client owns which examples.
-      rounds: number of rounds in all, those of a resumed run included.
+      rounds: number of rounds in all, including those of a resumed run.
       algorithm: FedAvg by default.
-      wsa: weight scope alignment, None for the plain algorithm; a schedule of its strength is asked
-        with the round's index, from 0.
-      participants: clients drawn a round; all by default.
-      learning_rate: of local SGD, a number or a schedule of the round's index, from 0.
+      wsa: weight scope alignment, None for the plain algorithm; a schedule of its strength is
+        called with the round's index, from 0.
+      participants: clients drawn per round; all by default.
+      learning_rate: rate of local SGD, a number or a schedule of the round's index, from 0.
       local: settings of local training.
-      aggregation: mean or a robust rule, clipping of updates, what becomes of NaN.
-      execution: performance settings; none changes a result beyond rounding.
+      aggregation: mean or a robust rule, clipping of updates, and how NaN is handled.
+      execution: performance settings; none of them changes a result beyond rounding.
       params: initial parameters instead of the task's own. In half precision, local steps below
         its resolution are lost; the server computes in float32 and keeps the parameters' dtype.
-      model_state: what no gradient moves (BatchNorm statistics), instead of the task's own; to be
-        given with params where there is any.
+      model_state: initial state that is not trained (BatchNorm statistics), instead of the task's
+        own; required with params if the task has any.
       test: images and labels to evaluate the global model on.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       directory: where checkpoints and ``metrics.jsonl`` go; a run found there is resumed.
       checkpoint_every: rounds between checkpoints, by default every evaluation.
-      on_round: called with the row of each round that is done here, in order; not with those that a
-        resumed run finds in its directory. With several processes, on every one.
+      on_round: called with the row of each round that is run here, in order, but not with those
+        that a resumed run finds in its directory. With several processes, called on each.
       client_scopes: put each participant's means and stds into the rows.
       progress: show a progress bar.
 
-    Guarantees: one compilation of the round, whatever the plain numbers; a run killed at any moment
-    and started again ends in bitwise the same parameters. With several processes
-    (`jax.distributed`) every one calls this with the same arguments; the first one writes.
+    Guarantees: the round is compiled once, whatever the plain numbers; a run killed at any moment
+    and started again ends with bitwise the same parameters. With several processes
+    (`jax.distributed`), each calls this with the same arguments; the first one writes.
 
     Edge cases: models without a kernel are diagnosed on all their leaves. A warning says when no
     client was accepted in any round since the last evaluation.
 
     Raises:
-      ValueError: settings or arrays that do not fit, NaN in the parameters, parameters that are no
+      ValueError: invalid settings or arrays, NaN in the parameters, parameters that are not
         floating-point arrays, a target of other layers, explicit WSA outside its stability bound,
         or a directory that holds another run.
       CheckpointError: the newest checkpoint is torn.
@@ -231,8 +231,8 @@ def simulate(
             if not any(np.asarray(info.accepted).any() for _, info in pending):
                 warnings.warn(
                     f"no client's update was accepted in rounds {rows[0]['round']} to {index + 1}: "
-                    "all were NaN or infinite, or had no examples; lower learning_rate "
-                    f"{rates[index]} or look at the loss",
+                    "all were NaN or infinite, or came from clients without examples; lower "
+                    f"learning_rate {rates[index]} or check the loss",
                     stacklevel=2,
                 )
             pending.clear()

@@ -1,4 +1,4 @@
-"""What every public function of merging asks of the models it is given."""
+"""Checks of models that all public functions of merging share."""
 
 from collections.abc import Sequence
 
@@ -32,10 +32,10 @@ def check_models(models: Sequence[PyTree]) -> None:
 
 
 def as_list(models: PyTree) -> list[PyTree]:
-    """Take a plain list or tuple of models as it is, and split a stack ``[models, ...]``.
+    """Return a plain list or tuple of models as a list, and split a stack ``[models, ...]``.
 
     Raises:
-      ValueError: a leaf of another length, or no array that tells how many models there are.
+      ValueError: leading axes of unequal length, or no array that tells the number of models.
 
     >>> [model["w"].item() for model in as_list({"w": jax.numpy.arange(2.0)})]
     [0.0, 1.0]
@@ -44,18 +44,19 @@ def as_list(models: PyTree) -> list[PyTree]:
 
 
 def is_traced(tree: PyTree) -> bool:
-    """Whether any leaf is without a value yet (inside jit, vmap or grad)."""
+    """Whether any leaf has no value yet (inside jit, vmap or grad)."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def as_stack(models: PyTree) -> PyTree:
-    """Take a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
+    """Return a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
 
-    A list is always one of models: a stack of models that are lists of layers themselves has to be
-    given as the list of its models (`wsa_jax.tree.unstack`).
+    A list is always taken for a list of models: a stack of models that are themselves lists of
+    layers has to be given as a list of models (see `wsa_jax.tree.unstack`).
 
     Raises:
-      ValueError: no model, models that differ (the leaf is named), or a leaf of another length.
+      ValueError: no models, models that differ (the leaf is named), or leading axes of unequal
+        length.
 
     >>> as_stack([{"w": jax.numpy.zeros(2)}] * 3)["w"].shape
     (3, 2)
@@ -66,7 +67,7 @@ def as_stack(models: PyTree) -> PyTree:
     lengths = {jax.numpy.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) > 1 or lengths & {(), (0,)}:
         raise ValueError(
-            f"models is no stack: its leaves' leading axes are {sorted(lengths)}; "
+            f"models is not a stack: its leaves' leading axes are {sorted(lengths)}; "
             "give leaves [models, ...] or a list of models"
         )
     return models

@@ -1,4 +1,4 @@
-"""An ensemble: the models side by side, which merging is measured against."""
+"""An ensemble: the models side by side, as a reference for merging."""
 
 import functools
 from collections.abc import Callable
@@ -32,23 +32,24 @@ def ensemble(
               \text{loss} = -\sum \log p(y \mid x)
 
     Args:
-      logits_fn: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode; one
-        object for all calls, a new one compiles again.
+      logits_fn: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode; use
+        one function object for all calls, since a new one compiles again.
       models: parameters, a stack ``[models, ...]`` or a plain list or tuple of models; a list is
         never taken for a stack.
       images: examples, as logits_fn takes them.
       labels: their labels.
-      model_states: non-parameter collections, stacked or listed as the models; none by default.
+      model_states: non-parameter collections, stacked or listed like the models; none by default.
       batch_size: examples at once.
 
     Returns:
-      Sums over the examples: mean loss is ``loss / count``, accuracy ``correct / count``.
+      Sums over the examples: the mean loss is ``loss / count``, the accuracy ``correct / count``.
 
-    Guarantees: one model and one batch run at a time; one model alone gives its own cross-entropy;
-    the loss is finite where the probability underflows.
+    Guarantees: one model and one batch run at a time; a single model gives its own cross-entropy;
+    the loss is finite even where the probability underflows.
 
     Raises:
-      ValueError: no model, models that differ in a leaf or hold NaN (it is named), or no examples.
+      ValueError: no models, models that differ in a leaf or hold NaN (the leaf is named), or no
+        examples.
 
     >>> linear = lambda params, model_state, images: images @ params
     >>> models = [jnp.array([[2.0, 0.0]]), jnp.array([[-1.0, 0.0]])]
@@ -68,7 +69,7 @@ def ensemble(
 
 @functools.lru_cache(maxsize=16)
 def _ensemble_task(logits_fn: LogitsFn) -> Task:
-    """A task whose model is the stack, so that it is evaluated as any other."""
+    """A task whose model is the stack, so that it is evaluated like any other."""
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
         def one(model: tuple[PyTree, PyTree]) -> Array:
@@ -88,4 +89,4 @@ def _ensemble_task(logits_fn: LogitsFn) -> Task:
 
 
 def _untrained(*_: Any) -> Any:
-    raise TypeError("an ensemble is evaluated only; train its models")
+    raise TypeError("an ensemble can only be evaluated; train its models")

@@ -1,4 +1,4 @@
-"""Check that moved parameters still make the same function."""
+"""Check that moved parameters still compute the same function."""
 
 from collections.abc import Callable
 
@@ -16,27 +16,28 @@ def check_equivalence(
     *inputs: PyTree,
     rtol: float = 1e-4,
 ) -> float:
-    r"""Check that two models are one function on given inputs, and measure how far they are.
+    r"""Check that two models compute the same function on given inputs, and measure the deviation.
 
     .. math:: \max_i \frac{|f(w')_i - f(w)_i|}{\max_j |f(w)_j|}
 
-    the largest of all output arrays, in units of each array's largest element.
+    the largest over all output arrays, in units of each array's largest element.
 
     Args:
       apply_fn: the function, ``apply_fn(params, *inputs)``.
       params: a model.
       moved: the same model with its units permuted or rescaled.
-      inputs: what it is tried on; random numbers say more than ones.
-      rtol: the largest deviation that rounding may explain.
+      inputs: inputs to compare on; random numbers reveal more than ones.
+      rtol: the largest deviation that is attributed to rounding.
 
     Returns:
       The deviation, a plain number.
 
-    Edge cases: an output that is 0 everywhere counts its absolute deviation. A NaN in either
+    Edge cases: for an output that is 0 everywhere, the absolute deviation counts. A NaN in either
     output is a deviation.
 
     Raises:
-      ValueError: the deviation is above ``rtol``; the message names the output, unless it is one.
+      ValueError: the deviation is above ``rtol``; the message names the output if there is more
+        than one.
 
     >>> import jax.numpy as jnp
     >>> x, w = jnp.ones((2, 3)), jnp.array([[1.0], [2.0], [4.0]])
@@ -54,7 +55,7 @@ def check_equivalence(
             name = key_path(path) or "the output"
             raise ValueError(
                 f"the models differ: {name} deviates by {deviation:.2g} of its largest element, "
-                f"more than rtol {rtol:.2g}; the map does not keep the function"
+                f"more than rtol {rtol:.2g}; the map does not preserve the function"
             )
         worst = max(worst, deviation)
     return worst

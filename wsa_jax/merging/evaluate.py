@@ -1,4 +1,4 @@
-"""What lies between two models: loss and accuracy on the line, and the barrier that they share."""
+"""Loss and accuracy on the line between two models, and the barrier between them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Definition = Literal["paper", "endpoints"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Path:
-    """Mean loss and accuracy at points of the line from a first to a second model.
+    """Mean loss and accuracy at points on the line from a first to a second model.
 
     Attributes:
       t: position, 0 at the first model and 1 at the second, ``[points]``.
@@ -58,21 +58,22 @@ def interpolate_path(
       images: examples to evaluate on.
       labels: their labels.
       model_state: non-parameter collections of the first model; none by default.
-      second_state: those of the second; by default the first's. Points between have both
-        interpolated linearly, variances like means.
-      calibration: training images over which every point, the ends too, has its BatchNorm
-        statistics estimated anew by `reset_batch_norm`, in place of interpolating them.
+      second_state: those of the second; by default the first's. At intermediate
+        points, both states are interpolated linearly, variances as well as means.
+      calibration: training images on which `reset_batch_norm` estimates the BatchNorm statistics
+        of every point, ends included, instead of interpolating them.
       key: for augmentation and dropout while statistics are estimated; key 0 by default.
-      t: positions, in any order and beyond the ends too; default ``num_points`` even ones.
-      num_points: number of points, both ends included; not used where t is given.
+      t: positions, in any order and also beyond the ends; by default ``num_points`` evenly spaced
+        ones.
+      num_points: number of points, both ends included; unused if t is given.
       batch_size: examples at once, in evaluation and calibration.
 
-    Guarantees: one model and one batch in memory at a time beside the two ends; without calibration
-    both ends are exact; another t of the same length does not compile again.
+    Guarantees: one model and one batch in memory at a time besides the two ends; without
+    calibration both ends are exact; a different t of the same length does not compile again.
 
     Raises:
-      ValueError: the models differ in a leaf or hold NaN (it is named), fewer than 2 points, no
-        points t, no examples, no calibration images, or t outside [0, 1] where variances of two
+      ValueError: models that differ in a leaf or hold NaN (the leaf is named), fewer than 2 points,
+        an empty t, no examples, no calibration images, or t outside [0, 1] where variances of two
         models would be extrapolated.
 
     Source: WSA, section 4.1.
@@ -85,7 +86,7 @@ def interpolate_path(
         check_weights(tree[0], f"the {side} model")
         check_weights(tree[1], f"the {side} model's state")
     if t is None and num_points < 2:
-        raise ValueError(f"num_points {num_points} is below 2; both ends are points")
+        raise ValueError(f"num_points {num_points} is below 2; give at least the two ends")
     t = jnp.linspace(0.0, 1.0, num_points) if t is None else jnp.asarray(t, jnp.float32)
     if not t.size:
         raise ValueError("t is empty; give at least one point")
@@ -123,7 +124,7 @@ def measure(
     key: Array | None,
     batch_size: int,
 ) -> tuple[Array, Array]:
-    """Mean loss and accuracy of one point, its statistics estimated anew if there are images."""
+    """Mean loss and accuracy of one point, with statistics estimated anew if there are images."""
     if calibration is not None:
         model_state = reset_batch_norm(
             task, params, model_state, calibration, batch_size=batch_size, key=key
@@ -157,14 +158,14 @@ def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
 
 
 def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
-    r"""Measure how far the loss rises above its ends on a path.
+    r"""Measure how far the loss on a path rises above the path's ends.
 
     .. math:: \text{paper:}\quad \max_t \; L(t) - [(1 - t) L(0) + t L(1)]
 
               \text{endpoints:}\quad \max_t L(t) - \tfrac12 [L(0) + L(1)]
 
-    Away from t = 1/2 the two differ where the ends do. Both are at least 0 up to rounding: the ends
-    are points of the path.
+    Away from t = 1/2 the two definitions differ if the ends' losses do. Both barriers are at least
+    0 up to rounding, because the ends are points of the path.
 
     Raises:
       ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
@@ -174,33 +175,33 @@ def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array
     >>> float(loss_barrier(path)), float(loss_barrier(path, definition="endpoints"))
     (2.75, 2.5)
 
-    Source: WSA, Eq. 7; the other is Git Re-Basin's.
+    Source: WSA, Eq. 7; ``"endpoints"`` is Git Re-Basin's.
     """
     return jnp.max(path.loss - _between_ends(path.t, path.loss, definition))
 
 
 def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
-    r"""Measure how far the accuracy falls below its ends on a path, as a share in [0, 1].
+    r"""Measure how far the accuracy on a path falls below the path's ends, as a share in [0, 1].
 
     .. math:: \text{paper:}\quad \max_t \; [(1 - t) A(0) + t A(1)] - A(t)
 
               \text{endpoints:}\quad \tfrac12 [A(0) + A(1)] - \min_t A(t)
 
     Raises:
-      ValueError: as `loss_barrier`.
+      ValueError: as for `loss_barrier`.
 
     >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
     >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
     >>> float(accuracy_barrier(path)), float(accuracy_barrier(path, definition="endpoints"))
     (0.625, 0.5)
 
-    Source: WSA, Eq. 7, with accuracy for loss.
+    Source: WSA, Eq. 7, with accuracy in place of loss.
     """
     return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy)
 
 
 def _between_ends(t: Array, values: Array, definition: str) -> Array:
-    """What a path without a barrier would have, at each point or in all."""
+    """The values of a path without a barrier: one per point, or one for all points."""
     if not is_traced(t) and (float(t[0]) != 0 or float(t[-1]) != 1):
         raise ValueError(
             f"the path goes from t = {float(t[0]):g} to {float(t[-1]):g}; a barrier needs 0 to 1"

@@ -1,4 +1,4 @@
-"""Merging methods by name: each aligns, combines and repairs models on one budget of data."""
+"""Merging methods by name: each aligns, combines and repairs models on the same budget of data."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """Both as one tree, as Linen calls it: what specs name and aligns move."""
+        """Both as one tree, Linen's variables, which specs name and aligns move."""
         return {"params": self.params, **self.model_state}
 
     @classmethod
@@ -48,12 +48,12 @@ class Model(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What methods may look at besides weights: the same for all of them.
+    """What methods may use besides weights: the same for all of them.
 
     Attributes:
       task: what the models were trained for.
       images: examples, ``[examples, ...]``.
-      labels: ``[examples]``.
+      labels: their labels, ``[examples]``.
     """
 
     task: Task
@@ -63,11 +63,15 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What learned methods may spend: steps, batches, and the share that chooses among steps.
+    """What learned methods may spend.
 
-    Batches are smaller where there are fewer examples.
-
-    Learning rates are Adam's: coefficients pass a sigmoid and need a far larger one than weights.
+    Attributes:
+      steps: number of gradient steps.
+      batch_size: examples per step; fewer where there are fewer examples.
+      np_learning_rate: Adam's learning rate for NP Merge; coefficients pass through a sigmoid and
+        need a far larger rate than weights.
+      fine_tuning_rate: Adam's learning rate for fine-tuning.
+      held_out: the fraction held out to select the best step, in [0, 1).
     """
 
     steps: int = 200
@@ -80,7 +84,9 @@ class Budget:
         for name in ("np_learning_rate", "fine_tuning_rate"):
             check_strength(getattr(self, name), name)
         if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out {self.held_out} is no share in [0, 1); 0.2 is the default")
+            raise ValueError(
+                f"held_out {self.held_out} is not a share in [0, 1); 0.2 is the default"
+            )
 
 
 Combine = Callable[[Array, Sequence[Model], Evidence, Budget], MergeResult]
@@ -91,8 +97,8 @@ class Pipeline:
     """A method: bring all models into the first one's order, combine, repair.
 
     Attributes:
-      align: name of an align of `align_models`.
-      combine: ``(key, models, evidence, budget) -> MergeResult``, BatchNorm repaired.
+      align: name of an align, as in `align_models`.
+      combine: ``(key, models, evidence, budget) -> MergeResult``, with BatchNorm repaired.
     """
 
     align: AlignName
@@ -107,7 +113,7 @@ class Pipeline:
         *,
         budget: Budget,
     ) -> MergeResult:
-        """Merge."""
+        """Merge the models."""
         align_key, combine_key = jax.random.split(key)
         models = align_models(align_key, spec, models, evidence, self.align)
         return self.combine(combine_key, models, evidence, budget)
@@ -123,14 +129,14 @@ def align_models(
     """Bring every model's units into correspondence with the first one's.
 
     Args:
-      key: of orders and restarts.
-      spec: of ``Model.variables``, as `trace_spec` makes it.
+      key: draws orders and restarts.
+      spec: spec of ``Model.variables``, as `trace_spec` returns it.
       models: all of one architecture.
       evidence: examples for activation matching.
-      name: of the align; ``"rescaling, weight"`` is one after the other.
+      name: name of the align; ``"rescaling, weight"`` applies one after the other.
 
     Raises:
-      ValueError: rescaling where no group admits it, an unknown name, and what aligns raise.
+      ValueError: rescaling where no group admits it, an unknown name, or as for the aligns.
     """
     if name not in get_args(AlignName):
         known = ", ".join(repr(known) for known in get_args(AlignName))
@@ -161,7 +167,7 @@ def applicable(spec: AxisSpec, method: Any) -> bool:
 
 
 def repaired(evidence: Evidence) -> Callable[[PyTree, PyTree], PyTree]:
-    """``(params, model_state) -> model_state`` with BatchNorm statistics of the evidence."""
+    """``(params, model_state) -> model_state`` with BatchNorm statistics from the evidence."""
 
     def repair(params: PyTree, model_state: PyTree) -> PyTree:
         return reset_batch_norm(evidence.task, params, model_state, evidence.images)
@@ -170,7 +176,7 @@ def repaired(evidence: Evidence) -> Callable[[PyTree, PyTree], PyTree]:
 
 
 def uniform(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
-    """Average parameters, and estimate statistics anew."""
+    """Average parameters, and re-estimate statistics."""
     del key, budget
     params = average(stack([model.params for model in models]))
     return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
@@ -212,9 +218,9 @@ def learned(
     *,
     order: str = "given",
 ) -> MergeResult:
-    """NP Merge: of two models, or of more by pairs in an order.
+    """NP Merge of two models, or of more by pairs in a given order.
 
-    The order ``"accuracy"`` is that of the models on the evidence.
+    The order ``"accuracy"`` is by the models' accuracies on the evidence.
     """
     params = [model.params for model in models]
     state = uniform(key, models, evidence, budget).model_state
@@ -257,11 +263,11 @@ METHODS: dict[str, Pipeline] = {
     "NP Merge": Pipeline("weight", learned),
     "NP Merge, joint": Pipeline("weight", learned_jointly),
 }
-"""Methods of `merge_table` by name; another one is another line."""
+"""Methods of `merge_table` by name; a new one is a new line here."""
 
 
 def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
-    """Examples to learn from and to choose by, drawn once a key, and the repair at the end."""
+    """Examples to learn from and to select on, drawn once per key, and the repair at the end."""
     count = len(evidence.labels)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
     chosen = round(budget.held_out * count)
@@ -279,9 +285,9 @@ def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _activations(spec: AxisSpec, task: Task) -> Callable[[PyTree, Array], dict[str, Array]]:
-    """The activations of every group, of variables and images as they are stored."""
+    """The activations of every group, as a function of variables and stored images."""
     if task.logits is None:
-        raise ValueError("the task has no logits, which activation matching looks inside; set them")
+        raise ValueError("the task has no logits, which activation matching needs; set them")
     logits = task.logits
 
     def apply(variables: PyTree, images: Array) -> Array:

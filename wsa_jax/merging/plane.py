@@ -16,7 +16,7 @@ from wsa_jax.select import is_weight
 from wsa_jax.training import Task
 from wsa_jax.tree import check_same_structure
 
-# Of the third model's distance: what float32 leaves of a point on the line is below it.
+# Fraction of the third model's distance: a point on the line is off it by less in float32.
 _COLLINEAR = 1e-5
 
 
@@ -29,8 +29,8 @@ class LossPlane:
     origin, the second lies on the positive x axis, the third above it.
 
     Attributes:
-      x: of the grid's columns, ``[columns]``.
-      y: of the grid's rows, ``[rows]``.
+      x: x coordinates of the grid's columns, ``[columns]``.
+      y: y coordinates of the grid's rows, ``[rows]``.
       loss: mean loss, in the task's units, ``[rows, columns]``.
       accuracy: share of correct answers in [0, 1], ``[rows, columns]``.
       models: x and y of the three models, ``[3, 2]``.
@@ -66,26 +66,26 @@ def loss_plane(
 
     Args:
       task: what the models were trained for.
-      first: parameters of the origin.
+      first: parameters at the origin.
       second: parameters on the x axis.
       third: parameters off it.
       images: examples to evaluate on.
       labels: their labels.
       model_state: non-parameter collections of all points; none by default.
-      calibration: training images over which every point has its BatchNorm statistics estimated
-        anew. A model with statistics needs them: outside the triangle interpolated variances
-        would be negative.
+      calibration: training images on which the BatchNorm statistics of every point are estimated
+        anew. A model with statistics needs them: outside the triangle, interpolated variances may
+        be negative.
       key: for augmentation and dropout while statistics are estimated; key 0 by default.
-      resolution: points a side.
-      margin: how far the grid goes beyond the models on each side, in shares of their extent.
+      resolution: points per side.
+      margin: how far the grid goes beyond the models on each side, as a fraction of their extent.
       batch_size: examples at once, in evaluation and calibration.
 
-    Guarantees: one model and one batch in memory at a time beside the three models. Grid points
-    that fall on a model are that model, exactly: with margin 0 the first row holds two or one.
+    Guarantees: one model and one batch in memory at a time besides the three models. Grid points
+    that fall on a model are exactly that model: with margin 0, the first row holds one or two.
 
     Raises:
-      ValueError: the models differ in a leaf or hold NaN (it is named), two of them are equal or
-        all lie on a line, resolution below 2, negative margin, no examples, or BatchNorm
+      ValueError: models that differ in a leaf or hold NaN (the leaf is named), two equal models or
+        three on a line, a resolution below 2, a negative margin, no examples, or BatchNorm
         statistics without calibration images.
 
     Source: WSA, Fig. 7; basis as in Garipov et al., 2018, section A.
@@ -95,13 +95,13 @@ def loss_plane(
         check_same_structure(first, params)
         check_weights(params, f"the {name} model")
     if resolution < 2:
-        raise ValueError(f"resolution {resolution} is below 2; give at least 2 points a side")
+        raise ValueError(f"resolution {resolution} is below 2; give at least 2 points per side")
     if not margin >= 0:
         raise ValueError(f"margin {margin} is negative; give 0 or more")
     check_examples(labels, calibration, "the plane")
     if calibration is None and find_statistics(model_state).leaves:
         raise ValueError(
-            "the models have BatchNorm statistics, which no point of a plane shares; "
+            "the models have BatchNorm statistics, which the points of a plane do not share; "
             "give calibration images to estimate them from"
         )
     models = _coordinates(first, second, third)
@@ -109,7 +109,7 @@ def loss_plane(
         np.linspace(low - margin * (high - low), high + margin * (high - low), resolution)
         for low, high in zip(models.min(axis=0), models.max(axis=0), strict=True)
     )
-    # In shares of w2 - w1 and w3 - w1 no basis has to be kept, and the models' points are exact.
+    # In shares of w2 - w1 and w3 - w1, no basis has to be kept and the models' points are exact.
     (width, _), (across, height) = models[1], models[2]
     to_third = y / height
     to_second = (x[None, :] - to_third[:, None] * across) / width
@@ -155,7 +155,7 @@ def _lengths(first: PyTree, second: PyTree, third: PyTree) -> tuple[Array, Array
     v = [c - a for a, c in zip(origin, other, strict=True)]
     square = dot(u, u)
     share = dot(u, v) / jnp.where(square > 0, square, 1.0)
-    # The rest itself and not |v|² - |share u|², which cancels where the three are nearly in line.
+    # The rest itself, not |v|² - |share u|², which cancels where the three are nearly in line.
     rest = [b - share * a for a, b in zip(u, v, strict=True)]
     width = jnp.sqrt(square)
     return width, share * width, jnp.sqrt(dot(rest, rest)), jnp.sqrt(dot(v, v))

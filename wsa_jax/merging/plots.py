@@ -1,4 +1,4 @@
-"""Figures of paths and planes. Matplotlib is loaded by the first call, not by importing this."""
+"""Figures of paths and planes. Matplotlib is loaded on the first call, not on import."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -21,12 +21,12 @@ def draw_path(
     *,
     value: Literal["loss", "accuracy"] = "loss",
 ) -> None:
-    """Draw one line a label: a path, or the mean of several in a band from least to greatest.
+    """Draw one line per label: a path, or the mean of several in a band from least to greatest.
 
     Args:
       axes: where to draw.
-      paths: for each label a path, or paths (seeds) of the same points t.
-      value: what to draw; accuracy in per cent.
+      paths: for each label, one path or several (seeds) with the same points t.
+      value: loss, or accuracy in per cent.
 
     Raises:
       ValueError: there is nothing to draw, the paths of a label differ in t, or value is unknown.
@@ -64,20 +64,21 @@ def draw_plane(
 ) -> None:
     """Draw a plane as filled contours, with its three models marked and a colour bar.
 
-    Distances are drawn alike in x and y. Levels of the loss are spaced geometrically, so that
-    basins show beside high walls; bright is good for both values. Points that are not finite stay
+    x and y have the same scale. Levels of the loss are spaced geometrically, so that basins stay
+    visible next to high walls; for both values, bright is good. Points that are not finite stay
     white.
 
     Args:
       axes: where to draw; its figure gets the colour bar.
-      plane: what to draw.
+      plane: the plane to draw.
       value: loss, or accuracy in per cent.
-      names: of the three models.
+      names: names of the three models.
       levels: number of contour levels.
-      limits: least and greatest level, to compare planes; by default the plane's own.
+      limits: least and greatest level, for comparing planes; by default the plane's own.
 
     Raises:
-      ValueError: not three names, value unknown, fewer than 2 levels, or no finite value.
+      ValueError: a number of names other than three, an unknown value, fewer than 2 levels, or no
+        finite value.
 
     >>> import jax.numpy as jnp
     >>> from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def draw_plane(
     ['first', 'second', 'third']
     """
     if len(names) != 3:
-        raise ValueError(f"names {list(names)} are {len(names)}; a plane has three models")
+        raise ValueError(f"names {list(names)} has length {len(names)}; a plane has three models")
     if levels < 2:
         raise ValueError(f"levels {levels} is below 2; give at least 2")
     values = _unit(value) * np.asarray(getattr(plane, value), float)
@@ -117,7 +118,7 @@ def draw_plane(
     triangle = np.concatenate([points, points[:1]])
     axes.plot(*triangle.T, color="white", linewidth=1.0, linestyle=(0, (3, 2)))
     axes.plot(*points.T, "o", color="#d1495b", markeredgecolor="white", markersize=7)
-    # Names go outwards from the triangle's middle, where no side of it runs through them.
+    # Names go outwards from the triangle's centre, so that no side runs through them.
     for name, point, way in zip(names, points, points - points.mean(axis=0), strict=True):
         axes.annotate(
             name, point, xytext=10 * way / np.linalg.norm(way), textcoords="offset points",

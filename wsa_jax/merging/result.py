@@ -6,13 +6,13 @@ from jaxtyping import PyTree
 
 
 class MergeResult(NamedTuple):
-    """A merged model, and what one wants to know of how it came about.
+    """A merged model, and diagnostics of how it was obtained.
 
     Attributes:
-      params: parameters of the merged model, structure and dtypes of the models'.
+      params: parameters of the merged model, in the structure and dtypes of the models'.
       model_state: its non-parameter collections (BatchNorm statistics); ``{}`` for models without.
-      info: figures by name (loss curve, objective, steps), arrays and plain values; never needed to
-        go on.
+      info: diagnostics by name (loss curve, objective, steps), arrays and plain values; not needed
+        to use the model.
     """
 
     params: PyTree

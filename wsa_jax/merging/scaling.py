@@ -1,4 +1,4 @@
-"""Scale one layer by hand: the same function at another weight scope."""
+"""Scale one layer by hand: the same function at a different weight scope."""
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,17 @@ def scale_layer(
     Args:
       spec: which axes move together.
       params: a model.
-      group: name of the units between the two layers; of a residual stream, all that write to it
-        are multiplied and all that read it divided.
+      group: name of the units between the two layers; for a residual stream, all layers that write
+        to it are multiplied and all that read it are divided.
       factor: :math:`\alpha`; a traced number shares one compilation over a sweep.
 
     Guarantees: the function is unchanged up to rounding, and bit for bit for powers of two; the
-    scope of the layer moves by alpha and that of the next by 1 / alpha. Differentiable in params
+    scope of the layer scales by alpha and that of the next by 1 / alpha. Differentiable in params
     and factor.
 
     Raises:
       ValueError: the group is unknown, admits permutations only (a norm lies between) or lies
-        inside another; the factor is not positive and finite (a traced factor is not looked at).
+        inside another; the factor is not positive and finite (a traced factor is not checked).
 
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[1.0], [4.0]])}

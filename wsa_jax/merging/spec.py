@@ -46,15 +46,15 @@ class Tie:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Units that may be reordered without a change of the function, wherever they lie.
+    """Units that may be reordered without changing the function, wherever they lie.
 
     Attributes:
-      name: how results call it.
+      name: the group's name in results.
       size: number of units.
       ties: all places where the units lie.
-      admits: the widest maps that keep the function: ``"linear"`` (any invertible), ``"scaling"``
-        (positive scaling and permutation: ReLU between), ``"permutation"`` (norms, other
-        non-linearities).
+      admits: the widest maps that preserve the function: ``"linear"`` (any invertible),
+        ``"scaling"`` (positive scaling and permutation: ReLU between), ``"permutation"`` (norms,
+        other non-linearities).
       parent: the group inside whose units these lie, each with an order of its own (the dimensions
         inside an attention head; the channels inside a group of GroupNorm). Its leaves hold the
         parent's units, too; maps are ``[parent's size, size]`` and count the parent's units
@@ -70,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Pinned:
-    """An axis that nothing moves, or only in part (a concatenation with an input), and why."""
+    """An axis that does not move, or only in part (a concatenation with an input), and why."""
 
     leaf: str
     axis: int
@@ -161,9 +161,10 @@ class AxisSpec:
 def check_spec(spec: AxisSpec, params: PyTree) -> None:
     """Raise a ValueError that names the leaf and axis in which a spec does not fit a model.
 
-    Checked: every leaf is there, has the axis, and its size fits the group's blocks; groups have
-    distinct names, at least one unit and one tie; blocks of one axis do not overlap unless
-    each unit of one holds all of the other's, and cover it unless it is pinned; parents are there.
+    Checks that every leaf exists and has the axis, whose size must fit the group's blocks; that
+    groups have distinct names and at least one unit and one tie; that blocks of one axis do not
+    overlap, unless each unit of one holds all of the other's, and cover the axis unless it is
+    pinned; and that parents exist.
 
     >>> hidden = Group(name="hidden", size=4, ties=(Tie(leaf="kernel", axis=1),))
     >>> check_spec(AxisSpec(groups=(hidden,)), {"kernel": np.ones((2, 3))})
@@ -228,17 +229,17 @@ def hand_written(
 ) -> AxisSpec:
     """Build a spec from ties alone, with sizes read off the model.
 
-    Leaves, axes and sizes are checked; whether the ties are all that there are, nobody can tell
-    from shapes: `check_equivalence` of a model and its permuted copy shows a forgotten bias.
+    Leaves, axes and sizes are checked, but shapes cannot show whether a tie is missing:
+    `check_equivalence` of a model and its permuted copy reveals a forgotten bias.
 
     Args:
       groups: ties of each group, by name.
       params: a model, for the sizes.
       pinned: axes of which only a part moves.
-      admits: of all groups, or of each by name.
+      admits: what all groups admit, or what each admits, by name.
 
     Raises:
-      ValueError: as `check_spec`, or an axis that its block does not divide.
+      ValueError: as for `check_spec`, or an axis whose size its block does not divide.
 
     >>> spec = hand_written(
     ...     {"hidden": [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed", outer=2)]},

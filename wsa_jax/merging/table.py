@@ -36,32 +36,32 @@ def merge_table(
     methods: Iterable[str] | Mapping[str, Any] = tuple(METHODS),
     budget: Budget | None = None,
 ) -> list[Row]:
-    """Merge models by every method and evaluate what comes out: a tidy table.
+    """Merge models by every method and evaluate the results: a tidy table.
 
     Args:
-      key: each method gets the same one.
+      key: the same key for every method.
       models: at least two, of one architecture.
-      spec: of ``models[0].variables``.
-      evidence: the examples that methods may look at.
+      spec: spec of ``models[0].variables``.
+      evidence: the examples that methods may use.
       test: images and labels to evaluate on; no method sees them.
       methods: names of `METHODS`, or functions by name,
         ``method(key, spec, models, evidence, budget=budget) -> MergeResult``.
-      budget: of learned methods; `Budget()` by default.
+      budget: budget of learned methods; `Budget()` by default.
 
     Returns:
-      One row a line: ``method``, ``accuracy`` in [0, 1], ``loss`` (mean, nats), ``seconds``
-      (align and combine, compilation included), ``info`` without the state of learning. First the
-      models themselves (``model 1`` and so on), last their ``ensemble``, which is no merge but an
-      upper line, where the task has logits. A method that a model does not admit (rescaling across
-      norms) has accuracy and loss None.
+      A list of dictionaries, one per method, with keys ``method``, ``accuracy`` in [0, 1], ``loss``
+      (mean, nats), ``seconds`` (align and combine, compilation included) and ``info`` (without the
+      state of learning). The models themselves come first (``model 1`` and so on); their
+      ``ensemble``, a reference, not a merge, comes last if the task has logits. A method that a
+      model does not admit (rescaling across norms) has accuracy and loss None.
 
-    Guarantees: models stay as they are; equal keys give equal tables but for ``seconds``. Aligns
-    are shared: methods that align alike combine the same models.
+    Guarantees: models are not changed; equal keys give equal tables except for ``seconds``. Aligns
+    are shared: methods with the same align combine the same models.
 
     Raises:
       ValueError: fewer than two models, models that differ in a leaf or hold NaN, a spec for
-        another model, no examples, images and labels of unequal number, a label that is none of
-        the models' classes, or an unknown method.
+        another model, no examples, images and labels of unequal number, a label that is not one
+        of the models' classes, or an unknown method.
     """
     _check(models, spec, evidence, test)
     budget = Budget() if budget is None else budget
@@ -90,7 +90,7 @@ def merge_table(
         jax.block_until_ready((result.params, result.model_state))
         seconds = spent + time.perf_counter() - begin
         merged = Model(result.params, result.model_state)
-        # The state of learning is larger than the model, and no row goes on from it.
+        # The state of learning is larger than the model, and nothing continues from it.
         info = {key: value for key, value in result.info.items() if key != "state"}
         rows.append(_row(name, _evaluate(evidence, merged, test), seconds, info))
     if evidence.task.logits is not None:
@@ -106,7 +106,7 @@ def merge_table(
 
 def _named(name: str) -> Pipeline:
     if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown; there are {', '.join(METHODS)}")
+        raise ValueError(f"method {name!r} is unknown; give one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -16,7 +16,7 @@ from wsa_jax.merging.tracing.walk import Step, Value, called
 
 
 class _Tap(NamedTuple):
-    """Where an activation is, and how to bring its units to the end."""
+    """Where an activation is, and how to move its units to the last axis."""
 
     position: int
     output: bool
@@ -29,25 +29,26 @@ class _Tap(NamedTuple):
 def taps(
     apply_fn: Callable[..., PyTree], spec: AxisSpec, *, where: str = "consumed"
 ) -> Callable[..., dict[str, Array]]:
-    """Make the function that returns the activations of each group's units.
+    """Make a function that returns the activations of each group's units.
 
     Args:
       apply_fn: any JAX function ``apply_fn(params, *inputs)``.
       spec: groups of its parameters, traced or written by hand.
       where: ``"consumed"``, right before the last product that sums over the units (after the
-        non-linearity; for a residual stream, at its end), or ``"produced"``, the first product that
-        makes them with its bias (before norms and non-linearities).
+        non-linearity; for a residual stream, at its end), or ``"produced"``, right after the first
+        product that makes them and its bias (before norms and non-linearities).
 
     Returns:
       A function ``(params, *inputs) -> {group: [batch, ..., units]}``, the other axes in their
-      order, flattened ones apart again; ``[batch, ..., parent's units, units]`` for a nested group.
+      order, flattened ones separate again; ``[batch, ..., parent's units, units]`` for a nested
+      group.
 
     Guarantees: one evaluation of the function, of which only what the taps need is computed under
-    jit; works for any function that `trace_spec` reads, and inside jit, vmap and grad.
+    jit; works for any function that `trace_spec` can read, and inside jit, vmap and grad.
 
     Raises:
-      ValueError: (from the returned function) a group that the function's own symmetries do not
-        have, or whose activations are only inside a loop.
+      ValueError: (from the returned function) a group that is not one of the function's own
+        symmetries, or whose activations occur only inside a loop.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.tracing import trace_spec
@@ -108,7 +109,7 @@ class _Evaluation:
     def bind(self, eqn: Any, values: list[Any]) -> list[Any]:
         self.position += 1
         params = eqn.primitive.get_bind_params(eqn.params)
-        # Early jax 0.10 gives functions apart, as its own guide to interpreters says.
+        # Early jax 0.10 returns functions separately, as its guide to interpreters says.
         functions, params = params if isinstance(params, tuple) else ((), params)
         with eqn.ctx.manager:
             results = eqn.primitive.bind(*functions, *values, **params)
@@ -137,19 +138,19 @@ def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
 
 
 def _atom(traced: Traced, group: Group) -> Atom:
-    """What stands for the units of a group, whatever the spec calls it."""
+    """The atom that stands for a group's units, whatever the spec calls the group."""
     for own in traced.spec.groups:
         if own.size == group.size and set(own.ties) & set(group.ties):
             return traced.atoms[own.name]
     tie = group.ties[0]
     raise ValueError(
-        f"group {group.name} (axis {tie.axis} of leaf {tie.leaf}) is none of the function's own "
+        f"group {group.name} (axis {tie.axis} of leaf {tie.leaf}) is not one of the function's own "
         "symmetries; compare the spec with trace_spec's"
     )
 
 
 def _consumed(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]:
-    """Data that are summed over the units: by parameters first, the last first; then any data."""
+    """Data summed over the units: by parameters first, latest first; then any other data."""
     by_parameters, by_data = [], []
     for step in reversed(steps):
         if step.name == "contract":
@@ -200,7 +201,7 @@ def _holds(axis: Axis, atom: Atom) -> bool:
 
 
 def _placed(value: Value, axis: int, units: tuple[Atom, ...]) -> bool:
-    """Whether the parent's units, too, can be told apart in the array."""
+    """Whether the parent's units can be told apart in the array, too."""
     segment = next(s for s in expand(value.axes[axis]) if units[-1] in s)
     others = [a for i, a in enumerate(value.axes) if i != axis]
     return all(
@@ -210,7 +211,7 @@ def _placed(value: Value, axis: int, units: tuple[Atom, ...]) -> bool:
 
 
 def _units_last(array: Array, tap: _Tap) -> Array:
-    """Unflatten the axes that hold the units, and move these to the end."""
+    """Unflatten the axes that hold the units, and move the units to the end."""
     shape: list[int] = []
     atoms: list[Atom | None] = []
     for axis, given in enumerate(tap.axes):

@@ -1,4 +1,4 @@
-"""Move the units of a model's groups: permute, scale, and see a leaf as one row a unit."""
+"""Move the units of a model's groups: permute, scale, and view a leaf as one row per unit."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"]]
 
 
 def identity_permutations(spec: AxisSpec) -> dict[str, Integer[np.ndarray, "*parent units"]]:
-    """The permutation of every group that moves nothing, ``[units]`` or ``[parent's, units]``."""
+    """The identity permutation of every group, ``[units]`` or ``[parent's units, units]``."""
     shapes = {group.name: _map_shape(spec, group) for group in spec.groups}
     return {
         name: np.broadcast_to(np.arange(shape[-1]), shape).copy() for name, shape in shapes.items()
@@ -30,13 +30,13 @@ def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) ->
       spec: which axes move together.
       params: a model.
       permutations: by group, ``[units]``; for a nested group ``[parent's units, units]``, counted
-        before the parent moves. Groups without one stay.
+        before the parent moves. Groups without one do not move.
 
-    Guarantees: the function is unchanged, values are moved and not computed with; differentiable;
+    Guarantees: the function is unchanged; values are moved, not computed with; differentiable;
     traces under jit with ``spec`` static.
 
     Raises:
-      ValueError: a permutation of an unknown group or a wrong shape.
+      ValueError: a permutation of an unknown group or of the wrong shape.
 
     >>> from wsa_jax.merging.spec import hand_written
     >>> params = {"a": jnp.array([[1.0, 2.0, 3.0]]), "b": jnp.array([[1.0], [2.0], [3.0]])}
@@ -88,7 +88,7 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     nothing at all.
 
     Raises:
-      ValueError: a scale of an unknown group, of a wrong shape, or of a group that admits
+      ValueError: a scale of an unknown group, of the wrong shape, or of a group that admits
         permutations only (a norm lies between).
 
     >>> from wsa_jax.merging.spec import hand_written
@@ -103,7 +103,7 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
         if spec[name].admits == "permutation":
             raise ValueError(
                 f"group {name} admits permutations only: its units pass a norm or a non-linearity "
-                "that scaling does not pass; leave it out"
+                "that does not commute with scaling; leave it out"
             )
 
     def move(leaf: Array, group: Group, tie: Tie) -> Array:
@@ -132,7 +132,7 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
 def unit_rows(
     spec: AxisSpec, leaf: Float[Array, "..."], group: Group, tie: Tie
 ) -> Float[Array, "*parent units rest"]:
-    """See a leaf as one row a unit: all the weights of a tie that belong to each unit.
+    """View a leaf as one row per unit: all the weights of a tie that belong to that unit.
 
     Returns:
       ``[units, rest]``, or ``[parent's units, units, rest]`` for a nested group, so that a cost
@@ -160,7 +160,7 @@ def unit_rows(
 
 
 def check_maps(spec: AxisSpec, maps: Mapping[str, Array | np.ndarray]) -> None:
-    """Raise a ValueError that names a map of an unknown group, or one of another shape."""
+    """Raise a ValueError that names a map of an unknown group or of the wrong shape."""
     for name, given in maps.items():
         expected = _map_shape(spec, spec[name])
         if tuple(given.shape) != expected:
@@ -175,7 +175,7 @@ def _map_shape(spec: AxisSpec, group: Group) -> tuple[int, ...]:
 
 
 def _units(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
-    """For each position of an axis: is it in the tie's block, and its unit (0 outside)."""
+    """For each position of an axis: whether it is in the tie's block, and its unit (0 outside)."""
     within = np.arange(size) - tie.offset
     inside = (within >= 0) & (within < tie.outer * group.size * tie.inner)
     return inside, np.where(inside, within // tie.inner % group.size, 0)

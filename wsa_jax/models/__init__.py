@@ -1,4 +1,4 @@
-"""Flax Linen architectures, one a file, with the initialisation of the reference code."""
+"""Flax Linen architectures, one per file, with the initialisation of the reference code."""
 
 from wsa_jax.models.cnn import CNN as CNN
 from wsa_jax.models.initializers import layer_initializers as layer_initializers

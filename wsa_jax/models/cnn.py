@@ -19,10 +19,10 @@ class CNN(nn.Module):
 
     Guarantees: 744,330 parameters for 32x32x3 images and 10 classes; no normalisation, no dropout.
     The features are flattened in the order height, width, channel (PyTorch: channel, height,
-    width), which matters only to weights carried over from there.
+    width), which matters only for weights taken from there.
 
-    Errors: images smaller than 16x16, or an unknown initialization (see `layer_initializers`), are
-    a `ValueError`.
+    Errors: `ValueError` for images smaller than 16x16 or an unknown initialization (see
+    `layer_initializers`).
 
     >>> import jax, jax.numpy as jnp
     >>> model = CNN(num_classes=10)

@@ -15,20 +15,20 @@ Initializer = Callable[..., Any]
 
 
 def layer_initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer]:
-    """The kernel's and the bias's initialiser of a dense or convolution layer.
+    """The kernel and bias initialisers of a dense or convolutional layer.
 
     "reference": kernel and bias ~ U(-b, b), b = 1/√fan_in, so std = 1/√(3·fan_in)
     "he":        kernel ~ N(0, 2/fan_in), bias = 0
 
     `fan_in` counts the weights that feed one output unit: kernel height · width · input channels,
-    or the input width of a dense layer. Both rules give the bias the kernel's fan-in.
+    or the input width of a dense layer. In both rules, the bias shares the kernel's fan-in.
 
     Guarantees: initialisers have Flax's signature `(key, shape, dtype)`; the bounds hold exactly.
 
-    Edge cases: He's biases are a constant, so their scope has std 0: leave them out of a selection
-    of layers (`wsa_jax.constant_layers` names them; `simulate` leaves them out itself).
+    Edge cases: He's biases are constant, so their scope has std 0; leave them out of a selection of
+    layers (`wsa_jax.constant_layers` names them; `simulate` leaves them out itself).
 
-    Errors: an unknown name or a `fan_in` below 1 is a `ValueError`.
+    Errors: `ValueError` for an unknown name or a `fan_in` below 1.
 
     >>> import jax
     >>> kernel, bias = layer_initializers("reference", fan_in=100)
@@ -59,7 +59,7 @@ def _uniform(bound: float) -> Initializer:
 
 
 def _flat(initializer: Initializer) -> Initializer:
-    """Draw a vector of equal bits: XLA's CPU compiler takes seconds for each draw of four axes."""
+    """Draw a vector with the same bits: XLA's CPU compiler takes seconds per draw of four axes."""
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32

@@ -12,7 +12,7 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """Dense layers with a ReLU between each two.
+    """Dense layers with ReLUs in between.
 
     x_{l+1} = ReLU(x_l · W_l + b_l); the last layer has no ReLU
 
@@ -21,7 +21,7 @@ class MLP(nn.Module):
 
     Edge cases: one feature count makes a linear model.
 
-    Errors: no features, or an unknown initialization (see `layer_initializers`), is a `ValueError`.
+    Errors: `ValueError` for no features or an unknown initialization (see `layer_initializers`).
 
     >>> import jax, jax.numpy as jnp
     >>> model = MLP(features=(16, 10))

@@ -11,10 +11,11 @@ NORMS = ("batch", "layer", "none")
 def normalize_channels(
     x: Float[Array, "batch height width channels"], norm: str, index: int, *, train: bool
 ) -> Float[Array, "batch height width channels"]:
-    """Normalise inside a compact module, by the submodule `BatchNorm_i` or `LayerNorm_i`.
+    """Normalise inside a compact module, with the submodule `BatchNorm_i` or `LayerNorm_i`.
 
-    "batch": y = scale · (x - mean) / sqrt(var + 1e-5) + bias, moments over all but the channels;
-      with train those of the batch, which move the running ones by 0.1, else the running ones
+    "batch": y = scale · (x - mean) / sqrt(var + 1e-5) + bias, moments over all axes but the
+      channels; with train, those of the batch, which move the running ones by 0.1; otherwise the
+      running ones
     "layer": the same over the channels of each pixel, with 1e-6
     "none":  y = x
 

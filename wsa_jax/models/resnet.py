@@ -11,26 +11,26 @@ __all__ = ["ResNet", "cifar_resnet", "resnet20"]
 
 
 class ResNet(nn.Module):
-    """Three stages of residual blocks, each half the side and a width of its own.
+    """Three stages of residual blocks, each with half the side of the last and its own width.
 
     stem:  conv 3x3, norm, ReLU
     block: ReLU(shortcut(x) + norm(conv 3x3(ReLU(norm(conv 3x3(x))))))
     head:  mean over pixels -> one dense layer
 
-    The first block of the second and third stage has stride 2. The shortcut is conv + norm, of the
-    same stride, where side or width change, and x itself elsewhere. Convolutions have no bias.
+    The first block of the second and third stage has stride 2. The shortcut is conv + norm, with
+    the same stride, where side or width changes, and x itself elsewhere. Convolutions have no bias.
 
     Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
     Parameters: `Conv_0/kernel` and `LayerNorm_0` (or `BatchNorm_0`) of the stem; `Block_0`,
     `Block_1` and so on through all stages, each with `Conv_0`, `Conv_1` and their norms, and the
     shortcut's `Conv_2` and norm where there is one; `Dense_0/kernel`, `Dense_0/bias`. Norms have
-    `scale` and `bias`. Running moments are in the collection `batch_stats`, under equal names.
+    `scale` and `bias`. Running moments are in the collection `batch_stats`, under the same names.
 
     Guarantees: blocks end in a ReLU (no pre-activation). The blocks of a stage share one residual
-    stream, which is the stem's too in the first stage if both have equal widths.
+    stream; in the first stage, the stem shares it, too, if their widths are equal.
 
-    Errors: no blocks, an unknown norm or initialization, or another kernel size of the shortcut
-    than 1 or 3, are a `ValueError`.
+    Errors: `ValueError` for no blocks, an unknown norm or initialization, or a shortcut kernel size
+    other than 1 or 3.
 
     >>> import jax, jax.numpy as jnp
     >>> model = ResNet(blocks=1, stem=4, widths=(4, 8, 16), num_classes=10)
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         if self.blocks < 1 or self.shortcut not in (1, 3):
             raise ValueError(
                 f"blocks {self.blocks} or shortcut {self.shortcut} is impossible; give at least "
-                "one block a stage and a shortcut kernel of 1 or 3"
+                "one block per stage and a shortcut kernel of 1 or 3"
             )
         x = _convolution(x, self.stem, 3, 1, 0, self.initialization)
         x = nn.relu(normalize_channels(x, self.norm, 0, train=train))
@@ -111,8 +111,8 @@ def cifar_resnet(
     """ResNet of 6n+2 layers (8, 14, 20, 32, ...), or a wide one of 6n+4 (10, 16, 22, 28, ...).
 
     6n+2: stem 16w, stages 16w, 32w, 64w of n blocks; shortcuts 3x3 (Git Re-Basin, NP Merge)
-    6n+4: stem 16,  stages 16w, 32w, 64w of n blocks; shortcuts 1x1 (WRN-(6n+4)-w, which counts
-          them among its layers); the first stage has one too, unless w = 1
+    6n+4: stem 16,  stages 16w, 32w, 64w of n blocks; shortcuts 1x1 (WRN-(6n+4)-w, whose
+          depth counts them); the first stage has one too, unless w = 1
 
     `cifar_resnet(22, 10, width=2)` is WSA's ResNet-22x2. Blocks end in a ReLU in both, whereas
     those of the wide networks' paper begin with norm and ReLU.
@@ -120,7 +120,7 @@ def cifar_resnet(
     Args:
       depth: number of layers, as counted by the papers.
       num_classes: number of logits.
-      width: factor w on the channel counts, rounded, at least one each.
+      width: factor w on the channel counts, each rounded to at least 1.
       norm: ``"layer"`` (over the channels of a pixel) or ``"batch"``.
       initialization: see `layer_initializers`.
 
@@ -159,7 +159,7 @@ def resnet20(
 ) -> ResNet:
     """ResNet20, `cifar_resnet(20, ...)`: nine blocks of 16w, 32w and 64w channels.
 
-    Parameters: 292,954 for RGB images, 10 classes and width 1; 269,722 of them outside of the two
+    Parameters: 292,954 for RGB images, 10 classes and width 1; 269,722 of them outside the two
     shortcuts.
 
     >>> resnet20(10, width=4).stem

@@ -1,4 +1,4 @@
-"""Specs of the architectures here, written by hand: who moves with whom, beside the code.
+"""Hand-written specs of the architectures here: what moves together, next to the code.
 
 `wsa_jax.merging.trace_spec` infers the same from the functions; these say it in a few lines, need
 no inputs, and check the inference.
@@ -91,7 +91,7 @@ def mlp_spec(params: PyTree) -> AxisSpec:
 def cnn_spec(params: PyTree) -> AxisSpec:
     """Write the spec of a `CNN`: its two convolutions and two hidden dense layers.
 
-    Args and errors as `mlp_spec`.
+    Args and errors are those of `mlp_spec`.
     """
     return vgg_spec(params)
 
@@ -99,7 +99,7 @@ def cnn_spec(params: PyTree) -> AxisSpec:
 def vgg_spec(params: PyTree) -> AxisSpec:
     """Write the spec of a `VGG`: a chain of convolutions, each with its norm, and dense layers.
 
-    Args and errors as `mlp_spec`; running statistics move with their channels if they are there.
+    Args and errors are those of `mlp_spec`; running statistics, if any, move with their channels.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.models import vgg16
@@ -114,11 +114,11 @@ def vgg_spec(params: PyTree) -> AxisSpec:
 
 
 def resnet_spec(params: PyTree) -> AxisSpec:
-    """Write the spec of a `ResNet`: one stream a stage, and one group inside each block.
+    """Write the spec of a `ResNet`: one stream per stage, and one group inside each block.
 
-    The stem shares the first stage's stream unless its first block has a shortcut of its own.
+    The stem shares the first stage's stream unless that stage's first block has a shortcut layer.
 
-    Args and errors as `mlp_spec`; running statistics move with their channels if they are there.
+    Args and errors are those of `mlp_spec`; running statistics, if any, move with their channels.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.models import resnet20
@@ -169,5 +169,5 @@ def _chain(params: PyTree, names: _Names, layers: Sequence[tuple[str, str | None
 
 def _written(groups: dict[str, list[Tie]], params: PyTree, admits: Any) -> AxisSpec:
     spec = hand_written(groups, params, admits=admits)
-    # One unit has no order: the tracer leaves it out, too.
+    # A single unit has no order: the tracer leaves it out, too.
     return AxisSpec(groups=tuple(group for group in spec.groups if group.size > 1))

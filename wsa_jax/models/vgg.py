@@ -24,7 +24,7 @@ _DENSE = (512, 512)
 
 
 class VGG(nn.Module):
-    """3x3 convolutions with 2x2 max-pools among them, and dense layers; normalised or not.
+    """3x3 convolutions with 2x2 max-pools in between, then dense layers; normalised or not.
 
     for each feature: a number c -> conv 3x3 SAME with c channels, norm, ReLU; "M" -> max-pool 2x2
     then flatten -> [dense, ReLU] for each width in `dense` -> classes
@@ -37,8 +37,8 @@ class VGG(nn.Module):
     Guarantees: no dropout; without BatchNorm the only state is the parameters, and `train` changes
     nothing. The features are flattened in the order height, width, channel.
 
-    Errors: no features, an unknown feature, images too small for the max-pools, or an unknown norm
-    or initialization (see `layer_initializers`), are a `ValueError`.
+    Errors: `ValueError` for no features, an unknown feature, images too small for the max-pools, or
+    an unknown norm or initialization (see `layer_initializers`).
 
     >>> import jax, jax.numpy as jnp
     >>> model = VGG(features=(8, "M", 16, "M"), dense=(32,), num_classes=10)
@@ -46,7 +46,7 @@ class VGG(nn.Module):
     >>> jax.eval_shape(model.apply, params, jnp.ones((5, 8, 8, 3))).shape
     (5, 10)
 
-    Source: Simonyan and Zisserman, ICLR 2015, without its dropout; WSA names a VGG8 and gives
+    Source: Simonyan and Zisserman, ICLR 2015, without its dropout; WSA names a VGG8 but gives
     neither its widths nor a normalisation.
     """
 
@@ -96,7 +96,7 @@ def vgg8(num_classes: int, *, width: float | int = 1.0, initialization: str = "r
 
     Args:
       num_classes: number of logits.
-      width: factor on every channel count and dense width, rounded, at least one each.
+      width: factor on every channel count and dense width, each rounded to at least 1.
       initialization: see `layer_initializers`.
 
     Raises:
@@ -123,7 +123,7 @@ def vgg11(
 
     Args:
       num_classes: number of logits.
-      width: factor on every channel count and dense width, rounded, at least one each.
+      width: factor on every channel count and dense width, each rounded to at least 1.
       dense: widths of the dense layers before the last one, at width 1; ``()`` for one linear head,
         as in NP Merge's VGG11.
       initialization: see `layer_initializers`; He's keeps the signal through layers without a norm.
@@ -151,12 +151,11 @@ def vgg16(
     """VGG16: thirteen convolutions (64 to 512 channels), five max-pools, one linear head.
 
     Parameters: 14,728,266 for 32x32x3 images, 10 classes, width 1 and a norm. Convolutions keep
-    their bias, which a BatchNorm after them makes idle, as in the networks the field calls
-    VGG16-BN.
+    their bias, which has no effect before a BatchNorm, as in the networks known as VGG16-BN.
 
     Args:
       num_classes: number of logits.
-      width: factor on every channel count, rounded, at least one each.
+      width: factor on every channel count, each rounded to at least 1.
       norm: ``"batch"``, ``"layer"`` (over the channels of a pixel) or ``"none"``.
       initialization: see `layer_initializers`.
 

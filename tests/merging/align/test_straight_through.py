@@ -120,5 +120,5 @@ def test_a_loss_that_is_not_finite_is_never_the_best(models, tiny_task, tiny_dat
         return straight_through(KEY, spec, first, second, task, *tiny_data, steps=3, batch_size=60)
 
     assert search(1.0).info["best_step"] == 1
-    with pytest.raises(ValueError, match="no loss of 3 steps was finite, the first nan; give a"):
+    with pytest.raises(ValueError, match="of the 3 losses was finite, the first was nan; give a"):
         search(np.nan)

@@ -223,7 +223,7 @@ def test_errors_name_leaf_and_setting():
         match(first, ARCHITECTURES["conv"]()[1])
     with pytest.raises(ValueError, match="init 'best' is unknown"):
         match(first, init="best")
-    with pytest.raises(ValueError, match="init of group first is no permutation"):
+    with pytest.raises(ValueError, match="init of group first is not a permutation"):
         match(first, init={"first": np.zeros(7, int)})
     with pytest.raises(ValueError, match="restarts 0 is below 1"):
         match(first, restarts=0)

@@ -20,10 +20,10 @@ class LocalContext(NamedTuple):
       params: the global parameters the round began with.
       server: what the algorithm broadcasts of its server state.
       client: the algorithm's state of this client.
-      learning_rate: of this round's local steps.
+      learning_rate: learning rate of this round's local steps.
       steps: number of local steps.
-      key: this client's and this round's own, another one at each local step and after the last,
-        for algorithms that draw (noise, random coordinates).
+      key: specific to this client and round, a different one at each local step and after the
+        last, for algorithms that draw random numbers (noise, random coordinates).
     """
 
     params: PyTree
@@ -39,12 +39,13 @@ class ServerContext(NamedTuple):
 
     Attributes:
       params: the global parameters the round began with.
-      update: the clients' updates, aggregated: as a rule ``sum_i p_i (w_i - w) / sum_i p_i``, or
-        the robust rule asked for; at least float32.
-      message: the clients' messages, aggregated alike; a tree of the algorithm's choice.
-      learning_rate: of this round's local steps.
+      update: the clients' updates, aggregated: the weighted mean
+        ``sum_i p_i (w_i - w) / sum_i p_i`` by default, or the result of the chosen robust rule; at
+        least float32.
+      message: the clients' messages, aggregated in the same way; a tree of the algorithm's choice.
+      learning_rate: learning rate of this round's local steps.
       round: number of rounds done before this one.
-      participants: number of clients whose updates were taken in.
+      participants: number of clients whose updates were accepted.
       share: the share of all samples that these clients hold, in (0, 1].
     """
 
@@ -58,43 +59,43 @@ class ServerContext(NamedTuple):
 
 
 def no_state(params: PyTree) -> tuple[()]:
-    """Nothing to remember."""
+    """Return an empty state."""
     del params
     return ()
 
 
 def same_gradient(gradient: PyTree, params: PyTree, context: LocalContext) -> PyTree:
-    """No correction of the local steps."""
+    """Return the gradient without a correction."""
     del params, context
     return gradient
 
 
 def no_message(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
-    """The client state as it was, and nothing to send besides the update."""
+    """Return the client state as it was, and no message besides the update."""
     del update
     return context.client, ()
 
 
 def same_update(update: PyTree, context: LocalContext) -> PyTree:
-    """The update as local training left it."""
+    """Return the update as local training left it."""
     del context
     return update
 
 
 def nothing(server: Any) -> Any:
-    """Clients need nothing of the server state."""
+    """Send clients nothing of the server state."""
     del server
     return ()
 
 
 def current(server: Any, params: PyTree) -> PyTree:
-    """The model to evaluate is the one training goes on from."""
+    """Evaluate the parameters that training continues from."""
     del server
     return params
 
 
 def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
-    """Return ``params + scale update``, taken in at least float32 and kept in each leaf's dtype."""
+    """Return ``params + scale update``, computed in at least float32, in each leaf's own dtype."""
 
     def add(w: Array, d: Array) -> Array:
         return (wide(w) + scale * wide(d)).astype(w.dtype)
@@ -103,9 +104,9 @@ def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
 
 
 class FederatedAlgorithm(NamedTuple):
-    """One federated algorithm, as pure functions; each says only where it is not FedAvg.
+    """A federated algorithm as pure functions, each of them FedAvg's by default.
 
-    One of your own is made from these parts, or by replacing some of another's:
+    Make your own from these parts, or replace some parts of another algorithm:
 
     >>> def rounded(update: PyTree, context: LocalContext) -> PyTree:
     ...     return jax.tree.map(lambda d: jax.lax.reduce_precision(d, 5, 2), update)
@@ -116,20 +117,20 @@ class FederatedAlgorithm(NamedTuple):
     [0.3125]
 
     Attributes:
-      name: how tables and ledgers call it.
-      apply: ``(server state, context) -> (params, server state)``, once a round, in the structure
-        and dtypes of ``context.params``, which `add_update` keeps. A round in which no client's
-        update was taken in does not reach it.
-      settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only by the same,
-        so what is not named here is not checked.
+      name: its name in tables and ledgers.
+      apply: ``(server state, context) -> (params, server state)``, once per round, in the structure
+        and dtypes of ``context.params``, which `add_update` keeps. Its result is not used in a
+        round in which no client's update was accepted.
+      settings: its hyper-parameters, ``((name, value), ...)``; a run is resumed only with the
+        same ones, and what is not named here is not checked.
       init_server: ``params -> server state``.
       init_client: ``params -> state of one client``; the simulation stacks it over clients.
-      broadcast: ``server state -> what clients get of it``, besides the parameters.
+      broadcast: ``server state -> the part clients receive``, besides the parameters.
       send: ``(update, context) -> update``, what is sent in place of the update (compressed, with
-        noise), once after the local steps and after clipping, of the same structure and shapes.
+        noise), of the same structure and shapes; called once, after the local steps and clipping.
       correct: ``(gradient, local params, context) -> gradient``, at every local step, before
         weight scope regularization, clipping and weight decay.
-      finish: ``(sent update, context) -> (client state, message)``, once after that.
+      finish: ``(sent update, context) -> (client state, message)``, called once after ``send``.
       evaluated: ``(server state, params) -> params`` of the model to evaluate and to keep.
     """
 
@@ -148,9 +149,9 @@ class FederatedAlgorithm(NamedTuple):
 def one_object(
     make: Callable[Arguments, FederatedAlgorithm],
 ) -> Callable[Arguments, FederatedAlgorithm]:
-    """Make a maker return one object for equal settings, however they are spelled.
+    """Make a maker return one object for equal settings, however they are passed.
 
-    Rounds are compiled once an object: ``fed_prox()`` and ``fed_prox(mu=0.1)`` share theirs.
+    Rounds are compiled once per object: ``fed_prox()`` and ``fed_prox(mu=0.1)`` share theirs.
     """
     signature = inspect.signature(make)
     cached: Callable[..., FederatedAlgorithm] = functools.cache(make)

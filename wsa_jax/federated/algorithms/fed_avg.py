@@ -23,8 +23,8 @@ def fed_avg() -> FederatedAlgorithm:
 
     .. math:: w \leftarrow w + \frac{\sum_i p_i (w_i - w)}{\sum_i p_i}, \qquad p_i = n_i
 
-    Guarantees: stateless on both sides; the server needs only sums over clients. One client that
-    takes part alone is plain local training.
+    Guarantees: stateless on both sides; the server needs only sums over clients. With one
+    participant it is plain local training.
 
     >>> fed_avg().name, fed_avg() is fed_avg()
     ('fed_avg', True)

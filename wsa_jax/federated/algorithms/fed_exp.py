@@ -41,15 +41,15 @@ def fed_exp(
         w \leftarrow w + \eta_g \bar\Delta
 
     Args:
-      epsilon: keeps the denominator from 0. The public code gives 1e-3 for CIFAR-10.
-      epsilon_form: ``"paper"`` as above; ``"code"`` multiplies it by the number of participants,
-        as the authors' code does.
-      epsilon_decay: of the learning rate, a round; ``epsilon_t = epsilon decay^(2 (t + 1))``. Give
-        1 for a constant one.
+      epsilon: keeps the denominator above 0. The public code uses 1e-3 for CIFAR-10.
+      epsilon_form: ``"paper"`` is the formula above; ``"code"`` multiplies epsilon by the number of
+        participants, as the authors' code does.
+      epsilon_decay: decay of the learning rate per round;
+        ``epsilon_t = epsilon decay^(2 (t + 1))``. Give 1 for a constant epsilon.
 
     Guarantees: sums over clients only; equal updates give a step size of exactly 1. The model to
-    evaluate is the mean of the last two iterates (after round 1, the first iterate); training goes
-    on from the last.
+    evaluate is the mean of the last two iterates (after round 1, the first iterate); training
+    continues from the last.
 
     Raises:
       ValueError: epsilon is not positive, epsilon_decay not in (0, 1], or epsilon_form unknown.

@@ -44,14 +44,14 @@ def scaffold() -> FederatedAlgorithm:
         c \leftarrow c + \sum_{i \in S} \frac{n_i}{\sum_{j} n_j} (c_i' - c_i)
 
     Guarantees: with the mean as rule, ``c = sum_i n_i c_i / sum_i n_i`` over **all** clients after
-    every round (up to rounding in low precision; a median keeps no such sum); held fixed within a
-    round. Without local momentum a variate is the mean gradient of the steps, with all that a local
-    step does: weight decay, clipping, and weight scope regularization. ``eta`` is the learning rate
-    of the round itself, decayed.
+    every round (up to rounding in low precision; a median does not preserve this sum); c is fixed
+    within a round. Without local momentum a variate is the mean gradient of the steps, including
+    all that a local step does: weight decay, clipping, and weight scope regularization. ``eta`` is
+    the round's own learning rate, after decay.
 
-    Edge cases: a learning rate of 0 makes the variates infinite, so the client is dropped. State:
-    one copy of the parameters a client. With partial participation over a mesh it moves between
-    devices, so a round is not a sum over clients alone.
+    Edge cases: a learning rate of 0 makes the variates infinite, so the client is dropped. The
+    state is one copy of the parameters per client. With partial participation over a mesh it moves
+    between devices, so a round is not a sum over clients alone.
 
     >>> scaffold().init_client({"w": jnp.ones(2)})["w"].tolist()
     [0.0, 0.0]

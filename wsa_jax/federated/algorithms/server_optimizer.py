@@ -27,14 +27,14 @@ def server_optimizer(
     .. math:: w \leftarrow w + \mathrm{optimizer}(-\bar\Delta)
 
     Args:
-      name: how tables and ledgers call it.
+      name: its name in tables and ledgers.
       optimizer: any optax optimiser; its state is the server state. Equal objects share a
         compilation.
-      settings: its hyper-parameters, so that a run is resumed only by the same.
+      settings: its hyper-parameters, so that a run is resumed only with the same ones.
 
     Guarantees: sums over clients only. ``optax.sgd(1.0)`` is FedAvg. The optimiser sees gradients
-    and parameters in at least float32, and keeps its state so: the small terms of a running mean
-    would be lost in half precision.
+    and parameters in at least float32, and keeps its state in that precision: half
+    precision would lose the small terms of a running mean.
 
     >>> server_optimizer("fed_sgd", optax.sgd(1.0), (("learning_rate", 1.0),)).name
     'fed_sgd'
@@ -111,7 +111,7 @@ def fed_yogi(
 def _named(
     name: str, make: Callable[..., optax.GradientTransformation], **settings: float | int
 ) -> FederatedAlgorithm:
-    """One of optax's optimisers by its settings, which are checked and kept."""
+    """Build one of optax's optimisers from its settings, which are checked and recorded."""
     for setting, value in settings.items():
         decay = setting in ("momentum", "b1", "b2")
         if not (0 <= value < 1 if decay else 0 < value < float("inf")):

@@ -1,4 +1,4 @@
-"""Bring models' units into correspondence; every function here keeps the model's function."""
+"""Bring models' units into correspondence without changing what the models compute."""
 
 from wsa_jax.merging.align.activation_matching import activation_matching as activation_matching
 from wsa_jax.merging.align.apply import align as align

@@ -1,4 +1,4 @@
-"""Activation matching: pair units by how their activations go together on the same inputs."""
+"""Activation matching: pair units by how similar their activations are on the same inputs."""
 
 import functools
 import time
@@ -19,10 +19,10 @@ Activations = Callable[[PyTree, Array], Mapping[str, Float[Array, "..."]]]
 
 
 class Moments(NamedTuple):
-    """Means, sums of squared deviations, and sums of products of deviations, of one group.
+    """Means, sums of squared deviations, and sums of products of deviations, for one group.
 
-    ``parents`` is 1 for a group that is not nested; in ``cross``, a parent's unit of the first
-    model comes before one of the second.
+    ``parents`` is 1 for a group that is not nested; in each pair of axes of ``cross``, the first
+    model's axis precedes the second's.
     """
 
     count: Array
@@ -45,42 +45,43 @@ def activation_matching(
     num_samples: int | None = None,
     batch_size: int = 500,
 ) -> Matching:
-    r"""Pair the units whose activations go together on the same inputs, each group on its own.
+    r"""Pair the units whose activations are most alike on the same inputs, group by group.
 
     .. math:: \max_P \sum_u \mathrm{E}[a_u b_{P(u)}] \quad\text{or}\quad
               \max_P \sum_u \mathrm{corr}(a_u, b_{P(u)})
 
-    No group waits for another: a unit's activation is the same function of the input wherever the
-    units before it lie, so that each group's pairs follow from the models as they are. A nested
-    group is assigned in every pair of its parent's units, and counts in the parent's score.
+    Groups are independent: a unit's activation is the same function of the input whatever the
+    order of the units before it, so each group's pairs follow from the models as they are. A nested
+    group is assigned within every pair of its parent's units, and its score counts in the parent's.
 
     Args:
-      key: chooses the samples; without ``num_samples`` nothing depends on it.
+      key: draws the samples; has no effect without ``num_samples``.
       spec: which axes move together.
-      first: the model that stays.
-      second: the model to be brought into its order.
-      activations: ``(params, inputs) -> {group: [..., units]}``, ``[..., parent's units, units]``
-        of a nested group; leading axes (examples, positions) count alike. `taps` makes it of a
-        model's function and its spec. A group that it leaves out keeps its order. The same function
-        compiles once.
+      first: the model that stays fixed.
+      second: the model to reorder to match ``first``.
+      activations: ``(params, inputs) -> {group: [..., units]}``, with
+        ``[..., parent's units, units]`` for a nested group; all leading axes (examples, positions)
+        count as samples. `taps` makes it from a model's function and its spec. A group that it
+        leaves out keeps its order. Each function object is compiled once.
       inputs: ``[examples, ...]``: calibration data; no labels are needed.
-      measure: ``"product"`` is uncentred, ``"correlation"`` Pearson's; dead units correlate by 0.
+      measure: ``"product"`` (uncentred) or ``"correlation"`` (Pearson's; 0 for dead units).
       num_samples: number of examples, drawn without replacement; all by default.
-      batch_size: examples at once; memory holds one batch, and for each group its moments.
+      batch_size: examples at once; memory holds one batch and the moments of each group.
 
     Returns:
-      permutations, and ``info``: ``objective`` (the sum above) of each group, ``samples``,
-      ``seconds``, ``solver_seconds``.
+      The permutations, and ``info`` with ``objective`` (the sum above, per group), ``samples``,
+      ``seconds`` and ``solver_seconds``.
 
-    Guarantees: arguments are unchanged; moments are accumulated about running means, so that
-    correlations keep their digits where means are large.
+    Guarantees: arguments are unchanged; moments are accumulated about running means, so
+    correlations stay precise where means are large.
 
     Raises:
-      ValueError: no calibration data, architectures differ, the spec is another model's, a weight
-        is not finite, activations of an unknown group or another width, or an unknown measure.
+      ValueError: there is no calibration data, architectures differ, the spec is for another model,
+        a weight is not finite, activations belong to an unknown group or have the wrong width, or
+        the measure is unknown.
 
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, section 3.1 (uncentred); the correlation is
-    Li et al., 2015.
+    from Li et al., 2015.
     """
     begin = time.perf_counter()
     if measure not in ("product", "correlation"):
@@ -188,7 +189,7 @@ def _of_batch(ours: Array, theirs: Array) -> Moments:
 
 
 def _joined(total: dict[str, Moments], more: dict[str, Moments]) -> dict[str, Moments]:
-    """Moments of two samples together (Chan, Golub and LeVeque, 1983)."""
+    """Combine the moments of two samples (Chan, Golub and LeVeque, 1983)."""
 
     def join(a: Moments, b: Moments) -> Moments:
         count = a.count + b.count

@@ -22,12 +22,13 @@ def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
     Args:
       spec: which axes move together.
       second: the model that was matched or rescaled; statistics that the spec names (BatchNorm)
-        move along.
-      found: of `weight_matching`, `activation_matching`, `straight_through`, `rescale`,
-        `normalize_scales` or `rescale_and_match`; of the last, scales are applied first.
+        move with it.
+      found: the result of `weight_matching`, `activation_matching`, `straight_through`, `rescale`,
+        `normalize_scales` or `rescale_and_match`; for the last, scales are applied first.
 
     Returns:
-      the structure and dtypes of second. Equal to `scale_units` and `permute_units`, compiled.
+      The moved model, with the structure and dtypes of ``second``. The result equals that of
+      `scale_units` and `permute_units`, but is compiled.
 
     >>> import numpy as np
     >>> from wsa_jax.merging.spec import Tie, hand_written

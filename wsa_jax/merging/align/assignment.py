@@ -1,4 +1,4 @@
-"""Assign units to units: SciPy's solver over one matrix or a stack, and what a matching is."""
+"""Assign units to units: SciPy's solver for one matrix or a stack, and the type of a matching."""
 
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ _permute = jax.jit(permute_units, static_argnames="spec")
 
 
 class Matching(NamedTuple):
-    """Which unit of the second model answers to each unit of the first.
+    """Which unit of the second model corresponds to each unit of the first.
 
     Attributes:
-      permutations: by group, ``[units]``; ``[parent's units, units]`` for a nested group. What
-        `permute_units` takes.
-      info: figures by name (objective, sweeps, seconds), plain values and arrays; never needed to
-        go on.
+      permutations: by group, ``[units]``, or ``[parent's units, units]`` for a nested group, as
+        `permute_units` takes them.
+      info: diagnostics by name (objective, sweeps, seconds), plain values and arrays; not needed
+        to apply the matching.
     """
 
     permutations: dict[str, Integer[np.ndarray, "*parent units"]]
@@ -29,7 +29,7 @@ class Matching(NamedTuple):
 
 
 def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
-    """`permute_units` under jit; leaves that do not move, arrays or not, stay."""
+    """`permute_units` under jit; leaves that do not move, arrays or not, are kept."""
     moved = _permute(spec, moving_leaves(spec, params), permutations)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: moved.get(key_path(path), leaf), params
@@ -37,7 +37,7 @@ def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
 
 
 def moving_leaves(spec: AxisSpec, params: PyTree) -> dict[str, Array | np.ndarray]:
-    """Leaves that hold units of some group, statistics among them, by key path: a model itself."""
+    """Leaves that hold units of a group, statistics included, by key path: itself a model."""
     names = {tie.leaf for group in spec.groups for tie in group.ties}
     leaves = {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return {name: leaf for name, leaf in leaves.items() if name in names}
@@ -46,12 +46,12 @@ def moving_leaves(spec: AxisSpec, params: PyTree) -> dict[str, Array | np.ndarra
 def assign(
     scores: Float[Array | np.ndarray, "*stack units units"],
 ) -> tuple[Integer[np.ndarray, "*stack units"], Float[np.ndarray, "*stack"]]:
-    """Find the permutation of greatest total score, of one matrix or of each of a stack.
+    """Find the permutation of greatest total score, for one matrix or for each of a stack.
 
-    On the host in float64: the solver is serial, and accelerators are slower at it.
+    Runs on the host in float64: the solver is serial, and accelerators are slower at it.
 
     Returns:
-      permutations, row u is given column ``permutation[u]``; and the totals.
+      The permutations, which assign column ``permutation[u]`` to row u, and the total scores.
 
     Raises:
       ValueError: a score is NaN or infinite.
@@ -72,7 +72,7 @@ def score_of(
     scores: Float[np.ndarray, "*stack units units"],
     permutations: Integer[np.ndarray, "*stack units"],
 ) -> Float[np.ndarray, "*stack"]:
-    """Sum each matrix over the pairs that a permutation makes.
+    """Sum the scores of the pairs that a permutation makes, for each matrix.
 
     >>> score_of(np.array([[1.0, 5.0], [4.0, 7.0]]), np.array([0, 1])).item()
     8.0

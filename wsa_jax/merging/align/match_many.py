@@ -1,4 +1,4 @@
-"""MergeMany: bring many models into one order, each matched to the mean of the others."""
+"""MergeMany: bring many models into a common order, each matched to the mean of the others."""
 
 import time
 from collections.abc import Sequence
@@ -25,31 +25,31 @@ def weight_matching_many(
     max_rounds: int = 100,
     max_sweeps: int = 100,
 ) -> tuple[Matching, ...]:
-    r"""Permute the units of many models so that they come closest to one another.
+    r"""Permute the units of many models so that the models come closest to one another.
 
     .. math:: \min_{\pi_1, \dots, \pi_m} \sum_{i < j} \lVert \pi_i(w^i) - \pi_j(w^j) \rVert^2
 
-    In a random order, each model is matched to the mean of the others as they stand, beginning at
-    its present permutation; rounds follow until one brings nothing.
+    In a random order, each model is matched to the mean of the others as they then are, starting
+    from its current permutation; rounds are repeated until one improves nothing.
 
     Args:
-      key: of the orders of models and groups.
+      key: draws the orders of models and groups.
       spec: which axes move together.
       models: at least two, of one architecture, a list or a stack ``[models, ...]``.
-      max_rounds: rounds over all models.
-      max_sweeps: of one matching.
+      max_rounds: maximum number of rounds over all models.
+      max_sweeps: maximum number of sweeps per matching.
 
     Returns:
-      one matching a model, in the order given. Each ``info`` holds ``objective`` (the sum of
-      products with the mean of the others), and, equal in all, ``spread`` (root of the summed
-      squared distances to the mean of the weights that move: at first and after every round),
-      ``rounds``, ``converged`` and ``seconds``.
+      One matching per model, in the order given. Each ``info`` holds ``objective`` (the sum of
+      products with the mean of the others) and, equal in all of them, ``spread`` (root of the
+      summed squared distances to the mean, over the weights that move: at the start and after every
+      round), ``rounds``, ``converged`` and ``seconds``.
 
     Guarantees: arguments are unchanged; equal keys give equal results; the spread, in float64 on
     the host, never grows. Averaging is not done here: average the aligned models.
 
     Raises:
-      ValueError: fewer than two models, fewer than one round or sweep, or as `weight_matching`.
+      ValueError: fewer than two models, fewer than one round or sweep, or as for `weight_matching`.
 
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> models = [{"a": np.array([[x, 3.0 - x]])} for x in (1.0, 2.0, 1.0)]
@@ -106,7 +106,7 @@ _mean = jax.jit(weighted_mean)
 
 
 def _spread(models: Sequence[dict[str, Any]], names: Sequence[str]) -> float:
-    """Root of the summed squared distances to the mean over the leaves that move, in float64."""
+    """Root of the summed squared distances to the mean, over the leaves that move, in float64."""
     total = 0.0
     for name in names:
         values = np.stack([np.asarray(model[name], np.float64) for model in models])

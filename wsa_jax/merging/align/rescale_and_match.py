@@ -47,20 +47,20 @@ def rescale_and_match(
     cannot mislead it. Each later one continues from the units matched and scaled so far.
 
     Args:
-      key: for ``match_fn``, split once a round.
+      key: for ``match_fn``, split once per round.
       spec: which axes move together.
-      first: the model that stays.
+      first: the model that stays fixed.
       second: the model that moves.
       match_fn: ``(key, spec, first, second) -> object with .permutations``.
       rescale_fn: `rescale`, or a ``functools.partial`` of it with other options.
-      rounds: at most so many; stops after the first that does not bring the models closer.
+      rounds: maximum number of rounds; stops after the first that does not reduce the distance.
 
     Returns:
       Scales and permutations of the round with the smallest squared distance between the models,
-      never the last one only because it is the last. Apply the scales first.
+      which need not be the last. Apply the scales first.
 
     Raises:
-      ValueError: fewer than one round, or as `rescale` and ``match_fn``.
+      ValueError: fewer than one round, or as for `rescale` and ``match_fn``.
 
     >>> import jax.numpy as jnp
     >>> from types import SimpleNamespace
@@ -79,7 +79,7 @@ def rescale_and_match(
     Source: new here; the alternation is coordinate descent over the two symmetries of a ReLU net.
     """
     if rounds < 1:
-        raise ValueError(f"rounds {rounds} is below 1; the first one matches and rescales once")
+        raise ValueError(f"rounds {rounds} is below 1; give at least one round")
     check_same_structure(first, second)
     balanced = [scale_units(spec, m, normalize_scales(spec, m).scales) for m in (first, second)]
     permutations: dict[str, np.ndarray] = {}
@@ -121,7 +121,7 @@ def _apply(
 def _compose(
     spec: AxisSpec, done: dict[str, np.ndarray], then: Permutations
 ) -> dict[str, np.ndarray]:
-    """The permutations that move units as ``done`` and afterwards ``then`` do."""
+    """The permutations that move units as ``done`` followed by ``then``."""
     result = dict(done)
     for name, found in then.items():
         step = np.asarray(found)
@@ -131,7 +131,7 @@ def _compose(
         if parent is None:
             result[name] = step if before is None else before[step]
             continue
-        # Unit k of the parent, as then sees it, is unit order[k] of the model done starts from.
+        # Unit k of the parent, as `then` sees it, is unit order[k] of what `done` starts from.
         before = np.broadcast_to(np.arange(step.shape[1]), step.shape) if before is None else before
         result[name] = np.empty_like(step)
         result[name][order] = np.take_along_axis(before[order], step, axis=1)
@@ -139,7 +139,7 @@ def _compose(
 
 
 def _squared_distance(spec: AxisSpec, first: PyTree, second: PyTree) -> float:
-    """Over all weights; statistics move with the units and do not count."""
+    """Sum over all weights; statistics move with the units and do not count."""
     statistics = {t.leaf for g in spec.groups for t in g.ties if t.role == "statistic"}
     total = 0.0
     named = jax.tree_util.tree_leaves_with_path(first)

@@ -27,9 +27,9 @@ class Rescaling(NamedTuple):
     Attributes:
       scales: by group, positive, ``[units]``, float32; only groups that were fitted.
       info: ``objective`` (its value at scales of 1, at the start, and after each step; a mean over
-        layers, or, for distances, in units of the models' squared norms),
-        ``converged``, ``frozen`` (by group, how many units keep scale 1 because a side of theirs is
-        all zero), and, from `rescale`, ``layers``, ``divergence_before``, ``divergence_after``.
+        layers, or, for distances, in units of the models' squared norms), ``converged``,
+        ``frozen`` (by group, how many units keep scale 1 because their incoming or outgoing weights
+        are all 0), and, from `rescale`, ``layers``, ``divergence_before``, ``divergence_after``.
     """
 
     scales: dict[str, Float[np.ndarray, " units"]]
@@ -48,7 +48,7 @@ def rescale(
     weight_by: Literal["layer", "size"] = "layer",
     max_steps: int = 500,
 ) -> Rescaling:
-    r"""Scale the second model's units, at an unchanged function, until its scopes fit the first's.
+    r"""Scale the second model's units, keeping its function, until its scopes fit the first's.
 
     With x = log c and, for layer l between groups, :math:`s_l = x_{out(l)} - x_{in(l)}`:
 
@@ -60,37 +60,37 @@ def rescale(
 
     Args:
       spec: which axes move together; groups that admit permutations only, or lie inside another,
-        stay.
+        are not scaled.
       first: the model whose scopes are the target.
       second: the model to scale, of the same structure.
-      granularity: one scale a ``"group"``, or one a ``"unit"``. With ``"unit"`` the scope
-        objectives match, instead of a layer's std, the root mean square of each unit's weights,
-        incoming and outgoing, in each layer.
+      granularity: one scale per ``"group"``, or one per ``"unit"``. With ``"unit"`` the scope
+        objectives match the root mean square of each unit's weights, incoming and outgoing, in each
+        layer, instead of the layer's std.
       objective: ``"divergence"`` is what WSA trains with (Eq. 3). ``"log_std"`` treats too large
-        and too small alike; per group it is a linear least squares in closed form (but for layers
-        that read a concatenation, and there it is the start). ``"distance"`` needs units that
-        correspond already: between unrelated models its best scales are those of the smallest
-        weights, whatever the first's scopes.
-      groups: names of those to scale; all that can be by default.
-      select: layers that have a scope. Biases move with their layer; they enter ``"distance"`` and
-        no scope objective.
-      weight_by: each ``"layer"`` counts the same, as in WSA, or by its ``"size"``.
-      max_steps: limit of L-BFGS steps.
+        and too small alike; per group it is a linear least-squares problem in closed form (with
+        layers that read a concatenation, the closed form is only the start). ``"distance"`` needs
+        units that already correspond: between unrelated models its best scales are those of the
+        smallest weights, whatever the first model's scopes.
+      groups: names of the groups to scale; by default all that admit scaling.
+      select: layers that have a scope. Biases move with their layer; they count in ``"distance"``
+        but in no scope objective.
+      weight_by: ``"layer"`` counts all layers equally, as in WSA; ``"size"`` counts them by size.
+      max_steps: maximum number of L-BFGS steps.
 
     Returns:
       The scales of ``second``, and the WSA divergence of its layers from the first's, before and
       after.
 
-    Guarantees: deterministic; float64 on the host; the objective is never above that of scales of
-      1; equal models give scales of exactly 1; starts from the better of
-      1 and the ``log_std`` fit.
+    Guarantees: deterministic; float64 on the host; the objective is never above its value at scales
+      of 1; equal models give scales of exactly 1; the search starts from the better of scales of 1
+      and the ``log_std`` fit.
 
     Edge cases: a unit (or group) whose incoming or outgoing weights are all 0 in either model keeps
     scale 1; rows and layers with a std below `wsa_jax.scope.STD_FLOOR` are left out of the fit.
 
     Raises:
       ValueError: no group admits scaling, or a named one does not; models differ in structure, hold
-        NaN, or do not fit the spec; a setting is unknown.
+        NaN, or do not fit the spec; or a setting is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.spec import Tie, hand_written
@@ -147,20 +147,22 @@ def rescale(
 def normalize_scales(
     spec: AxisSpec, params: PyTree, *, granularity: Granularity = "unit", max_steps: int = 500
 ) -> Rescaling:
-    r"""Find the smallest of all models that scaling makes of one: the balanced gauge.
+    r"""Find the scales that make a model's weights smallest: the balanced gauge.
 
     .. math:: \min_c \sum_l \|W_l(c)\|^2, \quad\text{where each unit has }
               \|\text{incoming}\| = \|\text{outgoing}\|
 
-    Two models that differ by scales alone become equal, so that matching units in this gauge does
-    not depend on them. Biases count as incoming.
+    Two models that differ only by scales become equal, so matching units in this gauge does not
+    depend on the scales. Biases count as incoming.
 
-    Guarantees: the objective is convex in log c, so there is one minimum; never above scales of 1.
+    Guarantees: the objective is convex in log c, so there is one minimum; it is never above its
+    value at scales of 1.
 
-    Edge cases: a unit with a side that is all 0 has no balance and keeps scale 1.
+    Edge cases: a unit whose incoming or outgoing weights are all 0 cannot be balanced and keeps
+    scale 1.
 
     Raises:
-      ValueError: as `rescale`.
+      ValueError: as for `rescale`.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.spec import Tie, hand_written

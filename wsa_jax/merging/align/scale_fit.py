@@ -1,7 +1,7 @@
-"""The functions of log scales that rescaling minimises, and how.
+"""The functions of log scales that rescaling minimises, and their minimisation.
 
-Every objective is smooth in x = log c through sums over the cells of each leaf (an output unit
-times an input unit), so no step looks at a single weight twice. float64 on the host.
+Every objective depends smoothly on x = log c through sums over the cells of each leaf (an output
+unit times an input unit), so single weights are read only once. In float64 on the host.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class _Axis(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Scopes to match in one leaf: which dimensions each sums over, and the first model's."""
+    """Scopes to match in one leaf: dimensions that each sums over, and the first model's scopes."""
 
     over: tuple[int, ...]
     count: np.ndarray
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
 
 def problem_of(spec: AxisSpec, granularity: Granularity, names: Sequence[str] | None) -> Problem:
-    """Lay out one log scale a unit, or a group, for the groups to be scaled."""
+    """Lay out one log scale per unit, or per group, for the groups to be scaled."""
     able = [g for g in spec.groups if g.admits != "permutation" and g.parent is None]
     for name in names or ():
         if spec[name] not in able:
@@ -232,7 +232,7 @@ def divergence(
 
 
 def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -> Fun:
-    """Weighted mean of a loss of each row's scope; gives also the derivatives of the loss."""
+    """Weighted mean of a loss of each row's scope, together with its derivatives."""
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = 0.0, np.zeros_like(x)
@@ -271,7 +271,7 @@ def distance_fun(tables: list[Table], free: np.ndarray) -> Fun:
 
 
 def closed_form(tables: list[Table], free: np.ndarray) -> np.ndarray:
-    """Weighted linear least squares of the layers' log stds, linear in x without concatenations."""
+    """Weighted least squares of the layers' log stds, linear in x without concatenations."""
     matrix, residual = [], []
     for table in tables:
         for rows in table.rows:
@@ -289,7 +289,7 @@ def closed_form(tables: list[Table], free: np.ndarray) -> np.ndarray:
 def minimise(
     fun: Fun, starts: list[np.ndarray], max_steps: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Descend from the best of the starts; never ends above it."""
+    """Descend from the best of the starts, and never end above it."""
     values = [fun(x)[0] for x in starts]
     best = int(np.argmin(values))
     start, trace = starts[best], [values[0], values[best]]
@@ -301,13 +301,13 @@ def minimise(
         callback=lambda intermediate_result: trace.append(float(intermediate_result.fun)),
         options={"maxiter": max_steps, "ftol": 1e-15, "gtol": 1e-12, "maxcor": 20},
     )
-    # A line search that ends at rounding may end a hair above its start.
+    # A line search that stops at rounding error may end slightly above its start.
     x = result.x if result.fun <= values[best] else start
     return x, {"objective": np.asarray(trace), "converged": result.status != 1}
 
 
 def movable(tables: list[Table], size: int, *, of_first: bool = True) -> np.ndarray:
-    """1 for log scales that move; 0 where the fit sees a side of all zeros in either model."""
+    """1 for log scales that move; 0 where a side that the fit sees is all 0 in either model."""
     free = np.ones(size)
     for sign in (1.0, -1.0):
         there, first, second = np.zeros(size), np.zeros(size), np.zeros(size)
@@ -330,7 +330,7 @@ def frozen(problem: Problem, free: np.ndarray) -> dict[str, int]:
 
 
 def scales_of(problem: Problem, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Scales by group, one a unit."""
+    """Scales by group, one per unit."""
     return {
         group.name: np.broadcast_to(
             np.exp(x[problem.slices[group.name]]).astype(np.float32), (group.size,)

@@ -1,6 +1,6 @@
-"""How alike two models' units are, as sums of products of their weights: static plan and products.
+"""Similarity of two models' units, as sums of products of their weights: static plan and products.
 
-A *block* is what one assignment moves: a group, with the groups nested in it. A *view* is one of
+A *block* is what one assignment moves: a group and the groups nested in it. A *view* is one of
 its ties, in a layout in which the product is a plain matrix product. Views of equal geometry share
 a compilation.
 """
@@ -32,12 +32,12 @@ class View(NamedTuple):
     """One tie of a block's group.
 
     Attributes:
-      leaf: where it lies.
-      tie: of the block's group there.
-      local: the leaf's symmetries with names of its own, so that equal geometry is an equal static
-        argument; ``"own"`` is the block's group.
-      others: groups that move the rest of the leaf, ``(name in local, name in spec)``.
-      nested: groups nested in the block's that lie here, likewise.
+      leaf: key path of the leaf.
+      tie: the tie of the block's group in that leaf.
+      local: the leaf's symmetries under local names, so that equal geometries are equal static
+        arguments; ``"own"`` is the block's group.
+      others: groups that move the rest of the leaf, as ``(name in local, name in spec)``.
+      nested: groups nested in the block's group that lie in the leaf, in the same form.
       layout: ``"pair"``: one other group moves the rest, ``[its units, rest, units]``; ``"flat"``:
         ``[..., units]``; ``"leaf"``: as in the model.
     """
@@ -51,7 +51,7 @@ class View(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What one assignment moves; `coupled` where its own order enters its scores."""
+    """What one assignment moves; `coupled` if its own order enters its scores."""
 
     group: Group
     nested: tuple[Group, ...]
@@ -66,12 +66,13 @@ class Problem(NamedTuple):
       spec: which axes move together.
       first: leaves of the first model that move, on the host, by name.
       second: leaves of the second model, statistics among them.
-      blocks: in the spec's order.
-      pairs: both models' leaf of each view in the view's layout; None for a view whose products no
-        other group changes: `constants` has them.
-      constants: products of those views.
+      blocks: the blocks, in the spec's order.
+      pairs: both models' leaf of each view, in the view's layout; None for a view whose products no
+        other group changes: those products are in `constants`.
+      constants: the products of those views.
       norms: for each block, the product of both models' norms over its leaves, divided by the
-        root of its units: what rounding of a sum over its units is proportional to.
+        square root of its number of units; the rounding error of a sum over its units is
+        proportional to it.
     """
 
     spec: AxisSpec
@@ -87,7 +88,7 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     """Check two models against each other and the spec, and lay their leaves out.
 
     Raises:
-      ValueError: architectures differ, the spec is another model's, or a weight is not finite.
+      ValueError: architectures differ, the spec is for another model, or a weight is not finite.
     """
     check_same_structure(first, second)
     check_spec(spec, first)
@@ -97,7 +98,7 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
 
 
 def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
-    """`prepare` without its checks, for models that passed them."""
+    """`prepare` without its checks, for models that have passed them."""
     ours, theirs = moving_leaves(spec, first), moving_leaves(spec, second)
     blocks = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
     names = sorted({view.leaf for block in blocks for view in block.views})
@@ -115,7 +116,7 @@ def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
 
 
 def compare(problem: Problem, permutations: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """Sum of products, and Euclidean distance, of all weights that move, each once, in float64."""
+    """Sum of products and Euclidean distance of all weights that move, each once, in float64."""
     moved = move(problem.spec, problem.second, permutations)
     # Through two small buffers: float64 copies of whole models cost more than the sums.
     ours, theirs = np.empty((2, _BUFFER))
@@ -141,20 +142,20 @@ def products(
     permutations: Mapping[str, Array],
     ordered: bool = False,
 ) -> Products:
-    """Multiply each unit's weights in the first model with each unit's in the second.
+    """Multiply each unit's weights in the first model by each unit's in the second.
 
     Args:
       local: symmetries of the leaf.
-      layout: of the leaf, see `View`.
+      layout: layout of the leaf, see `View`.
       first: the leaf in the first model.
       second: the leaf in the second model.
-      permutations: of the groups that move the rest of the leaf.
-      ordered: sort along the rest in place of permuting: the greatest that each product can be
-        whatever the other groups' orders (rearrangement inequality).
+      permutations: permutations of the groups that move the rest of the leaf.
+      ordered: sort along the rest instead of permuting: the greatest value that each product can
+        take, whatever the other groups' orders (rearrangement inequality).
 
     Returns:
-      products of units; and for each nested group, of its units in each pair of units. The former
-      leaves out what the latter count.
+      The products of units and, for each nested group, the products of its units within each pair
+      of units. The former leave out what the latter count.
     """
     highest = jax.lax.Precision.HIGHEST
     if ordered and layout == "pair":
@@ -179,7 +180,7 @@ def products(
             rows_of = functools.partial(unit_rows, local, group=group, tie=tie)
             rows = (rows_of(first), rows_of(second))
             scores += jnp.einsum("unk,vmk->uvnm", *rows, precision=highest)
-            # Rows only gather, so that their transpose puts ones back where they came from.
+            # Rows only gather, so their transpose puts ones back where the rows came from.
             (covered,) = jax.linear_transpose(rows_of, first)(jnp.ones_like(rows[0]))
             rest = jnp.where(covered > 0, 0.0, rest)
         inside.append(scores)
@@ -199,8 +200,8 @@ def update_products(
 ) -> Float[Array, "units units"]:
     """Bring the products of a ``"pair"`` view up to date after ``count`` other units moved.
 
-    The work is proportional to their number, not to all: ``moved[:count]`` lists them, and ``new``
-    and ``old`` are the other group's orders.
+    The work is proportional to ``count``, not to the number of all units: ``moved[:count]`` lists
+    those that moved, and ``new`` and ``old`` are the other group's orders.
     """
     chunk = min(_CHUNK, moved.shape[0])
 
@@ -304,7 +305,7 @@ def _view(
     ]
 
     def placed(t: Tie) -> Tie:
-        # Without nesting the leaf is laid out anew: repeats first, other axes, units last.
+        # Without nesting the leaf is laid out anew: repeats first, then other axes, units last.
         axis = t.axis if nested else t.axis + 1 - (t.axis > tie.axis)
         return dataclasses.replace(t, leaf=_LEAF, axis=axis, role="produced")
 
@@ -335,7 +336,7 @@ def _view(
 
 
 def _with(groups: list[Group], name: str, size: int, tie: Tie, parent: str | None) -> list[Group]:
-    """The groups with one more tie of a group, which is made where it is new."""
+    """Add a tie to a group, which is created if it is new, and return all groups."""
     if all(group.name != name for group in groups):
         groups = [*groups, Group(name=name, size=size, ties=(), parent=parent)]
     return [

@@ -37,46 +37,46 @@ def straight_through(
     momentum: float | int = 0.9,
     max_sweeps: int = 100,
 ) -> Matching:
-    r"""Search permutations by the loss of the midpoint, through a free model that they project.
+    r"""Search for permutations of low midpoint loss, through a free model projected onto them.
 
     .. math:: \pi_t = \text{weight matching of } w^2 \text{ to } v_t, \qquad
               L_t = L\bigl(\tfrac12 (w^1 + \pi_t(w^2))\bigr), \qquad
               v_{t+1} = v_t - \eta \, \nabla L_t
 
-    The gradient passes the projection as if it were the identity; :math:`v_0 = w^1`, so that step 0
-    is weight matching, and each matching begins at the one before.
+    The gradient passes through the projection as if it were the identity; :math:`v_0 = w^1`, so
+    step 0 is weight matching, and each matching starts from the previous one.
 
     Args:
-      key: of batches, the loss's own randomness, and visiting orders.
+      key: draws batches, the loss's own randomness and visiting orders.
       spec: which axes move together.
-      first: the model that stays: parameters, or variables ``{"params": ..., collections}``,
+      first: the model that stays fixed: parameters, or variables ``{"params": ..., collections}``,
         whichever the spec names.
-      second: the model to be brought into its order, likewise.
-      task: whose training loss is made small.
+      second: the model to reorder to match ``first``, in the same form.
+      task: the task whose training loss is minimised.
       images: ``[examples, ...]``, training data.
       labels: ``[examples]``.
-      model_state: non-parameter collections of the midpoint; none by default, and those between
-        the models' where they are variables.
-      steps: batches; the matching is judged on each.
-      batch_size: examples a step, at most all of them.
-      learning_rate: of SGD on the free model, a number.
-      momentum: likewise.
-      max_sweeps: of one matching.
+      model_state: non-parameter collections of the midpoint; none by default, or, where the
+        models are variables, the midpoint of the models' collections.
+      steps: number of batches; the matching is judged on each.
+      batch_size: examples per step, at most all of them.
+      learning_rate: learning rate of SGD on the free model, a number.
+      momentum: momentum of SGD on the free model, a number.
+      max_sweeps: maximum number of sweeps per matching.
 
     Returns:
-      the permutations of the least loss, and ``info``: ``loss`` ``[steps]`` of the midpoints as
-      measured in training, ``best_step``, ``seconds``, ``matching_seconds``.
+      The permutations of lowest loss, and ``info`` with ``loss`` ``[steps]`` of the midpoints as
+      measured in training, ``best_step``, ``seconds`` and ``matching_seconds``.
 
     Guarantees: arguments are unchanged; equal keys give equal results. The best permutations are
-    kept, not the last. Losses of different batches are compared: give ``batch_size`` all examples
-    to judge by the whole set.
+    kept, not the last. Losses of different batches are compared: to judge by the whole set, set
+    ``batch_size`` to the number of examples.
 
     Raises:
-      ValueError: no data, fewer than one step or example a batch, a negative learning rate, no
-        finite loss, or as `weight_matching`.
+      ValueError: no data, fewer than one step or one example per batch, a negative learning rate,
+        no finite loss, or as for `weight_matching`.
 
-    Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (one epoch's
-    random batches, momentum); keeping the best is what they state.
+    Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (random
+    batches of one epoch, momentum); the paper states that the best is kept.
     """
     begin = time.perf_counter()
     if len(labels) == 0:
@@ -113,7 +113,7 @@ def straight_through(
             best, best_step, best_loss = permutations, index, losses[index]
     if not np.isfinite(best_loss):
         raise ValueError(
-            f"no loss of {steps} steps was finite, the first {losses[0]}; "
+            f"none of the {steps} losses was finite, the first was {losses[0]}; "
             f"give a learning_rate below {learning_rate}, or other models or examples"
         )
     info: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _step(task: Task) -> Callable[..., tuple[PyTree, PyTree, Array]]:
             collections = {name: value for name, value in midpoint.items() if name != "params"}
             return task.loss(key, midpoint["params"], collections | model_state, batch)
 
-        # Through the projection the gradient is the midpoint's, times its weight in the midpoint.
+        # Through the projection: the midpoint's gradient, times the projected model's weight, 1/2.
         midpoint = lerp(first, projected, 0.5)
         (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(midpoint)
         grads = jax.tree.map(lambda g: 0.5 * g, grads)

@@ -23,9 +23,9 @@ from wsa_jax.merging.align.similarity import (
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.units import Permutations, check_maps, identity_permutations
 
-# A score of two units is off by about this share of their norms: float32 products.
+# The score of two units is off by about this fraction of their norms: float32 products.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
-_REFRESH = 16  # Updates of products after which they are made anew, so that rounding stays put.
+_REFRESH = 16  # Updates after which products are computed anew, so that rounding stays small.
 
 
 def weight_matching(
@@ -43,41 +43,41 @@ def weight_matching(
     .. math:: \max_\pi \sum_\ell \langle W^1_\ell, \pi(W^2_\ell) \rangle
               \quad\Leftrightarrow\quad \min_\pi \lVert w^1 - \pi(w^2) \rVert^2
 
-    Coordinate descent: one group after the other gets its best order given the others', by linear
-    assignment; sweeps over all groups, in an order drawn anew for each, until none improves. A
-    group is assigned together with the groups nested in it: every pair of its units is scored at
-    the best inner order of that pair.
+    Coordinate descent: one group after another gets its best order given the others', by linear
+    assignment; sweeps over all groups, each in an order drawn anew, are repeated until no group
+    improves. A group is assigned together with the groups nested in it: every pair of its units is
+    scored at the best inner order of that pair.
 
     Args:
-      key: of the visiting orders and random starts: each start draws, sweep after sweep, from
+      key: draws the visiting orders and random starts: each start draws, sweep by sweep, from
         ``numpy.random.default_rng((*jax.random.key_data(key), start))``.
-      spec: which axes move together; statistics move and enter no score.
-      first: the model that stays.
-      second: the model to be brought into its order.
-      init: where the first start begins: permutations, or ``"identity"`` (None: the published
-        algorithm), ``"sorted"``, ``"random"``.
+      spec: which axes move together; statistics move but enter no score.
+      first: the model that stays fixed.
+      second: the model to reorder to match ``first``.
+      init: where the first start begins: permutations, ``"identity"`` (same as None: the
+        published algorithm), ``"sorted"`` or ``"random"``.
       restarts: number of starts; the best objective is kept. The second begins ``"sorted"``
         (unless the first did), the others at random.
-      max_sweeps: of each start.
+      max_sweeps: maximum number of sweeps per start.
 
     ``"sorted"`` scores two units by their weights sorted along every axis that other groups permute
-    (no order of the others can give more: the Gilmore-Lawler bound), which finds planted
+    (no order of the others can give more: the Gilmore-Lawler bound). It finds planted
     permutations where the identity ends in a local optimum, as in residual networks.
 
     Returns:
-      permutations, and ``info``: ``objective`` (the sum above over the weights that move),
-      ``distance`` (root of the squared distance left), ``objectives`` and ``sweeps`` of each start,
-      ``converged`` (the best start ended by itself), ``assignments``, ``seconds``,
-      ``solver_seconds``.
+      The permutations, and ``info`` with ``objective`` (the sum above over the weights that move),
+      ``distance`` (root of the remaining squared distance), ``objectives`` and ``sweeps`` of each
+      start, ``converged`` (whether the best start stopped before ``max_sweeps``), ``assignments``,
+      ``seconds`` and ``solver_seconds``.
 
     Guarantees: arguments are unchanged; equal keys give equal results; within a start the objective
-    does not fall but by rounding: gains below an estimate of float32's are not taken. A group none
-    of whose neighbours moved since its last assignment is not assigned again, since it would not
-    move.
+    does not fall, except by rounding: gains below an estimate of the float32 rounding error are not
+    taken. A group is not assigned again if none of its neighbours has moved since its last
+    assignment, since it would not move.
 
     Raises:
-      ValueError: architectures differ, the spec is another model's, a weight is not finite, a
-        start is unknown or of another shape, or restarts or max_sweeps are below 1.
+      ValueError: architectures differ, the spec is for another model, a weight is not finite, a
+        start is unknown or of the wrong shape, or ``restarts`` or ``max_sweeps`` is below 1.
 
     >>> from wsa_jax.merging.spec import Tie, hand_written
     >>> first = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
@@ -117,7 +117,7 @@ def weight_matching(
 
 
 class _Known(NamedTuple):
-    """Products of a view, what they were made for, and updates since they were made anew."""
+    """Products of a view, the orders they belong to, and updates since they were computed anew."""
 
     versions: tuple[int, ...]
     others: dict[str, np.ndarray]
@@ -127,7 +127,7 @@ class _Known(NamedTuple):
 
 @dataclass
 class _Clock:
-    """What the solver cost so far."""
+    """The solver's cost so far."""
 
     seconds: float = 0.0
     assignments: int = 0
@@ -141,7 +141,7 @@ class _Clock:
 
 
 def generator(key: Array, start: int = 0) -> np.random.Generator:
-    """A host generator that follows from a key: orders are drawn without compiling anything."""
+    """A host generator derived from a key, which draws orders without compiling anything."""
     return np.random.default_rng((*np.ravel(jax.random.key_data(key)).tolist(), start))
 
 
@@ -153,7 +153,7 @@ def descend(
     max_sweeps: int,
     clock: _Clock | None = None,
 ) -> tuple[dict[str, Integer[np.ndarray, "*parent units"]], int, bool]:
-    """Sweep from one start until no group improves: permutations, sweeps, and whether it ended."""
+    """Sweep from one start until no group improves: permutations, sweeps, whether it converged."""
     clock = _Clock() if clock is None else clock
     permutations = {name: np.array(value) for name, value in start.items()}
     versions = dict.fromkeys(permutations, 0)
@@ -171,7 +171,7 @@ def descend(
             proposal, gain = _propose(block, plain, inside, permutations, clock)
             if all(np.array_equal(permutations[name], new) for name, new in proposal.items()):
                 continue
-            if block.coupled:  # Its scores hold for the present order of its other axes only.
+            if block.coupled:  # Its scores hold only for the current order of its other axes.
                 proposed = permutations | proposal
                 gain = compare(problem, proposed)[0] - compare(problem, permutations)[0]
             if gain > _ROUNDING * problem.norms[index]:
@@ -191,7 +191,7 @@ def _scores(
     versions: Mapping[str, int],
     cache: dict[tuple[int, int], _Known],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Scores of a block's units in float64, and of each nested group's; unchanged views kept."""
+    """Scores of a block's units and of each nested group's, in float64; reuses unchanged views."""
     block, parts = problem.blocks[index], []
     for position, (view, pair) in enumerate(zip(block.views, problem.pairs[index], strict=True)):
         if pair is None:
@@ -213,7 +213,7 @@ def _renewed(
     versions: tuple[int, ...],
     known: _Known | None,
 ) -> _Known:
-    """A view's products for the other groups' present orders, from those known where few moved."""
+    """A view's products for the other groups' current orders, updated where few units moved."""
     others = {local: permutations[name] for local, name in view.others}
     if view.layout == "pair" and known is not None and known.age < _REFRESH:
         ((local, new),) = others.items()
@@ -246,7 +246,7 @@ def _propose(
     permutations: Mapping[str, np.ndarray],
     clock: _Clock,
 ) -> tuple[dict[str, np.ndarray], float]:
-    """The best orders of a block's group and those nested in it, and what they gain."""
+    """The best orders of a block's group and of those nested in it, and their gain."""
     total, current = plain, permutations[block.group.name]
     before = score_of(plain, current).item()
     best: dict[str, np.ndarray] = {}
@@ -282,7 +282,7 @@ def _starts(
         init = identity_permutations(spec) | {name: np.asarray(p) for name, p in init.items()}
         for name, given in init.items():
             if not np.array_equal(np.sort(given, axis=-1), np.sort(_identity(given), axis=-1)):
-                raise ValueError(f"init of group {name} is no permutation of its units")
+                raise ValueError(f"init of group {name} is not a permutation of its units")
     later: list[Permutations | str] = ["random"] * restarts
     if init != "sorted":
         later[0] = "sorted"

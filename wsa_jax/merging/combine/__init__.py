@@ -1,4 +1,4 @@
-"""Make one model of several whose units correspond."""
+"""Make one model from several whose units correspond."""
 
 from wsa_jax.merging.combine.average import average as average
 from wsa_jax.merging.combine.average import slerp as slerp

@@ -12,8 +12,8 @@ from wsa_jax.merging.check import as_stack, check_weights, is_traced
 from wsa_jax.select import is_weight
 from wsa_jax.tree import check_same_structure, check_shares, is_array, weighted_mean
 
-# Below this angle great circle and line agree to float32's rounding; as close to half a turn the
-# circle is not determined.
+# Below this angle, great circle and line agree up to float32 rounding; this close to half a turn,
+# the circle is not determined.
 _SMALL_ANGLE = 1e-4
 
 
@@ -27,11 +27,11 @@ def average(
     Args:
       models: a stack ``[models, ...]``, or a plain list or tuple of models; a list is never taken
         for a stack, even where a model is a list of layers.
-      weights: at least 0, not all 0, ``[models]``; normalised here.
+      weights: ``[models]``, non-negative and not all 0; normalised here.
 
     Guarantees: sums in float32, keeps dtypes; a model of weight 0 has no effect, even if it holds
-    NaN; leaves that are no floating-point arrays are the first model's. Under jit values are not
-    checked.
+    NaN; leaves that are not floating-point arrays are the first model's. Under jit, values are
+    not checked.
 
     BatchNorm statistics are a tree like any other: means and variances both become arithmetic
     means. That leaves out the spread between the models' means, and the merged model's activations
@@ -39,7 +39,7 @@ def average(
 
     Raises:
       ValueError: no model, models that differ in a leaf, NaN in a model of positive weight (the
-        leaf is named), or weights of another number, negative, infinite or all 0.
+        leaf is named), or weights that are negative, infinite, all 0 or of the wrong number.
 
     >>> average([{"w": jnp.array(1.0)}, {"w": jnp.array(5.0)}], weights=[3, 1])["w"].item()
     2.0
@@ -53,7 +53,9 @@ def average(
     count = leaves[0].shape[0]
     weights = jnp.ones(count) if weights is None else jnp.asarray(weights, jnp.float32)
     if weights.shape != (count,):
-        raise ValueError(f"weights has shape {weights.shape} for {count} models; give one a model")
+        raise ValueError(
+            f"weights has shape {weights.shape} for {count} models; give one per model"
+        )
     if not is_traced(weights):
         known = np.asarray(weights)
         check_shares(known, "weights")
@@ -73,7 +75,7 @@ def slerp(
     *,
     per: Literal["leaf", "model"] = "leaf",
 ) -> PyTree:
-    r"""Interpolate along the great circle, so that norms do not sag as on the line.
+    r"""Interpolate along the great circle, so that norms do not shrink as on the line.
 
     .. math:: \frac{\sin((1 - t)\Omega)}{\sin\Omega} w_1 + \frac{\sin(t\Omega)}{\sin\Omega} w_2,
               \quad \Omega = \angle(w_1, w_2)
@@ -82,15 +84,16 @@ def slerp(
       first: model at t = 0; any pytree.
       second: model at t = 1, of the same structure.
       t: position.
-      per: measure the angle in each leaf, flattened, or once over the whole model.
+      per: measure one angle per (flattened) leaf, or one over the whole model.
 
-    Guarantees: exact at both ends; vectors of equal norm keep it; float32 inside, dtypes kept.
+    Guarantees: exact at both ends; vectors of equal norm keep it; computed in float32, dtypes kept.
 
     Edge cases: (nearly) parallel, opposite or zero vectors are interpolated linearly, as
-    `wsa_jax.tree.lerp` does. Leaves that are no floating-point arrays are the first model's.
+    `wsa_jax.tree.lerp` does. Leaves that are not floating-point arrays are the first model's.
 
     Raises:
-      ValueError: the models differ in a leaf or hold NaN (it is named), or ``per`` is unknown.
+      ValueError: the models differ in a leaf or hold NaN (the leaf is named), or ``per`` is
+        unknown.
 
     >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
     >>> [round(x, 4) for x in slerp(a, b, 0.5)["w"].tolist()]

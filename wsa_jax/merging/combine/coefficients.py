@@ -1,7 +1,7 @@
 """Coefficients that mix models leaf by leaf: their shapes, the mixtures, and penalties on them.
 
-Coefficients are dictionaries by the key path of the leaf, ``{"Conv_0/kernel": Array, ...}``, so
-that leaves that are not learnt have none. Their arrays broadcast against the leaf.
+Coefficients are dictionaries keyed by the leaf's key path, ``{"Conv_0/kernel": Array, ...}``, so
+leaves that are not learnt have none. Their arrays broadcast against the leaf.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 from wsa_jax.select import is_weight, key_path
 
 Granularity = Literal["parameter", "channel", "layer", "scalar"]
-"""One coefficient for each weight (the paper's), for each index of a leaf's last axis, for each
-leaf, or one for the whole model."""
+"""One coefficient per weight (the paper's), per index of a leaf's last axis, per leaf, or one for
+the whole model."""
 
 Coefficients = dict[str, Array]
 
@@ -29,7 +29,7 @@ def weights_by_name(params: PyTree) -> dict[str, Array]:
     """Return the floating-point leaves of a model by key path.
 
     Raises:
-      ValueError: there is none, or two leaves have one key path.
+      ValueError: the model has none, or two leaves have the same key path.
 
     >>> list(weights_by_name({"dense": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}}))
     ['dense/kernel']
@@ -58,7 +58,7 @@ def replace_weights(params: PyTree, weights: dict[str, Array]) -> PyTree:
 
 
 def coefficient_shapes(params: PyTree, granularity: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each leaf's coefficients; ``"scalar"`` has one entry, for every leaf.
+    """Return the shape of each leaf's coefficients; ``"scalar"`` has one for all leaves.
 
     Raises:
       ValueError: the granularity is unknown, or the model has no floating-point leaf.
@@ -92,8 +92,8 @@ def interpolate(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
                                 B + s (A - B) & \text{otherwise} \end{cases}
 
     Guarantees: bitwise A at a = +inf and B at -inf (finite weights), and A where A = B; there the
-    gradient is 0 exactly. Computed in float32 at least and returned in the dtypes of A, whose
-    leaves that are no floating-point arrays are kept.
+    gradient is exactly 0. Computed in at least float32 and returned in the dtypes of A, whose
+    leaves that are not floating-point arrays are kept.
 
     >>> models = {"w": jnp.array([1.0, 1.0])}, {"w": jnp.array([3.0, 3.0])}
     >>> interpolate({"w": jnp.array([jnp.inf, 0.0])}, models)["w"].tolist()
@@ -115,7 +115,7 @@ def mixture(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     .. math:: W = R + \sum_m p_m (W_m - R), \qquad R = W_{\arg\max_m p_m}
 
     Guarantees: bitwise a model where its share is 1, and the common value where all agree; there
-    the gradient is 0 exactly. No stack of the models is made. Dtypes and other leaves as in
+    the gradient is exactly 0. No stack of the models is made. Dtypes and other leaves are as in
     `interpolate`.
 
     >>> models = {"w": jnp.array(0.0)}, {"w": jnp.array(3.0)}, {"w": jnp.array(6.0)}
@@ -132,7 +132,7 @@ def mixture(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
 
 
 def log_shares(logits: Coefficients, *, joint: bool) -> Coefficients:
-    """Return log-shares of the models, ``[models, ...]``, no less than -30 so that all is finite.
+    """Return log-shares of the models, ``[models, ...]``, at least -30 so that all are finite.
 
     >>> log_shares({"w": jnp.array(-jnp.inf)}, joint=False)["w"].round().tolist()
     [-30.0, -0.0]
@@ -150,13 +150,13 @@ def log_shares(logits: Coefficients, *, joint: bool) -> Coefficients:
 
 
 def distance_penalty(logs: Coefficients, center: Coefficients) -> Float[Array, ""]:
-    r"""Mean squared distance of the shares from where they began; 1 from an average to an end.
+    r"""Mean squared distance of the shares from their start; 1 from the average to a single model.
 
     .. math:: \frac{n}{n - 1} \operatorname{mean}_i \sum_m (p_{mi} - c_{mi})^2
 
     Args:
-      logs: of `log_shares`.
-      center: shares ``[models, ...]`` that broadcast.
+      logs: log-shares, as `log_shares` returns them.
+      center: the shares at the start, ``[models, ...]``, in shapes that broadcast.
 
     >>> logs = {"w": jnp.log(jnp.array([0.75, 0.25]))}
     >>> round(float(distance_penalty(logs, {"w": jnp.array([0.5, 0.5])})), 4)
@@ -168,7 +168,7 @@ def distance_penalty(logs: Coefficients, center: Coefficients) -> Float[Array, "
 
 
 def entropy_penalty(logs: Coefficients) -> Float[Array, ""]:
-    """Mean entropy of the shares, in nats: small where coefficients are decided.
+    """Mean entropy of the shares, in nats: small where each is close to 0 or 1.
 
     >>> round(float(entropy_penalty({"w": jnp.log(jnp.array([0.5, 0.5]))})), 4)
     0.6931
@@ -191,16 +191,16 @@ def check_share(init: Real[ArrayLike, "..."], what: str = "init") -> None:
         raise ValueError(f"{what} {bad[0]} is not a share in [0, 1]; 0.5 is the average")
 
 
-# Computed again in the backward pass: elementwise work is cheap, and its intermediate results would
-# be as large as the model, twice.
+# Recomputed in the backward pass: elementwise work is cheap, and its intermediate results would
+# take twice the model's memory.
 @jax.checkpoint
 def _interpolate_leaf(logit: Array, a: Array, b: Array) -> Array:
     wide_a, wide_b = _wide(a), _wide(b)
     toward_first = logit > 0
     # The share of the farther model. Not sigmoid(-|a|): that has no gradient at a = 0.
     share = jax.nn.sigmoid(jnp.where(toward_first, -logit, logit))
-    # Chosen before they are subtracted: a - b and b - a do not change over the steps, so the
-    # compiler would compute both once and hold them, two more copies of the model.
+    # Selected before subtracting: a - b and b - a do not change over the steps, so the compiler
+    # would compute both once and keep them, two more copies of the model.
     near = jnp.where(toward_first, wide_a, wide_b)
     far = jnp.where(toward_first, wide_b, wide_a)
     return (near + share * (far - near)).astype(a.dtype)

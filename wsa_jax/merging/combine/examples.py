@@ -1,4 +1,4 @@
-"""The few examples that a merge learns from, and what is asked of them."""
+"""The few examples that a merge learns from, and checks of them."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ def labelled_examples(
     *,
     num_classes: int | None = None,
 ) -> Batch:
-    """Make the examples that `training.Task.loss` understands of images and labels.
+    """Make examples for `training.Task.loss` from images and labels.
 
     Raises:
-      ValueError: no images, another number of labels, or labels outside of ``0 .. num_classes - 1``
-        (below 0 alone, if num_classes is None).
+      ValueError: no images, a different number of labels, or labels outside
+        ``0 .. num_classes - 1`` (only those below 0 if ``num_classes`` is None).
 
     >>> labelled_examples(jnp.ones((2, 3)), jnp.array([0, 1]), num_classes=2).mask.tolist()
     [1.0, 1.0]
@@ -31,7 +31,7 @@ def labelled_examples(
 
 
 def check_examples(examples: PyTree, batch_size: int, what: str = "examples") -> None:
-    """Raise a ValueError where examples have no rows, too few for a batch, or unequal numbers.
+    """Raise a ValueError where examples have no rows, too few rows for a batch, or unequal numbers.
 
     >>> check_examples({"x": jnp.ones((0, 2))}, 1)
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Fine-tuning of a merged model: NP Merge's rival on the same examples and steps."""
+"""Fine-tuning of a merged model: the baseline of NP Merge on the same examples and steps."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _combine(weights: dict[str, Array], models: tuple[PyTree, ...]) -> PyTree:
     return replace_weights(params, weights)
 
 
-# Module-level, so that every call finds the function compiled before.
+# Module-level, so that every call reuses the compiled function.
 _FORM: Any = Form(_combine)
 
 
@@ -39,24 +39,24 @@ def fine_tune(
     repair: Repair | None = None,
     state: LearningState | None = None,
 ) -> MergeResult:
-    """Train a model further on few examples, with the budget and the batches of `np_merge`.
+    """Train a model further on a few examples, with the budget and batches of `np_merge`.
 
     Args:
-      key: the key of `np_merge` gives the same batches in the same order.
-      loss_fn: as there.
-      params: where to begin, such as the average of the models; all floating-point leaves move.
-      examples: as there.
-      settings: as there.
-      learning_rate: a number or an optax schedule, of weights.
-      model_state: as there.
-      held_out: as there; the start is among what is chosen from.
-      repair: as there.
-      state: as there.
+      key: the key given to `np_merge` draws the same batches in the same order.
+      loss_fn: as in `np_merge`.
+      params: the start, such as the average of the models; all floating-point leaves are trained.
+      examples: as in `np_merge`.
+      settings: as in `np_merge`.
+      learning_rate: a number or an optax schedule, for weights.
+      model_state: as in `np_merge`.
+      held_out: as in `np_merge`; the start is among the candidates.
+      repair: as in `np_merge`.
+      state: as in `np_merge`.
 
     Returns:
-      The trained model; ``info`` as `np_merge`'s but for the coefficients.
+      The trained model; ``info`` as in `np_merge`, without ``coefficients``.
 
-    Guarantees, edge cases and errors: those of `np_merge`. Leaves that are no floating-point
+    Guarantees, edge cases and errors: those of `np_merge`. Leaves that are not floating-point
     arrays are kept.
 
     >>> import jax, jax.numpy as jnp

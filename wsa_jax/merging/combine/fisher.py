@@ -1,4 +1,4 @@
-"""Fisher-weighted averaging: a model counts by how sharply its likelihood depends on a weight."""
+"""Fisher-weighted averaging: models count by how sharply their likelihood depends on a weight."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -37,17 +37,17 @@ def diagonal_fisher(
               \Bigl(\frac{\partial \log p(y_k \mid x_k, w)}{\partial w_i}\Bigr)^2
 
     Args:
-      log_likelihood: of one example, in nats; its sign does not matter. `task_log_likelihood` is
-        that of a `training.Task`.
+      log_likelihood: the log-likelihood of one example, in nats; its sign does not matter.
+        `task_log_likelihood` makes it from a `training.Task`.
       params: any pytree of arrays.
       examples: pytree of arrays ``[examples, ...]``.
       model_state: non-parameter collections, passed on.
-      batch_size: examples whose gradients are in memory at once; the result is the same to
-        rounding.
+      batch_size: examples whose gradients are in memory at once; the result is the same
+        up to rounding.
 
     Returns:
-      The structure of params, float32 and never negative; leaves that are no floating-point arrays
-      are kept.
+      A tree of the structure of ``params``, float32 and never negative; leaves that are not
+      floating-point arrays are kept.
 
     Guarantees: every example counts once. The observed labels are used, so this is the empirical
     Fisher: at a poor fit it differs from the expectation over the model's own labels.
@@ -88,27 +88,27 @@ def fisher_merge(
     floor: Real[ArrayLike, ""] = 1e-6,
     model_state: PyTree = None,
 ) -> MergeResult:
-    r"""Average aligned models weighted, parameter by parameter, by their Fisher information.
+    r"""Average aligned models, weighting each parameter by its Fisher information.
 
     .. math:: W = \frac{\sum_m \lambda_m \max(F_m, f) \odot W_m}{\sum_m \lambda_m \max(F_m, f)}
 
     Args:
       models: aligned models of one structure, a list or a stack ``[models, ...]``.
-      fishers: of `diagonal_fisher`, one for each model, likewise.
-      weights: non-negative weights of models, any sum; equal if None.
-      floor: least Fisher information. Where no model's reaches it the result is the weighted
-        average; a large floor gives that everywhere.
+      fishers: results of `diagonal_fisher`, one per model, also a list or a stack.
+      weights: non-negative weights of the models, with any sum; equal if None.
+      floor: least Fisher information. Where no model reaches it, the result is the weighted
+        average; a large floor gives the average everywhere.
       model_state: non-parameter collections of the result, passed on.
 
     Returns:
-      The merged model, dtypes of the models; ``info["shares"]`` holds each model's share of each
+      The merged model, in the models' dtypes; ``info["shares"]`` holds each model's share of each
       leaf, ``[models, ...]`` by key path.
 
     Guarantees: exact where all models agree. A model of weight 0 is left out.
 
     Raises:
-      ValueError: no models, another number of fishers or weights, models or fishers that differ in
-        a leaf (named), one that holds NaN, a negative weight, all weights 0, or a floor that is
+      ValueError: no models, a different number of fishers or weights, models or fishers that differ
+        in a leaf (which is named) or hold NaN, a negative weight, all weights 0, or a floor that is
         not positive.
 
     >>> models = {"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}
@@ -116,11 +116,11 @@ def fisher_merge(
     >>> fisher_merge(models, fishers).params["w"].tolist()
     [1.0, 2.0]
 
-    Source: Matena and Raffel, 2022; the floor keeps weights without information defined.
+    Source: Matena and Raffel, 2022; the floor keeps weights without information well defined.
     """
     models, fishers = as_list(models), as_list(fishers)
     if not models or len(models) != len(fishers):
-        raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one for each")
+        raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one per model")
     check_models(models)
     for index, fisher in enumerate(fishers):
         check_same_structure(models[0], fisher)
@@ -128,7 +128,7 @@ def fisher_merge(
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(
-            f"weights of shape {np.shape(scale)} for {len(models)} models; give one for each"
+            f"weights of shape {np.shape(scale)} for {len(models)} models; give one per model"
         )
     check_shares(scale, "weights")
     if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
@@ -192,7 +192,7 @@ def _jitted_merge(
     for name, first in named[0].items():
         precision = jnp.stack(
             [
-                # Where the weight is 0, whatever the Fisher information is under a trace.
+                # Exactly 0 for a weight of 0, whatever the Fisher information is under a trace.
                 jnp.where(
                     weight > 0, weight * jnp.maximum(fisher[name].astype(jnp.float32), floor), 0.0
                 )

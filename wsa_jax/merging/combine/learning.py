@@ -1,4 +1,4 @@
-"""The loop that NP Merge, joint NP Merge and fine-tuning share: gradient steps on few examples."""
+"""The loop shared by NP Merge, joint NP Merge and fine-tuning: gradient steps on a few examples."""
 
 import functools
 from collections.abc import Callable
@@ -28,18 +28,18 @@ LearningRate = Real[ArrayLike, ""] | Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings:
-    """Static settings of learning on few examples; another value compiles again.
+    """Static settings of learning on a few examples; a different value compiles again.
 
     Attributes:
-      steps: gradient steps.
-      batch_size: examples a step, drawn without replacement in each epoch.
+      steps: number of gradient steps.
+      batch_size: examples per step, drawn without replacement in each epoch.
       optimizer: a function of the learning rate such as ``optax.adam``, so that a sweep over rates
-        shares one compilation; or an optax transformation as it is, and the rate goes unused. It
-        may ask for ``value``, ``grad`` and ``value_fn`` of the batch (Polyak steps, line searches).
-      eval_every: steps between two looks at the held-out examples.
-      compute_dtype: dtype the loss gets parameters in, and ``classification`` the images, too; what
-        is learnt stays in its own.
-      batch_sharding: of each batch's leading axis over devices, or None.
+        shares one compilation; or an optax transformation as it is, which leaves the rate unused.
+        It may take ``value``, ``grad`` and ``value_fn`` of the batch (Polyak steps, line searches).
+      eval_every: steps between two evaluations on the held-out examples.
+      compute_dtype: dtype in which the loss gets the parameters (and ``classification`` the
+        images); what is learnt keeps its own.
+      batch_sharding: sharding of each batch's leading axis over devices, or None.
     """
 
     steps: int
@@ -53,18 +53,18 @@ class LearningSettings:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LearningState:
-    """What the next step needs: give it back to go on, bitwise as if there had been no break.
+    """What the next step needs: pass it back to continue, bitwise as if there had been no break.
 
     Attributes:
       step: steps taken so far.
       variables: what is learnt, by key path of the leaf: logits of coefficients, or weights.
-      opt_state: the optimiser's.
-      model_state: non-parameter collections, moved in training mode.
-      best_variables: those of the lowest held-out loss, or batch loss where nothing is held out.
-      best_model_state: the collections with them.
-      best_loss: that loss.
-      best_step: the step it was found at.
-      diverged_step: the first step whose loss was not finite, -1 if there is none.
+      opt_state: state of the optimiser.
+      model_state: non-parameter collections, as updated in training mode.
+      best_variables: those of the lowest held-out loss, or batch loss if nothing is held out.
+      best_model_state: the collections that belong to ``best_variables``.
+      best_loss: the loss of ``best_variables``.
+      best_step: the step at which ``best_variables`` were found.
+      diverged_step: the first step whose loss was not finite, or -1 if there is none.
     """
 
     step: Integer[Array, "*merges"]
@@ -79,12 +79,12 @@ class LearningState:
 
 
 class Form(NamedTuple):
-    """What is learnt: how variables and frozen models make parameters, and a penalty on them.
+    """What is learnt: how variables and frozen models give parameters, and a penalty on them.
 
     Attributes:
       combine: ``(variables, models) -> params``.
-      penalty: ``(variables, params, reference, strengths) -> scalar``, None for none.
-      shares: ``variables -> coefficients`` for ``info["coefficients"]``, None for none.
+      penalty: ``(variables, params, reference, strengths) -> scalar``, or None.
+      shares: ``variables -> coefficients`` for ``info["coefficients"]``, or None.
     """
 
     combine: Callable[[dict[str, Array], tuple[PyTree, ...]], PyTree]
@@ -155,8 +155,8 @@ def _check_settings(settings: LearningSettings) -> None:
 def _first_state(
     variables: dict[str, Array], model_state: PyTree, rate: Any, settings: LearningSettings
 ) -> LearningState:
-    # Copies, since the state's buffers are donated: no array of the caller's may be among them,
-    # and none twice.
+    # Copies, since the state's buffers are donated: no array of the caller may be among them,
+    # and none may occur twice.
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
@@ -230,7 +230,7 @@ def _jitted_run(
         def held_out_loss(variables: dict[str, Array], model_state: PyTree) -> Array:
             params = compute(form.combine(variables, models))
             held = jax.tree.leaves(held_out)[0].shape[0]
-            # Sizes differ by one at most: a last batch of few would have odd batch statistics.
+            # Sizes differ by at most one: a small last batch would have unusual batch statistics.
             batches = -(-held // batch_size)
             size, larger = divmod(held, batches)
 
@@ -251,7 +251,7 @@ def _jitted_run(
             state, order = carry
             index = state.step
             position = index % per_epoch
-            # A resumed run begins anywhere in an epoch, so its first step draws the order again.
+            # A resumed run may begin anywhere in an epoch, so its first step draws the order again.
             fresh = (position == 0) | (since == 0)
             order = jax.lax.cond(fresh, shuffled, lambda _: order, index)
             batch = rows(
@@ -274,7 +274,7 @@ def _jitted_run(
                     lambda: held_out_loss(state.variables, model_state),
                     lambda: jnp.float32(jnp.nan),
                 )
-                # Not the NaN that stands for no look.
+                # Except the NaN that stands for no evaluation.
                 finite &= ~looks | jnp.isfinite(score)
             failed = (state.diverged_step < 0) & ~finite
             diverged_step = jnp.where(failed, index, state.diverged_step)
@@ -292,7 +292,7 @@ def _jitted_run(
             )
             new = LearningState(
                 step=index + 1,
-                # After a divergence these are never used: holding them would cost every step.
+                # Never used after a divergence; keeping the old ones would slow every step.
                 variables=variables,
                 opt_state=opt_state,
                 model_state=model_state,
@@ -337,7 +337,7 @@ def _select(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _like(new: PyTree, old: PyTree) -> PyTree:
-    """The old dtypes: a loss in half precision may return other ones, and a scan refuses them."""
+    """Cast to the old dtypes: a loss in half precision may return others, which a scan refuses."""
     return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.asarray(b).dtype), new, old)
 
 

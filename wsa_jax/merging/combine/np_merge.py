@@ -1,4 +1,4 @@
-"""NP Merge: learn by gradient descent how much each parameter takes from either of two models."""
+"""NP Merge: learn by gradient descent how much each parameter takes from each of two models."""
 
 import functools
 from collections.abc import Mapping
@@ -40,9 +40,9 @@ class Strengths(NamedTuple):
     """Strengths of the three penalties, in loss units; a Python 0 leaves the penalty out.
 
     Attributes:
-      distance: times the mean squared distance of coefficients from where they began.
-      entropy: times their mean entropy in nats: decides each for one of the models.
-      scope: times the divergence of the merged weights' scopes from the fused scopes of the
+      distance: multiplies the mean squared distance of the coefficients from their start.
+      entropy: multiplies their mean entropy in nats, which pushes each towards one of the models.
+      scope: multiplies the divergence of the merged weights' scopes from the fused scopes of the
         models, in nats (weight scope alignment).
     """
 
@@ -55,7 +55,7 @@ NO_PENALTY = Strengths()
 
 
 class Penalty(NamedTuple):
-    """The penalties that are on; equal fields make equal functions, so jit finds them again."""
+    """The active penalties; equal fields make equal functions, so jit does not recompile."""
 
     active: tuple[bool, bool, bool]
     joint: bool
@@ -104,45 +104,46 @@ def np_merge(
     Args:
       key: draws the order of examples and the loss's own randomness.
       loss_fn: ``(key, params, model_state, batch) -> (loss, model_state)``, for example
-        ``task.loss`` of `training.classification`. The same function compiles once: a lambda
-        written inside a loop, or an optax schedule or optimiser made there, does at every pass.
-      models: A and B, a list or a stack ``[2, ...]``, units already in correspondence; they stay as
-        they are.
+        ``task.loss`` of `training.classification`. Each function object is compiled once: a
+        lambda, optax schedule or optimiser created inside a loop compiles at every iteration.
+      models: A and B, a list or a stack ``[2, ...]``, with units already in correspondence; they
+        are not changed.
       examples: pytree of arrays ``[examples, ...]``; a batch is some of their rows.
-        `labelled_examples` makes it for ``task.loss``.
+        `labelled_examples` makes them for ``task.loss``.
       settings: steps, batch size, optimiser, dtype.
-      learning_rate: a number or an optax schedule. Coefficients need a far larger one than weights.
+      learning_rate: a number or an optax schedule; it should be far larger than for weights.
       granularity: what has a coefficient of its own; the paper's is ``"parameter"``.
-      init: share of A to begin with, a number or shares by leaf as ``info["coefficients"]`` holds;
-        0 and 1 stay there.
-      strengths: of the penalties.
+      init: share of A at the start, a number or shares by leaf as in ``info["coefficients"]``;
+        shares of 0 and 1 do not move.
+      strengths: strengths of the penalties.
       select: which leaves have a scope.
-      model_state: non-parameter collections to begin with. BatchNorm works in training mode
+      model_state: non-parameter collections at the start. BatchNorm runs in training mode
         meanwhile; give ``repair`` to re-estimate its statistics.
-      held_out: examples as above, to choose the best coefficients by; the start is among them.
+      held_out: further examples, to select the best coefficients on; the start is a candidate, too.
       repair: ``(params, model_state) -> model_state``, applied at the end.
       state: ``info["state"]`` of an earlier call, to take ``settings.steps`` more steps. Its
-        buffers are donated: use the new one afterwards.
+        buffers are donated: use the new state afterwards.
 
     Returns:
       The merged model, and in ``info``: ``loss [steps]`` of each batch without penalties;
-      ``held_out_loss [steps + 1]``, NaN where not looked at, the last one after the last step;
+      ``held_out_loss [steps + 1]``, NaN where not evaluated, the last entry after the last step;
       ``coefficients``, the shares of A by leaf; ``best_step``, that of the coefficients returned;
-      ``diverged`` and ``diverged_step`` (-1 for none); ``state``, to go on.
+      ``diverged`` and ``diverged_step`` (-1 for none); ``state``, to continue from.
 
-    Guarantees: bitwise A where a = +inf and B where a = -inf. Where A = B the gradient is 0 and the
-    coefficient stays. Two calls of n steps (through ``state``) equal one of 2n bitwise, given the
-    same rate and ``init``. Traceable: ``jax.vmap`` over keys or stacked models does many merges.
+    Guarantees: bitwise A where a = +inf and B where a = -inf. Where A = B, the gradient is 0 and
+    the coefficient does not move. Two calls of n steps (through ``state``) equal one of 2n bitwise,
+    given the same rate and ``init``. Traceable: ``jax.vmap`` over keys or stacked models runs many
+    merges.
 
     Edge cases: a loss, a held-out loss or a weight that is not finite ends learning; the
       coefficients of the lowest loss until then are returned and ``diverged`` is true.
-      Floating-point leaves alone are mixed, others are A's. Penalties of a strength that is a
+      Only floating-point leaves are mixed; the others are A's. Penalties whose strength is a
       Python or NumPy 0 are not computed.
 
     Raises:
-      ValueError: other than two models, models that differ in a leaf (named) or hold NaN; no
-        examples or fewer than a batch; an unknown granularity; a share outside [0, 1] or of a shape
-        that does not fit its leaf; a negative strength; steps below 1.
+      ValueError: fewer or more than two models; models that differ in a leaf (which is named) or
+        hold NaN; no examples or fewer than a batch; an unknown granularity; a share outside [0, 1]
+        or of a shape that does not fit its leaf; a negative strength; steps below 1.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((batch[:, :2] @ params["w"] - batch[:, 2]) ** 2), model_state
@@ -155,8 +156,8 @@ def np_merge(
     [1.0, 0.0]
 
     Source: Orozco Camacho et al., "Non-Uniform Parameter-Wise Model Merging", 2024. Its optimiser,
-    rates and start are not public: all that is an argument here is ours, and so are granularities
-    other than ``"parameter"`` and the penalties.
+    rates and start are not public: whatever is an argument here is our choice, as are the penalties
+    and granularities other than ``"parameter"``.
     """
     models = as_list(models)
     if len(models) != 2:
@@ -183,7 +184,7 @@ def np_merge(
 
 
 def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
-    """Tell which strengths are other than a concrete 0.
+    """Return which strengths are not a concrete 0.
 
     Raises:
       ValueError: a strength is negative or not finite.
@@ -200,7 +201,7 @@ def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
 
 
 def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, dict[str, Array]]:
-    """Logits to begin with, and the shares of both models in shapes that broadcast."""
+    """The initial logits, and the shares of both models in shapes that broadcast."""
     shapes = coefficient_shapes(params, granularity)
     if isinstance(init, Mapping):
         if set(init) != set(shapes):
@@ -215,21 +216,21 @@ def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, d
         check_share(share, f"init of {name}")
         if not _fits(np.shape(share), shapes[name]):
             raise ValueError(
-                f"init of {name} has shape {np.shape(share)}, its coefficients {shapes[name]}; "
-                "give shares that broadcast"
+                f"init of {name} has shape {np.shape(share)}, its coefficients have "
+                f"{shapes[name]}; give shares that broadcast"
             )
     return _logits_and_center(dict(init), tuple(shapes.items()))
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether an array of a shape broadcasts to another one."""
+    """Whether a shape broadcasts to another one."""
     try:
         return np.broadcast_shapes(shape, wanted) == wanted
     except ValueError:
         return False
 
 
-# Jitted as one: leaf by leaf, every new shape would compile on its own.
+# Jitted as a whole: leaf by leaf, every new shape would compile separately.
 @functools.partial(jax.jit, static_argnames="shapes")
 def _logits_and_center(
     init: dict[str, Any], shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -237,7 +238,7 @@ def _logits_and_center(
     center, logits = {}, {}
     for name, shape in shapes:
         first = jnp.asarray(init[name], jnp.float32)
-        # As many axes as the coefficients, of size 1: a number takes no memory.
+        # As many axes as the coefficients, of size 1 for a number: it takes no memory.
         first = first.reshape((1,) * (len(shape) - first.ndim) + first.shape)
         center[name] = jnp.stack([first, 1 - first])
         logits[name] = jnp.broadcast_to(jax.scipy.special.logit(first), shape)

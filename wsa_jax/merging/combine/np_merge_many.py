@@ -1,4 +1,4 @@
-"""NP Merge of any number of models: pair after pair, or all at once by softmax coefficients."""
+"""NP Merge of any number of models: pair by pair, or all at once by softmax coefficients."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -66,45 +66,46 @@ def np_merge_many(
     held_out: PyTree | None = None,
     repair: Repair | None = None,
 ) -> MergeResult:
-    r"""Merge models by `np_merge` of two at a time, n - 1 times.
+    r"""Merge n models by `np_merge` of two at a time, n - 1 times.
 
     .. math:: M_1 = W_1, \qquad M_{i+1} = \mathrm{NP}(M_i, W_{i+1}) \text{ from } a_0 =
               \operatorname{logit} \tfrac{i}{i + 1}
 
     Args:
-      key: as `np_merge`; each merge draws from its own.
-      loss_fn: as there.
+      key: as in `np_merge`; each merge draws from a key of its own.
+      loss_fn: as in `np_merge`.
       models: aligned models of one structure, a list or a stack ``[models, ...]``.
-      examples: as there, used by every merge.
-      settings: of each merge.
+      examples: as in `np_merge`, used by every merge.
+      settings: settings of each merge.
       order: ``"given"``; ``"accuracy"``, the highest score first; or ``"tree"``, neighbours in
-        pairs, then the merges in pairs, and so on.
-      scores: of the models, for ``order="accuracy"``: accuracies on examples not to be tested on.
+        pairs, then their merges in pairs, and so on.
+      scores: scores of the models, for ``order="accuracy"``: accuracies on non-test examples.
       start: ``"average"`` begins each merge at the plain average of all models that went into it;
         ``"half"`` at 1/2, which gives the first model a share of :math:`2^{-(n-1)}`.
-      learning_rate: as there.
-      granularity: as there.
-      strengths: as there.
-      select: as there.
-      model_state: as there, for each model; a merge passes its own on.
-      held_out: as there.
-      repair: as there, applied to the last merge alone.
+      learning_rate: as in `np_merge`.
+      granularity: as in `np_merge`.
+      strengths: as in `np_merge`.
+      select: as in `np_merge`.
+      model_state: as in `np_merge`, for every model; each merge passes its own on.
+      held_out: as in `np_merge`.
+      repair: as in `np_merge`, applied to the last merge only.
 
     Returns:
       The merged model; ``info`` holds ``order``, the positions of models in the order used;
-      ``merges``, pairs of positions of the first models of both sides; and a list each, an entry a
-      merge, of `np_merge`'s ``loss``, ``coefficients``, ``best_step``, ``diverged``,
+      ``merges``, for each merge the positions of the first model on either side; and lists, with
+      one entry per merge, of `np_merge`'s ``loss``, ``coefficients``, ``best_step``, ``diverged``,
       ``diverged_step`` and, where examples are held out, ``held_out_loss``.
 
-    Guarantees: time is linear in models, and one compilation serves all merges. In memory beside
-    the models are one merge (``"tree"``: half as many as models) and the coefficients of each.
+    Guarantees: time is linear in the number of models, and one compilation serves all merges.
+    Besides the models, memory holds one merge (``"tree"``: half as many as there are models) and
+    the coefficients of each.
 
     Edge cases: one model is returned as it is, and ``info`` has only ``order`` and ``merges``. A
     merge that diverges gives its best so far.
 
     Raises:
-      ValueError: no models, an unknown order or start, scores missing or of another number, or what
-        `np_merge` raises.
+      ValueError: no models, an unknown order or start, scores that are missing or of the wrong
+        number, or as for `np_merge`.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state
@@ -137,7 +138,7 @@ def np_merge_many(
             init=np.float32(first.count / count if start == "average" else 0.5),
             strengths=strengths, select=select, model_state=first.model_state, held_out=held_out,
         )  # fmt: skip
-        # The state is dropped, or every merge's optimiser would stay in memory.
+        # Without the state, which would keep every merge's optimiser state in memory.
         histories.append({k: v for k, v in result.info.items() if k != "state"})
         merges.append((first.position, second.position))
         return _Node(result.params, result.model_state, count, first.position)
@@ -175,36 +176,36 @@ def np_merge_joint(
     repair: Repair | None = None,
     state: LearningState | None = None,
 ) -> MergeResult:
-    r"""Merge models at once with learned shares that sum to 1 at each parameter.
+    r"""Merge all models at once with learned shares that sum to 1 at each parameter.
 
     .. math:: W = \sum_m p_m \odot W_m, \qquad p = \operatorname{softmax}_m(a)
 
     Args:
-      key: as `np_merge`.
-      loss_fn: as there.
+      key: as in `np_merge`.
+      loss_fn: as in `np_merge`.
       models: aligned models of one structure, a list or a stack; they stay as they are.
-      examples: as there.
-      settings: as there.
-      learning_rate: as there.
-      granularity: as there.
-      init: share of each model to begin with, normalised here; equal shares if None.
-      strengths: as there; the scope's target is fused from all models.
-      select: as there.
-      model_state: as there.
-      held_out: as there.
-      repair: as there.
-      state: as there.
+      examples: as in `np_merge`.
+      settings: as in `np_merge`.
+      learning_rate: as in `np_merge`.
+      granularity: as in `np_merge`.
+      init: share of each model at the start, normalised here; equal shares if None.
+      strengths: as in `np_merge`; the scope's target is fused from all models.
+      select: as in `np_merge`.
+      model_state: as in `np_merge`.
+      held_out: as in `np_merge`.
+      repair: as in `np_merge`.
+      state: as in `np_merge`.
 
     Returns:
-      The merged model; ``info`` as `np_merge`'s, but ``coefficients`` are the shares
+      The merged model; ``info`` as in `np_merge`, but ``coefficients`` are the shares
       ``[models, ...]`` of each leaf.
 
-    Guarantees: bitwise a model whose share is 1; the gradient is 0 where all models agree. Two
-    models learn what `np_merge` does, at another pace: shares depend on a difference of logits.
-    Memory holds the models, as many logits, and the optimiser's and the best ones beside them; no
-    stack of the models.
+    Guarantees: bitwise a model whose share is 1; the gradient is 0 where all models agree. With
+    two models, it learns what `np_merge` does, at a different pace: shares depend on a difference
+    of logits. Memory holds the models, as many logits, the best logits and the optimiser state, but
+    no stack of the models.
 
-    Edge cases and errors: as `np_merge`; a model whose initial share is 0 stays out.
+    Edge cases and errors: as in `np_merge`; a model whose initial share is 0 stays out.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state
@@ -222,7 +223,7 @@ def np_merge_joint(
     shares = np.ones(len(models)) if init is None else init
     if np.shape(shares) != (len(models),):
         raise ValueError(
-            f"init of shape {np.shape(shares)} for {len(models)} models; give a share for each"
+            f"init of shape {np.shape(shares)} for {len(models)} models; give one share per model"
         )
     check_shares(shares, "init")
     shares = jnp.asarray(shares, jnp.float32)

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a merged model, estimated anew over calibration data."""
+"""BatchNorm statistics of a merged model, estimated anew on calibration data."""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from wsa_jax.training import Batch, Task
 Update = Callable[[PyTree, PyTree, Array], PyTree]
 """``(params, model_state, images) -> model_state``, a step in training mode."""
 
-# Old statistics of a probe: float32 rounds the batch's part away, and their squares are finite.
+# Old statistics of a probe: float32 rounds the batch's part away, and squares are finite.
 _LARGE = 2.0**60
 
 _NAMES = frozenset({"mean", "var", "running_mean", "running_var"})
 
 
 class _Statistics(NamedTuple):
-    """Leaves that are statistics, and for a variance the place of its mean among them."""
+    """Leaves that are statistics, and for a variance the position of its mean among them."""
 
     leaves: tuple[int, ...]
     centers: tuple[int | None, ...]
@@ -42,7 +42,7 @@ def find_statistics(model_state: PyTree, select: Rule = running_statistics) -> _
     """Find the statistics in a model state; a variance belongs to the mean beside it.
 
     Raises:
-      ValueError: a variance has no mean beside it; it is named.
+      ValueError: a variance has no mean beside it; the message names it.
     """
     named = [
         (index, key_path(path))
@@ -70,41 +70,42 @@ def reset_batch_norm(
     key: Key[Array, ""] | None = None,
     select: Rule = running_statistics,
 ) -> PyTree:
-    r"""Estimate BatchNorm statistics anew: pooled mean and variance over calibration data.
+    r"""Estimate BatchNorm statistics anew: pooled mean and variance of calibration data.
 
     .. math:: \mu = \sum_b \frac{n_b}{n} \mu_b, \qquad
               \sigma^2 = \sum_b \frac{n_b}{n} \bigl[\sigma_b^2 + (\mu_b - \mu)^2\bigr]
 
-    for batches b in training mode. A layer behind another BatchNorm sees what it saw in training:
-    inputs normalised by their own batch. So give shuffled images and batches of the training size
-    or larger.
+    for batches b in training mode. A layer after another BatchNorm sees what it saw in training:
+    inputs normalised by their own batch. So give shuffled images and batches of at least the
+    training size.
 
     Args:
       task: what the model was trained for, or a step in training mode
-        ``(params, model_state, images) -> model_state`` of any module system.
+        ``(params, model_state, images) -> model_state`` from any module system.
       params: parameters; map over a stack of models with `jax.vmap`.
       model_state: non-parameter collections; only structure and dtypes of the statistics count.
       images: calibration examples, ``[examples, ...]``; labels are not needed.
-      batch_size: most examples at once. The batches' sizes differ by at most one, so there is no
+      batch_size: maximum examples at once. Batch sizes differ by at most one, so there is no
         short last batch, and each example counts once.
       key: for augmentation and dropout of the task; key 0 by default, unused without them.
-      select: which leaves are statistics; a name with ``var`` pairs with the one with ``mean``.
+      select: which leaves are statistics; each ``var`` is paired with the ``mean`` beside it.
 
-    Guarantees: pure; no momentum and no trace of the old statistics; other leaves as given. Two
-    compilations of the model at most, one where the batches are equal.
+    Guarantees: pure; neither momentum nor the old statistics have any effect; other leaves are
+    returned as given. The model is compiled at most twice, and once if all batches are equal in
+    size.
 
     How: running statistics are an affine function of their old values, ``new = m old + (1 - m)
     batch``, so no layer has to be known. Two probes of the first batch, with old values so large
-    that the batch does not count, tell m (derivatives do not: nnx stops gradients there); from
-    old = 0 then follows each batch. m comes rounded to float32, which for m = 0.999 costs 3e-5 of
-    1 - m; rounding that to seven decimals undoes it.
+    that the batch is negligible, reveal m (derivatives do not: nnx stops gradients there); old = 0
+    then yields each batch. m comes rounded to float32, which for m = 0.999 is an error of 3e-5
+    relative to 1 - m; rounding 1 - m to seven decimals removes it.
 
     Edge cases: a model without statistics is returned as it is; so are statistics that a step does
-    not move (a frozen layer, m = 1). Variances are biased, as Flax's are: by n, not n - 1.
+    not move (a frozen layer, m = 1). Variances are biased, as in Flax: divided by n, not n - 1.
 
     Raises:
-      ValueError: no images, batch_size below 1, a variance without its mean (named), or a step
-        that returns another structure.
+      ValueError: no images, batch_size below 1, a variance without its mean (which is named),
+        or a step that returns a different structure.
 
     >>> def step(params, model_state, images):
     ...     mean, var = images.mean(0), images.var(0)
@@ -115,7 +116,7 @@ def reset_batch_norm(
     >>> round(float(reset["mean"]), 4), round(float(reset["var"]), 4)
     (4.0, 5.0)
 
-    Source: Jordan et al., REPAIR, 2023, section 4, there for the mean of the batches' variances.
+    Source: Jordan et al., REPAIR, 2023, section 4, which uses the mean of the batches' variances.
     """
     count = len(images)
     if not count:
@@ -148,7 +149,7 @@ def _reset_fn(task: Task | Update, num_batches: int, select: Rule) -> Callable[.
             if jax.tree.structure(new) != structure:
                 raise ValueError(
                     f"the step returns {jax.tree.structure(new)} for model_state {structure}; "
-                    "both must be of one structure"
+                    "both must have the same structure"
                 )
             new = jax.tree.leaves(new)
             return [jnp.asarray(new[i], jnp.float32) for i in statistics.leaves]
@@ -161,8 +162,8 @@ def _reset_fn(task: Task | Update, num_batches: int, select: Rule) -> Callable[.
             (shares, pooled), (index, probe) = carry, xs
             start = index * size + offset
             batch = jax.lax.dynamic_slice_in_dim(images, start, size)
-            # float32 also where statistics are kept in less: m = 0.99 is 0.988 in bfloat16.
-            # Frozen layers, of share 0, normalise by what they were given.
+            # float32 even where statistics are kept in less: m = 0.99 is 0.988 in bfloat16.
+            # Frozen layers, whose share is 0, normalise by the statistics they were given.
             values = [jnp.where(s > 0, probe, v) for s, v in zip(shares, given, strict=True)]
             new = step(index, values, batch)
             learnt = [_share(old, after) for old, after in zip(values, new, strict=True)]
@@ -178,8 +179,8 @@ def _reset_fn(task: Task | Update, num_batches: int, select: Rule) -> Callable[.
             return (shares, pooled), None
 
         carry = [jnp.ones_like(v) for v in given], [jnp.zeros_like(v) for v in given]
-        # The first batch comes thrice: one probe finds what is frozen, another, with that at rest,
-        # the shares. The longer batches come first; each starts where those before it end.
+        # The first batch comes three times: one probe finds what is frozen; another, with that at
+        # rest, finds the shares. Longer batches come first; each starts where the last one ends.
         order = np.concatenate([[0, 0], np.arange(num_batches)])
         probes = np.where(np.arange(len(order)) < 2, _LARGE, 0.0).astype(np.float32)
         long = order < longer
@@ -215,7 +216,7 @@ def _step(
 def _pool(
     statistics: _Statistics, total: list[Array], batch: list[Array], share: Array
 ) -> list[Array]:
-    """Take a batch in that holds ``share`` of all examples so far (Chan et al., 1979)."""
+    """Add a batch that holds ``share`` of all examples so far (Chan et al., 1979)."""
     pooled = []
     for old, new, center in zip(total, batch, statistics.centers, strict=True):
         value = old + share * (new - old)

@@ -1,9 +1,9 @@
-"""Axes as sums of products of atoms, and what it takes to say that two axes are one.
+"""Axes as sums of products of atoms, and what it takes to identify two axes.
 
 An *atom* is an index set that may be reordered as a whole: the units of a layer, the heads of an
-attention. An axis is a tuple of segments, one after the other (a concatenation), and a segment a
-tuple of atoms, major first (a flattening): ``[h·w·c + u]`` is ``((h, w, c), (u,))``. Joining two
-axes merges atoms; where their borders differ, atoms are split, everywhere they occur at once.
+attention layer. An axis is a tuple of segments, one after the other (a concatenation), and a
+segment is a tuple of atoms, major first (a flattening): ``[h·w·c + u]`` is ``((h, w, c), (u,))``.
+Joining two axes merges atoms; where their borders differ, atoms are split, wherever they occur.
 """
 
 import math
@@ -19,7 +19,7 @@ class Atom:
     Attributes:
       size: number of indices.
       reason: why it may not be reordered; None while it may.
-      free: an array is constant along it (a broadcast), so that it fits any other.
+      free: whether arrays are constant along it (a broadcast), so that it fits any other.
       parts: the axis it has been split into, if any.
     """
 
@@ -42,7 +42,7 @@ class Atom:
         return atom
 
     def merge(self, other: "Atom") -> "Atom":
-        """Make one of two unsplit roots of one size; a free one takes no part."""
+        """Merge two unsplit roots of equal size; if one is free, the other is the result."""
         if self is other or other.free:
             return self
         if self.free:
@@ -52,7 +52,7 @@ class Atom:
         return self
 
     def piece(self, size: int) -> "Atom":
-        """A new atom of what this one is split into."""
+        """A new atom that is a part of this one."""
         return Atom(size, reason=self.reason, free=self.free)
 
 
@@ -98,7 +98,7 @@ def is_positional(axis: Axis) -> bool:
 
 
 def pin(axis: Axis, reason: str) -> None:
-    """Forbid reordering anything along the axis; a first reason is kept."""
+    """Forbid reordering anything along the axis; the first reason is kept."""
     _pin(atoms_of(axis), reason)
 
 
@@ -111,7 +111,7 @@ def product(axes: Sequence[Axis]) -> Axis:
 
 
 def join(first: Axis, second: Axis) -> Axis:
-    """Say that two axes of one size index the same things, and return what is not free of them."""
+    """Declare that two axes of equal size index the same things, and return the joined axis."""
     for _ in range(64):
         first, second = expand(first), expand(second)
         if is_free(second):
@@ -164,7 +164,7 @@ def distribute(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         taken: list[Atom] = []
         while (missing := size // _size(taken)) > 1:
             atom = factors.pop().root()
-            if atom.parts is not None:  # it stands in this axis twice
+            if atom.parts is not None:  # it occurs twice in this axis
                 factors.extend(a for segment in expand(((atom,),)) for a in segment)
                 continue
             if missing % atom.size and atom.size % missing:
@@ -217,7 +217,7 @@ def _times(terms: list[Segment], parts: list[Segment]) -> list[Segment]:
             places = Atom(len(parts), reason="places in which units are repeated")
             result.append((*term, places, *parts[0]))
             continue
-        # Around a concatenation the units outside of it stand at fixed places.
+        # Around a concatenation, the units outside of it are at fixed places.
         _pin(term, "it repeats a concatenation")
         if _size(term) * len(parts) > _LIMIT:
             reason = "a concatenation repeated too often to follow"

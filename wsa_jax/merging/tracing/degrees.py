@@ -2,8 +2,8 @@
 
 Multiply unit u's produced weights by c_u > 0 and divide its consumed ones by c_u. An array then
 scales along the group's axes by a power of c, its *degree*. If every equation is consistent with
-that, the function is unchanged: sums of equal degrees, sums over units of degree 0 only. If
-besides no equation is more than linear in the units, any invertible matrix may replace c.
+that, the function is unchanged: sums of equal degrees, sums over units of degree 0 only. If,
+moreover, no equation is more than linear in the units, any invertible matrix may replace c.
 """
 
 import math
@@ -57,7 +57,7 @@ class _Analysis:
         self.not_linear |= atoms
 
     def agreed(self, values: Iterable[Value], axis: int, atom: Atom) -> Degree:
-        """The one degree of arrays that are added or chosen from; zeros and infinities have any."""
+        """The common degree of arrays that are added or selected from; 0 and infinity have any."""
         degrees = {self.degree(v, axis, atom) for v in values if not _any_degree(v.constant)}
         if len(degrees) > 1:
             self.break_all([atom])
@@ -219,14 +219,14 @@ class _Analysis:
         self.set(result, degrees)
 
     def together(self, step: Step) -> None:
-        """Arrays that must scale alike: turns of a loop, branches, what is padded with."""
+        """Arrays that must scale alike: iterations of a loop, branches, arrays and padding."""
         (value, *others), (result,) = step.inputs, step.outputs
         degrees: list[AxisDegrees] = []
         for axis in range(len(result.axes)):
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
                 if step.name == "carry" and value.constant == 0:
-                    entry[atom] = 1  # zeros scale by any power; the last turn tells whether by this
+                    entry[atom] = 1  # zeros scale by any power; the last iteration tells if by this
                 else:
                     entry[atom] = self.agreed([value, *others], axis, atom)
                 if step.name == "pad" and others[0].constant != 0:
@@ -244,8 +244,8 @@ def admitted(
 
     Args:
       live: atoms of the groups.
-      steps: of the walk, in order.
-      leaves: parameters, and how each of their axes scales; None where it does both.
+      steps: steps of the walk, in order.
+      leaves: parameters, and the degree of each of their axes; None where an axis has two.
     """
     analysis = _Analysis(live)
     for value, degrees in leaves:

@@ -18,7 +18,7 @@ from wsa_jax.select import Rule, key_path
 
 _RULES = rules_shape.RULES | rules_compute.RULES
 _INPUT, _OUTPUT = "an input", "an output"
-# Not worth a word: nobody expects these to move.
+# Not worth reporting: nobody expects these to move.
 _EVIDENT = frozenset({_INPUT, _OUTPUT, rules_compute.WINDOW})
 _STATISTICS = frozenset({"mean", "var", "running_mean", "running_var"})
 
@@ -28,9 +28,9 @@ class Traced(NamedTuple):
 
     Attributes:
       spec: the result.
-      jaxpr: of the function, parameters' arrays first.
-      walk: steps and marks.
-      atoms: what stands for each group's units, by name.
+      jaxpr: jaxpr of the function, parameters' arrays first.
+      walk: steps and marks of the walk through it.
+      atoms: the atom that stands for each group's units, by group name.
     """
 
     spec: AxisSpec
@@ -58,30 +58,30 @@ def trace_spec(
 ) -> AxisSpec:
     """Infer which axes of a model move together from the jaxpr of ``apply_fn(params, *inputs)``.
 
-    Every axis is followed through the function: products say that what one layer produces is what
-    the next consumes, sums that their terms have one order, reshapes, concatenations and grouped
-    convolutions that an axis consists of several. What a positive scaling or any linear map of the
-    units does to each equation says what a group admits.
+    Every axis is followed through the function: products show that what one layer produces is what
+    the next consumes; sums show that their terms have the same order; reshapes, concatenations and
+    grouped convolutions show that an axis consists of several. The effect of a positive scaling, or
+    of any linear map of the units, on each equation decides what a group admits.
 
     Args:
       apply_fn: any JAX function, in the mode in which it is evaluated (running statistics, no
-        dropout). All that it returns stays as it is, so it should return no new statistics.
-      params: any pytree; leaves that are no arrays are left to ``apply_fn``. Shapes suffice.
-      inputs: the other arguments; shapes suffice. Sizes that differ from all layers' are not
-        needed.
+        dropout). The units of its outputs do not move, so it should not return new statistics.
+      params: any pytree; leaves that are not arrays are passed to ``apply_fn``. Shapes suffice.
+      inputs: the other arguments; shapes suffice. Their sizes need not differ from those of the
+        layers.
       statistics: rule ``(name, leaf)`` that says which leaves are running statistics.
 
     Returns:
       Groups in the order of execution, named by the layer that first produces their units; hidden
-      axes that stay are listed in ``pinned``, with the primitive and line that say why.
+      axes that do not move are listed in ``pinned``, with the primitive and line that pin them.
 
-    Guarantees: nothing is compiled or evaluated. Any order of a group's units keeps the function
-    (see `check_equivalence`); a primitive without a rule pins all its axes, and nothing is
+    Guarantees: nothing is compiled or evaluated. Any order of a group's units preserves the
+    function (see `check_equivalence`); a primitive without a rule pins all its axes, and nothing is
     guessed.
 
-    Edge cases: units of a layer whose output is no group (one unit, an output, tied to an input)
-    stay. In loops (``lax.scan`` over layers) all turns share one order. Leaves that the function
-    does not read stay where they are.
+    Edge cases: units of a layer whose output is not a group (one unit, an output, or tied to an
+    input) do not move. In loops (``lax.scan`` over layers) all iterations share one order. Leaves
+    that the function does not read do not move.
 
     Raises:
       ValueError: ``params`` holds no arrays.
@@ -92,7 +92,7 @@ def trace_spec(
     >>> [(group.name, group.size, group.admits) for group in spec.groups]
     [('a', 5, 'scaling')]
 
-    Source: this library's. Git Re-Basin (Ainsworth et al., ICLR 2023) writes its specifications by
+    Source: new here. Git Re-Basin (Ainsworth et al., ICLR 2023) writes its specifications by
     hand.
     """
     return trace(apply_fn, params, *inputs, statistics=statistics).spec
@@ -125,7 +125,7 @@ def trace(
     *inputs: PyTree,
     statistics: Rule = is_statistic,
 ) -> Traced:
-    """As `trace_spec`, with what the spec was read from."""
+    """Like `trace_spec`, but with what the spec was read from."""
     function, arrays, names = flatten(apply_fn, params, inputs)
     jaxpr = jax.make_jaxpr(function)(*arrays)
     walk, count = Walk(_RULES), len(names)
@@ -143,7 +143,7 @@ def trace(
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
-    # A concatenation found late holds the places around it in all earlier arrays: look once more.
+    # A concatenation found late fixes the places around it in all earlier arrays: expand again.
     for value in walk.values():
         for axis in value.axes:
             expand(axis)
@@ -175,7 +175,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _order(walk: Walk) -> dict[int, int]:
-    """When each leaf is first computed with; leaves that are merely moved come last."""
+    """When each leaf first enters a computation; leaves that are merely moved come last."""
     first: dict[int, int] = {}
     for late in (False, True):
         for step in walk.steps:
@@ -206,7 +206,7 @@ def _ties(
     is_statistic: Sequence[bool],
     order: dict[int, int],
 ) -> dict[Atom, list[Tie]]:
-    """Where the units of each atom lie, atoms and ties in the order of execution."""
+    """Where the units of each atom lie, with atoms and ties in the order of execution."""
     ties: dict[Atom, list[Tie]] = {}
     for index in sorted(order, key=order.__getitem__):
         for axis, given in enumerate(leaves[index].axes):
@@ -227,7 +227,7 @@ def _ties(
 
 
 def _append(ties: list[Tie], tie: Tie, size: int) -> None:
-    """Add a tie; one that goes on where the last of its axis ends makes it longer."""
+    """Add a tie; if it starts where another tie of its axis ends, extend that one instead."""
     for index, last in enumerate(ties):
         stop = last.offset + last.outer * size * last.inner
         if (last.leaf, last.axis, last.inner, stop) == (tie.leaf, tie.axis, tie.inner, tie.offset):
@@ -278,7 +278,7 @@ def _name(ties: Iterable[Tie], nested: bool, taken: Iterable[str]) -> str:
 def _pinned(
     leaves: Sequence[Value], names: Sequence[str], ties: dict[Atom, list[Tie]]
 ) -> Iterable[Pinned]:
-    """Axes with atoms that stay: all but the evident, and all of which a part moves."""
+    """Axes with atoms that do not move: all except the evident, and all that move in part."""
     partial = {(tie.leaf, tie.axis) for found in ties.values() for tie in found}
     for name, leaf in zip(names, leaves, strict=True):
         for axis, given in enumerate(leaf.axes):

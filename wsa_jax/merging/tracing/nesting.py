@@ -1,7 +1,7 @@
 """Which units have an order of their own in each unit of another group.
 
-The dimensions inside an attention head may be ordered per head, because wherever they occur the
-head stands beside them: every array, and every product before it is summed, tells whose they are.
+The dimensions inside an attention head may be ordered per head, because the head occurs wherever
+they do: every array, and every product before it is summed, shows which head they belong to.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from wsa_jax.merging.tracing.walk import Value
 
 
 def owners(live: Sequence[Atom], values: Iterable[Value]) -> dict[Atom, list[Atom]]:
-    """For each atom, the others that stand beside it in all arrays, innermost first.
+    """For each atom, the others that occur beside it in all arrays, innermost first.
 
     Of two that are always together, the earlier in ``live`` owns the later.
     """
@@ -73,7 +73,7 @@ def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tupl
                     continue
                 own = [other for i, other in enumerate(segment) if i != place]
                 found = {other for other in own if own.count(other) == 1 and other is not atom}
-                # Elsewhere it must be evident which one is meant.
+                # On other axes it must be evident which index is meant.
                 if not any(other.free for other in own):
                     for names in elsewhere:
                         found |= {

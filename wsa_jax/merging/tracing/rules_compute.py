@@ -112,7 +112,7 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
             *(right.origin[axis] for axis in free[1]),
         )
     result = Value(tuple(axes), origin)
-    # Nesting asks what stands side by side while the products are summed.
+    # Nesting needs to know what stands side by side while the products are summed.
     inside = Value((*axes, *summed))
     walk.record(
         "contract", inputs, [result], contracted=contracted, batch=batch, free=free, inside=inside
@@ -123,7 +123,7 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 def _mark(walk: Walk, value: Value, summed: Sequence[int], other: Value, *, first: bool) -> None:
     if value.origin is None:
         return
-    # Of two parameters (a low-rank product) the second takes what the first gives.
+    # Of two parameters (a low-rank product), the second consumes what the first produces.
     takes = not (other.is_parameter and first)
     for axis, pairs in enumerate(value.origin):
         if axis in summed:

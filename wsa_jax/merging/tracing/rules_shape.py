@@ -40,7 +40,7 @@ def _kept(axes: int) -> Sources:
 
 def _broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     value, shape = inputs[0], eqn.outvars[0].aval.shape
-    if len(inputs) > 1:  # a shape known at run time only
+    if len(inputs) > 1:  # a shape known only at run time
         return unknown(walk, eqn, inputs)
     axes = [fresh(size, free=True) for size in shape]
     sources: list[tuple[int, ...]] = [()] * len(shape)
@@ -97,7 +97,7 @@ def _positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> lis
 
 
 def along(*keys: str) -> Rule:
-    """The rule of primitives for which order counts along the axes that a parameter names."""
+    """The rule for primitives for which order matters along the axes that a parameter names."""
 
     def rule(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         reason, outputs = walk.where(eqn), []

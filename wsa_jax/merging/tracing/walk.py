@@ -1,6 +1,7 @@
-"""Walk through a jaxpr and all it calls, one rule an equation, and record what was seen.
+"""Walk through a jaxpr and all it calls, one rule per equation, and record what was seen.
 
-The walk is symbolic: each array is a `Value`, its axes in atoms, and each rule joins or pins them.
+The walk is symbolic: each array is a `Value` with its axes in atoms, and each rule joins or pins
+these.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,9 +27,9 @@ class Value:
     """An array: its axes, and what is known of where it comes from.
 
     Attributes:
-      axes: one for each axis.
-      origin: for a function of parameters alone, the (leaf, axis) pairs each axis derives from.
-      constant: the number that all elements are, if known.
+      axes: one entry per axis of the array.
+      origin: for a function of parameters alone, (leaf, axis) pairs that each axis derives from.
+      constant: the number that all elements equal, if known.
     """
 
     axes: tuple[Axis, ...]
@@ -42,7 +43,7 @@ class Value:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether it is a function of parameters alone, and of one at least."""
+        """Whether it is a function of parameters alone, and of at least one."""
         return self.origin is not None and any(self.origin)
 
 
@@ -51,11 +52,11 @@ class Step:
     """One equation as it was seen.
 
     Attributes:
-      name: of the primitive.
-      inputs: values in.
-      outputs: values out.
-      params: what the rule says of it.
-      position: number of the equation, counted outside of loops; None inside of one.
+      name: name of the primitive.
+      inputs: input values.
+      outputs: output values.
+      params: what the rule records about it.
+      position: number of the equation, counted outside of loops; None inside a loop.
     """
 
     name: str
@@ -73,13 +74,13 @@ class Walk:
     """What a walk has seen.
 
     Attributes:
-      rules: by primitive.
-      steps: in the order of execution.
+      rules: rules by primitive.
+      steps: steps in the order of execution.
       consumed: (leaf, axis) pairs that a product with data sums over.
       produced: (leaf, axis) pairs that end up in data.
-      depth: loops around the current equation.
-      position: equations passed outside of loops.
-      lines: of the user's code, of the calls around the current equation.
+      depth: number of loops around the current equation.
+      position: number of equations passed outside of loops.
+      lines: lines of the user's code, for the calls around the current equation.
     """
 
     rules: dict[str, Rule]
@@ -93,7 +94,7 @@ class Walk:
     def record(
         self, name: str, inputs: Iterable[Value], outputs: Iterable[Value], **params
     ) -> None:
-        """Keep a step for what is asked later: degrees, nesting, taps."""
+        """Keep a step for the analyses that follow: degrees, nesting, taps."""
         position = None if self.depth else self.position
         self.steps.append(Step(name, tuple(inputs), tuple(outputs), params, position))
 
@@ -106,7 +107,7 @@ class Walk:
                 yield step.params["inside"]
 
     def run(self, jaxpr: core.Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-        """Walk through a jaxpr; values of its outputs."""
+        """Walk through a jaxpr and return the values of its outputs."""
         env: dict[core.Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -129,7 +130,7 @@ class Walk:
     def equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """Apply the rule of an equation; look inside calls and loops."""
         name = eqn.primitive.name
-        # Equations of functions that jax has compiled before carry no line: their call's is used.
+        # Equations of functions that jax has compiled before have no line: their call's is used.
         self.lines.append(source_info_util.summarize(eqn.source_info))
         try:
             return self._apply(name, eqn, inputs)
@@ -138,7 +139,7 @@ class Walk:
 
     def where(self, eqn: Any) -> str:
         """The primitive and the line of the user's code that an equation comes from."""
-        line = next((line for line in reversed(self.lines) if line), "a line unknown")
+        line = next((line for line in reversed(self.lines) if line), "an unknown line")
         return f"{eqn.primitive.name} at {line}"
 
     def _apply(self, name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
@@ -156,7 +157,7 @@ class Walk:
 
 
 def called(eqn: Any) -> Any:
-    """The jaxpr that an equation is merely a call of, or None."""
+    """The jaxpr that an equation merely calls, or None."""
     if eqn.primitive.name not in _CALLS:
         return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
@@ -199,7 +200,7 @@ def unknown(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 def pinned_value(aval: Any, reason: str) -> Value:
-    """An array whose every element has its place."""
+    """An array in which every element has a fixed place."""
     return Value(tuple(fresh(size, reason=reason) for size in getattr(aval, "shape", ())))
 
 
@@ -219,10 +220,10 @@ def _no_origin(shape: Sequence[int]) -> Origin:
 
 
 def _carried(walk: Walk, start: Sequence[Value]) -> list[Value]:
-    """Stand-ins for what a loop carries: the same axes, whatever the turn."""
+    """Stand-ins for what a loop carries: the same axes in every iteration."""
     carried = []
     for value in start:
-        # Along what is constant at the start, it need not be so later.
+        # What is constant along an axis at the start need not be so later.
         axes = [fresh(size) for size in value.shape]
         for axis, given in zip(axes, value.axes, strict=True):
             join(axis, given)
@@ -240,12 +241,12 @@ def _same(walk: Walk, value: Value, other: Value) -> Value:
 
 def _scan(walk: Walk, eqn: Any, inputs: list[Value]) -> list[Value]:
     body = eqn.params["jaxpr"]
-    # Told by the ranks, for jax 0.10 and 0.12 keep the counts in different forms.
+    # Told by the ranks, since jax 0.10 and 0.12 keep the counts in different forms.
     sliced = sum(_rank(a) != _rank(b) for a, b in zip(eqn.invars, _inner(body).invars, strict=True))
     outer = zip(eqn.outvars, _inner(body).outvars, strict=True)
     carries = sum(_rank(a) == _rank(b) for a, b in outer)
     count = len(inputs) - carries - sliced
-    reason = f"turns of {walk.where(eqn)}"
+    reason = f"iterations of {walk.where(eqn)}"
     slices = []
     for value in inputs[count + carries :]:
         pin(value.axes[0], reason)
