@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.trees import assert_bitwise
 from wsa_jax.data import load_dataset
 from wsa_jax.fit_directory import fit_identity
 from wsa_jax.scope import weight_scope
@@ -60,11 +61,6 @@ def train(directory=None, key=KEYS, settings=SETTINGS, rows=130, **changed):
 
 def checkpoints(directory):
     return sorted(int(p.name) for p in Path(directory, "checkpoints").glob("*") if p.name.isdigit())
-
-
-def assert_bitwise(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.trees import assert_close
 from wsa_jax import constant_target, scope_divergence, scope_gradient, weight_scope
 from wsa_jax.select import all_leaves
 from wsa_jax.stability import stability
@@ -66,10 +67,6 @@ def stacked_fit(tiny_task, tiny_data):
 @pytest.fixture(scope="module")
 def alone(tiny_task, tiny_data):
     return fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS)
-
-
-def assert_close(tree, other, rtol=1e-4):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5), tree, other)
 
 
 def batch_of(data, rows, mask=None):
@@ -204,6 +201,9 @@ class TestFit:
         counted = tiny_task._replace(init=lambda key: ({"count": jnp.arange(3)}, {}))
         with pytest.raises(ValueError, match="leaf count of params is of type int32"):
             fit(KEYS[0], counted, *tiny_data, settings=SETTINGS)
+        params = jax.tree.map(lambda leaf: leaf.astype(int), tiny_task.init(KEYS[0])[0])
+        with pytest.raises(ValueError, match="leaf Dense_0/bias of params is of type int32"):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, params=params)
         with pytest.raises(ValueError, match="key is an array of uint32, not of keys"):
             inspect.unwrap(fit)(jax.random.PRNGKey(0), tiny_task, *tiny_data, settings=SETTINGS)
 

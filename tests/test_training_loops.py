@@ -93,7 +93,7 @@ def test_equinox_filters_leave_none_among_the_updates(expected, transform):
 
 def test_hyperparameters_may_be_injected(expected):
     params = {"kernel": KERNEL}
-    inject = optax.inject_hyperparams(regularize_scope, static_args=("select", "scale", "target"))
+    inject = optax.inject_hyperparams(regularize_scope, static_args=("select",))
     chain = optax.chain(inject(strength=1.0), optax.sgd(RATE))
     state = chain.init(params)
     state[0].hyperparams["strength"] = jnp.float32(STRENGTH)

@@ -118,12 +118,12 @@ def proximal_scope(
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
         # Where an update is None the parameters stay; optax applies no such update.
-        filled = jax.tree.map(
-            lambda u, w: jax.tree.map(jnp.zeros_like, w) if u is None else u,
+        stepped = jax.tree.map(
+            lambda u, w: w if u is None else optax.apply_updates(w, u),
             updates, params, is_leaf=lambda leaf: leaf is None,
         )  # fmt: skip
         moved = proximal_scope_step(
-            optax.apply_updates(params, filled),
+            stepped,
             target,
             step_size=value_at(learning_rate, count),
             strength=value_at(strength, count),

@@ -206,8 +206,9 @@ def targeted_transformation(
         target = given if target is None else target
         if params is None or target is None:
             missing = "params" if params is None else "target"
+            way = "" if params is None else f", or give target to {name}"
             raise ValueError(
-                f"{name} got no {missing}: call update(updates, state, params, target=scope)"
+                f"{name} got no {missing}: call update(updates, state, params, target=scope){way}"
             )
         updates = change(updates, state.count, params, target)
         return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))

@@ -109,7 +109,8 @@ def matching(pattern: str) -> Rule:
 def without(rule: Rule, names: tuple[str, ...]) -> Rule:
     """Return ``rule`` without the leaves at the given key paths.
 
-    A path that a model does not have is an error where the rule is used (`select_layers`).
+    A path that a model does not have is an error where the rule is used (`select_layers`): under
+    ``optax.masked`` do not name leaves that are masked out.
 
     >>> without(all_leaves, ("bias",))("bias", jnp.ones(2))
     False

@@ -284,7 +284,7 @@ def _values(value: Any, steps: int) -> np.ndarray:
 
 
 def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:
-    check_floating(shapes[0])
+    check_floating(shapes[0] if params is None else params)
     check_statistics(params, model_state, shapes[1])
     for given, like, name in zip(
         (params, model_state), shapes, ("params", "model_state"), strict=True

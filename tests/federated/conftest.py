@@ -18,6 +18,7 @@ from wsa_jax.federated import (
     Partition,
     ServerState,
     clients_mesh,
+    initial_state,
     simulate,
 )
 from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed
@@ -43,14 +44,7 @@ class Federation(NamedTuple):
 
     def start(self, algorithm, params=None) -> ServerState:
         params = self.task.init(jax.random.key(7))[0] if params is None else params
-        return ServerState(
-            params=params,
-            model_state={},
-            target=weight_scope(params),
-            server=algorithm.init_server(params),
-            clients=jax.vmap(lambda _: algorithm.init_client(params))(jnp.arange(4)),
-            round=jnp.zeros((), jnp.int32),
-        )
+        return initial_state(algorithm, params, clients=4, target=weight_scope(params))
 
     @staticmethod
     def settings(learning_rate=0.1, strength=1.0) -> RoundSettings:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.trees import flat
 from wsa_jax.federated import (
     Aggregation,
     coordinate_median,
@@ -215,10 +216,6 @@ class TestNonFiniteClients:
         assert int(info.dropped) == 4
         for leaf in jax.tree.leaves(state):
             assert np.isfinite(leaf).all()
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.trees import flat
 from wsa_jax.federated import (
     Execution,
     LocalSettings,
@@ -35,10 +36,6 @@ MAKERS = {
     "fed_adam": functools.partial(fed_adam, 0.02),
     "fed_yogi": functools.partial(fed_yogi, 0.02),
 }
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
 
 class TorchFederation:

@@ -53,6 +53,14 @@ def test_layers_and_statistics_count():
     assert bytes_per_round(fed_avg(), PARAMS, model_state=statistics).down - plain.down == 28
 
 
+def test_what_is_sent_in_place_of_the_update_counts():
+    halved = fed_avg()._replace(
+        send=lambda update, context: jax.tree.map(lambda d: d.astype(jnp.bfloat16), update)
+    )
+    plain, half = (bytes_per_round(algorithm, PARAMS) for algorithm in (fed_avg(), halved))
+    assert (half.down, half.up) == (plain.down, plain.up // 2)
+
+
 def test_wsa_adds_next_to_nothing_to_the_cnn():
     shapes = jax.eval_shape(CNN(num_classes=10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))[
         "params"

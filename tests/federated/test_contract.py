@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.trees import assert_bitwise
 from wsa_jax.federated import algorithms
 from wsa_jax.federated.client import RoundSettings
 
@@ -49,12 +50,6 @@ def cell(federation, case):
     run = federation.round(algorithm, form)
     arguments = (federation.key, federation.start(algorithm), federation.data)
     return run, arguments, run(*arguments, federation.settings())
-
-
-def assert_bitwise(tree, other):
-    assert jax.tree.structure(tree) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_every_algorithm_is_under_contract():

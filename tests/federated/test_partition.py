@@ -93,11 +93,17 @@ def test_impossible_numbers_of_clients_are_refused(make, clients):
         make(np.arange(5), clients, 0)
 
 
-@every_partitioner
+@pytest.mark.parametrize("name", [name for name in PARTITIONERS if name != "iid"])
 @pytest.mark.parametrize("labels", [np.zeros(0, int), np.array([0, -1])])
-def test_impossible_labels_are_refused(make, labels):
+def test_impossible_labels_are_refused(name, labels):
     with pytest.raises(ValueError, match="labels must be"):
-        make(labels, 1, 0)
+        PARTITIONERS[name](labels, 1, 0)
+
+
+def test_iid_asks_no_more_of_labels_than_their_number():
+    assert iid(np.linspace(-1, 1, 10), clients=4, seed=0).sizes.tolist() == [3, 3, 2, 2]
+    with pytest.raises(ValueError, match=r"clients=1 must lie in 1 \.\. 0"):
+        iid(np.zeros(0), clients=1, seed=0)
 
 
 @pytest.mark.parametrize("partitioner", [dirichlet_equal, dirichlet_unequal])

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import jax
-import numpy as np
 import pytest
 
+from tests.trees import assert_bitwise
 from wsa_jax.checkpoint import CheckpointError
 from wsa_jax.data import load_dataset
 from wsa_jax.federated import (
@@ -37,11 +37,6 @@ def run(directory, rounds=12):
         evaluate_every=2,
         directory=directory,
     )
-
-
-def assert_bitwise(state, other):
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def untimed(rows):

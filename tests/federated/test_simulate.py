@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests.trees import assert_bitwise
 from wsa_jax import constant_target, scope_window, weight_scope
 from wsa_jax.federated import (
     LocalSettings,
@@ -36,11 +37,6 @@ def evaluated(federate, tiny_data):
         test=tiny_data, wsa=WeightScopeAlignment(form="proximal"), on_round=seen.append
     )
     return result, seen
-
-
-def assert_bitwise(state, other):
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 class TestHistory:

@@ -232,7 +232,7 @@ def train_client(
     )
     update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, params)
     update = algorithm.send(clip_update(update, update_clip_norm), at(local.steps))
-    client, message = algorithm.finish(update, at(local.steps))
+    client, message = algorithm.finish(update, at(local.steps + 1))
     return ClientResult(update, model_state, message, client, jnp.mean(losses))
 
 

@@ -65,7 +65,7 @@ def initial_state(
     *,
     clients: int,
     target: WeightScope,
-    model_state: PyTree = (),
+    model_state: PyTree | None = None,
 ) -> ServerState:
     """Make the state that the first round of `make_round` begins with.
 
@@ -75,7 +75,7 @@ def initial_state(
       clients: number of clients in all, whether they take part in a round or not.
       target: the weight scope that the first round's clients are held to; its layers are those that
         rounds diagnose.
-      model_state: non-parameter collections.
+      model_state: non-parameter collections, none by default.
 
     Guarantees: no leaf shares a buffer with the caller's arrays or with another leaf, so a round
     may donate the state's buffers.
@@ -88,7 +88,7 @@ def initial_state(
     """
     state = ServerState(
         params=params,
-        model_state=model_state,
+        model_state={} if model_state is None else model_state,
         target=target,
         server=algorithm.init_server(params),
         clients=(),

@@ -21,7 +21,6 @@ from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.spec import AxisSpec
 from wsa_jax.merging.taps import taps
-from wsa_jax.merging.units import scale_units
 from wsa_jax.regularization import check_strength
 from wsa_jax.training import Task, evaluate
 from wsa_jax.tree import stack
@@ -145,8 +144,7 @@ def align_models(
     for index, model in enumerate(models[1:]):
         variables, first = model.variables, models[0].variables
         if "rescaling" in name:
-            scales = rescale(spec, first, variables).scales
-            variables = scale_units(spec, variables, scales)
+            variables = align(spec, variables, rescale(spec, first, variables))
         if "weight" in name:
             matching = weight_matching(jax.random.fold_in(key, index), spec, first, variables)
             variables = align(spec, variables, matching)

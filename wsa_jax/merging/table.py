@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Integer, Key
+from jaxtyping import Array, Key, Shaped
 
 from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.merging.check import check_models
@@ -32,7 +32,7 @@ def merge_table(
     spec: AxisSpec,
     evidence: Evidence,
     *,
-    test: tuple[Array | np.ndarray, Integer[Array | np.ndarray, " examples"]],
+    test: tuple[Array | np.ndarray, Shaped[Array | np.ndarray, " examples"]],
     methods: Iterable[str] | Mapping[str, Any] = tuple(METHODS),
     budget: Budget | None = None,
 ) -> list[Row]:

@@ -388,6 +388,15 @@ def test_planted_scales_and_permutations_are_undone_together(net, objective):
     _assert_close(only_scaled, SCALE(spec, second, found.scales), 1e-6)
 
 
+def test_align_keeps_leaves_that_are_not_moved():
+    params = {"a": np.ones((1, 2)), "b": np.ones((2, 1)), "act": jax.nn.relu, "c": np.float64(0.1)}
+    ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    spec = hand_written({"hidden": ties}, params, admits="scaling")
+    moved = align(spec, params, Rescaling({"hidden": np.float32([2.0, 4.0])}, {}))
+    assert moved["a"].tolist() == [[2.0, 4.0]] and moved["b"].tolist() == [[0.5], [0.25]]
+    assert moved["act"] is params["act"] and moved["c"] is params["c"]
+
+
 def test_alternation_keeps_the_closest_round_and_stops(mlp):
     spec, first, other = mlp
     fit = functools.partial(rescale, granularity="unit", objective="distance")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.trees import assert_bitwise, assert_close
 from wsa_jax.merging.combine.coefficients import (
     coefficient_shapes,
     distance_penalty,
@@ -16,20 +17,10 @@ from wsa_jax.merging.combine.coefficients import (
 ENDS = {"w": jnp.array([0.1, -3e7, 5e-9, 7.0])}, {"w": jnp.array([1e8, 2.3, -1e3, 7.0])}
 
 
-def assert_equal(tree, other):
-    assert jax.tree.structure(tree) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def assert_close(tree, other, atol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), tree, other)
-
-
 def test_infinite_logits_give_the_ends_bitwise():
     first, second = ENDS
-    assert_equal(interpolate({"w": jnp.full(4, jnp.inf)}, ENDS), first)
-    assert_equal(interpolate({"w": jnp.full(4, -jnp.inf)}, ENDS), second)
+    assert_bitwise(interpolate({"w": jnp.full(4, jnp.inf)}, ENDS), first)
+    assert_bitwise(interpolate({"w": jnp.full(4, -jnp.inf)}, ENDS), second)
 
 
 def test_equals_the_formula_in_float64():
@@ -54,7 +45,7 @@ def test_mixture_is_exact_at_each_model_and_agrees_with_the_pair():
     models = (*ENDS, {"w": jnp.array([3.3, 4.4, 5.5, 7.0])})
     for m in range(3):
         logits = jnp.full((3, 4), -jnp.inf).at[m].set(0.0)
-        assert_equal(mixture({"w": logits}, models), models[m])
+        assert_bitwise(mixture({"w": logits}, models), models[m])
     logits = jnp.linspace(-3, 3, 4)
     pair = mixture({"w": jnp.stack([logits, jnp.zeros(4)])}, ENDS)
     assert_close(pair, interpolate({"w": logits}, ENDS))

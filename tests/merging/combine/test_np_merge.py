@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.trees import assert_bitwise, assert_close
 from wsa_jax import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.merging.combine.coefficients import (
     coefficient_shapes,
@@ -71,16 +72,6 @@ SHORT = LearningSettings(steps=6, batch_size=64)
 HALF = LearningSettings(steps=4, batch_size=48, eval_every=2)
 
 
-def assert_equal(tree, other):
-    assert jax.tree.structure(tree) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def assert_close(tree, other, atol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), tree, other)
-
-
 class TestPlanted:
     def test_recovers_which_units_are_whose(self, examples):
         settings = LearningSettings(steps=3000, batch_size=256)
@@ -128,10 +119,10 @@ class TestLoop:
         second = np_merge(
             KEY, mse, (A, B), examples, settings=HALF, held_out=held_out, state=first.info["state"]
         )
-        assert_equal(second.params, whole.params)
-        assert_equal(second.info["state"], whole.info["state"])
+        assert_bitwise(second.params, whole.params)
+        assert_bitwise(second.info["state"], whole.info["state"])
         losses = jnp.concatenate([first.info["loss"], second.info["loss"]])
-        assert_equal(losses, whole.info["loss"])
+        assert_bitwise(losses, whole.info["loss"])
 
     def test_returns_the_coefficients_of_the_lowest_held_out_loss(self, held_out, whole):
         curve = np.asarray(whole.info["held_out_loss"])
@@ -148,7 +139,7 @@ class TestLoop:
             KEY, mse, (A, B), examples, settings=HALF, held_out=held_out, learning_rate=5.0
         )
         assert result.info["best_step"] == 0
-        assert_equal(result.params, average)
+        assert_bitwise(result.params, average)
 
     def test_every_held_out_example_counts_once(self):
         def loss_fn(key, params, model_state, batch):
@@ -164,9 +155,9 @@ class TestLoop:
         result = np_merge(KEY, mse, (A, same), examples, settings=SHORT)
         assert np.all(np.asarray(result.info["coefficients"]["out/kernel"]) == 0.5)
         assert np.all(np.asarray(result.info["coefficients"]["hidden/kernel"]) != 0.5)
-        assert_equal(result.params["out"], A["out"])
+        assert_bitwise(result.params["out"], A["out"])
         for share, end in ((1.0, A), (0.0, B)):
-            assert_equal(
+            assert_bitwise(
                 np_merge(KEY, mse, (A, B), examples, settings=SHORT, init=share).params, end
             )
 
@@ -271,7 +262,7 @@ class TestLoop:
         settings = dataclasses.replace(SHORT, optimizer=optax.adamw)
         result = np_merge(KEY, mse, (A, B), examples, settings=settings, init=1.0)
         assert not result.info["diverged"]
-        assert_equal(result.params, A)
+        assert_bitwise(result.params, A)
 
 
 class TestDivergence:
@@ -280,7 +271,7 @@ class TestDivergence:
         result = np_merge(KEY, mse, (A, B), examples, settings=SHORT, held_out=held_out)
         assert result.info["diverged"]
         assert result.info["diverged_step"] == 0
-        assert_equal(result.params, interpolate({"all": jnp.array(0.0)}, (A, B)))
+        assert_bitwise(result.params, interpolate({"all": jnp.array(0.0)}, (A, B)))
 
     def test_stops_and_returns_the_best_so_far(self):
         def loss_fn(key, params, model_state, batch):
@@ -385,7 +376,7 @@ class TestTask:
         moved = seen["state"]["batch_stats"]["BatchNorm_0"]["mean"]
         assert np.all(np.asarray(moved) != 0)
         assert result.model_state == {"batch_stats": "estimated"}
-        assert_equal(seen["params"], result.params)
+        assert_bitwise(seen["params"], result.params)
         assert {"BatchNorm_0/scale", "BatchNorm_0/bias"} < set(result.info["coefficients"])
 
 
@@ -398,7 +389,7 @@ class TestFineTuning:
         settings = LearningSettings(steps=7, batch_size=3)
         tuned = fine_tune(KEY, loss_fn, model, data, settings=settings)
         merged = np_merge(KEY, loss_fn, (model, model), data, settings=settings)
-        assert_equal(tuned.info["loss"], merged.info["loss"])
+        assert_bitwise(tuned.info["loss"], merged.info["loss"])
         assert len(np.unique(tuned.info["loss"])) == 7
 
     def test_equals_gradient_descent_written_out(self, examples):
@@ -414,7 +405,7 @@ class TestFineTuning:
 def test_a_stack_is_its_list(examples):
     pair = np_merge(KEY, mse, (A, B), examples, settings=SHORT)
     stacked = np_merge(KEY, mse, stack([A, B]), examples, settings=SHORT)
-    assert_equal(stacked.params, pair.params)
+    assert_bitwise(stacked.params, pair.params)
 
 
 class TestErrors:

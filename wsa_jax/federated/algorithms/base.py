@@ -22,8 +22,8 @@ class LocalContext(NamedTuple):
       client: the algorithm's state of this client.
       learning_rate: learning rate of this round's local steps.
       steps: number of local steps.
-      key: specific to this client and round, a different one at each local step and after the
-        last, for algorithms that draw random numbers (noise, random coordinates).
+      key: this client's and this round's own, a different one at each local step, for ``send`` and
+        for ``finish``; for algorithms that draw (noise, random coordinates).
     """
 
     params: PyTree

@@ -2,18 +2,14 @@
 
 from typing import TypeAlias
 
-import jax
 from jaxtyping import PyTree
 
-from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.assignment import Matching, move, rescaled
 from wsa_jax.merging.align.rescale_and_match import ScaledMatching
 from wsa_jax.merging.align.rescaling import Rescaling
 from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import scale_units
 
 Found: TypeAlias = Matching | Rescaling | ScaledMatching
-
-_scale = jax.jit(scale_units, static_argnames="spec")
 
 
 def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
@@ -42,5 +38,5 @@ def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
     [[2.0], [1.0]]
     """
     if not isinstance(found, Matching):
-        second = _scale(spec, second, found.scales)
+        second = rescaled(spec, second, found.scales)
     return second if isinstance(found, Rescaling) else move(spec, second, found.permutations)

@@ -8,10 +8,11 @@ from jaxtyping import Array, Float, Integer, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import Permutations, permute_units
+from wsa_jax.merging.units import Permutations, Scales, permute_units, scale_units
 from wsa_jax.select import key_path
 
 _permute = jax.jit(permute_units, static_argnames="spec")
+_scale = jax.jit(scale_units, static_argnames="spec")
 
 
 class Matching(NamedTuple):
@@ -30,7 +31,15 @@ class Matching(NamedTuple):
 
 def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
     """`permute_units` under jit; leaves that do not move, arrays or not, are kept."""
-    moved = _permute(spec, moving_leaves(spec, params), permutations)
+    return _replace(params, _permute(spec, moving_leaves(spec, params), permutations))
+
+
+def rescaled(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
+    """`scale_units` under jit, likewise."""
+    return _replace(params, _scale(spec, moving_leaves(spec, params), scales))
+
+
+def _replace(params: PyTree, moved: dict[str, Array]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: moved.get(key_path(path), leaf), params
     )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from wsa_jax.labels import check_labels
 from wsa_jax.training import Batch
@@ -11,7 +11,7 @@ from wsa_jax.training import Batch
 
 def labelled_examples(
     images: Array | np.ndarray,
-    labels: Integer[Array | np.ndarray, " examples"],
+    labels: Shaped[Array | np.ndarray, " examples"],
     *,
     num_classes: int | None = None,
 ) -> Batch:

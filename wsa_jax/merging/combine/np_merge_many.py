@@ -74,7 +74,8 @@ def np_merge_many(
     Args:
       key: as in `np_merge`; each merge draws from a key of its own.
       loss_fn: as in `np_merge`.
-      models: aligned models of one structure, a list or a stack ``[models, ...]``.
+      models: aligned models of one structure, a list, or a stack ``[models, ...]``, which is split
+        first and so copied.
       examples: as in `np_merge`, used by every merge.
       settings: settings of each merge.
       order: ``"given"``; ``"accuracy"``, the highest score first; or ``"tree"``, neighbours in
@@ -183,7 +184,8 @@ def np_merge_joint(
     Args:
       key: as in `np_merge`.
       loss_fn: as in `np_merge`.
-      models: aligned models of one structure, a list or a stack; they stay as they are.
+      models: aligned models of one structure, a list, or a stack, which is split first and so
+        copied.
       examples: as in `np_merge`.
       settings: as in `np_merge`.
       learning_rate: as in `np_merge`.
