@@ -110,14 +110,14 @@ class TestFit:
         target = constant_target(weight_scope(params, select=all_leaves), mean=0.1, std=0.6)
         result = fit(
             KEYS[0], tiny_task, *tiny_data, settings=settings, learning_rate=lambda i: 1 / (i + 2),
-            target=target, strength=lambda i: 0.02 * (i + 1),
+            target=target, strength=lambda i: 0.003 * (i + 1),
         )  # fmt: skip
         pull = jax.jit(partial(scope_gradient, select=all_leaves))
         batch, velocity = batch_of(tiny_data, slice(None)), None
         grad_fn = jax.jit(jax.grad(lambda p: tiny_task.loss(KEYS[0], p, {}, batch)[0]))
         for i in range(4):
             grads, scope = jax.device_get((grad_fn(params), pull(params, target)))
-            grads = jax.tree.map(lambda g, s, i=i: g + 0.02 * (i + 1) * s, grads, scope)
+            grads = jax.tree.map(lambda g, s, i=i: g + 0.003 * (i + 1) * s, grads, scope)
             norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
             grads = jax.tree.map(lambda g, w, n=norm: g * min(1, 0.3 / n) + 0.1 * w, grads, params)
             velocity = (
