@@ -1,11 +1,14 @@
 """The loss term and the optax transformation: one gradient, by autodiff and in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from tests import trees
 from wsa_jax import (
     all_leaves,
     constant_target,
@@ -34,8 +37,7 @@ def target_for(rule=kernels):
     return constant_target(weight_scope(PARAMS, select=rule), mean=0.1, std=0.7)
 
 
-def assert_close(tree, other, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), tree, other)
+assert_close = functools.partial(trees.assert_close, rtol=1e-5, atol=1e-6)
 
 
 def step(transform, params=PARAMS, grads=GRADS, target=None):

@@ -187,8 +187,10 @@ class TestFit:
         schedule = optax.warmup_cosine_decay_schedule(0.0, 0.4, 10, 30)
         cosine = 0.2 * (1 + np.cos(np.pi * (steps - 10) / 20))
         expected = np.where(steps < 10, 0.04 * steps, cosine)
-        np.testing.assert_allclose(_values(schedule, 30), expected, rtol=1e-5, atol=1e-7)
-        plain = _values(lambda i: 0.04 * i if i < 10 else np.interp(i, [10, 30], [0.4, 0.0]), 30)
+        np.testing.assert_allclose(_values(schedule, 30, "rate"), expected, rtol=1e-5, atol=1e-7)
+        plain = _values(
+            lambda i: 0.04 * i if i < 10 else np.interp(i, [10, 30], [0.4, 0.0]), 30, "rate"
+        )
         linear = np.where(steps < 10, 0.04 * steps, 0.4 * (30 - steps) / 20)
         np.testing.assert_allclose(plain, linear, rtol=1e-5, atol=1e-7)
 

@@ -153,7 +153,7 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
     (Layer(name='dense/kernel', leaf=1, size=6, axis=None, position=None),)
     """
     named = [(key_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    missing = _unmet(select, {name for name, _ in named})
+    missing = _ask(select, "unmet", {name for name, _ in named})
     if missing:
         raise ValueError(
             f"{missing} of the model; its leaves are {', '.join(name for name, _ in named)}"
@@ -251,11 +251,10 @@ class _Without(NamedTuple):
         missing = sorted(self.names - leaves)
         if missing:
             return f"without names {missing[0]}, which is not a leaf"
-        return _unmet(self.rule, leaves)
+        return _ask(self.rule, "unmet", leaves)
 
     def layer_axis(self, name: str) -> int | None:
-        inner = getattr(self.rule, "layer_axis", None)
-        return inner(name) if inner else None
+        return _ask(self.rule, "layer_axis", name)
 
 
 class _Stacked(NamedTuple):
@@ -269,18 +268,18 @@ class _Stacked(NamedTuple):
     def unmet(self, leaves: set[str]) -> str | None:
         if not any(self.pattern.fullmatch(name) for name in leaves):
             return f"stacked has pattern {self.pattern.pattern!r}, which matches no leaf"
-        return _unmet(self.rule, leaves)
+        return _ask(self.rule, "unmet", leaves)
 
     def layer_axis(self, name: str) -> int | None:
         if self.pattern.fullmatch(name):
             return self.axis
-        inner = getattr(self.rule, "layer_axis", None)
-        return inner(name) if inner else None
+        return _ask(self.rule, "layer_axis", name)
 
 
-def _unmet(rule: Rule, leaves: set[str]) -> str | None:
-    unmet = getattr(rule, "unmet", None)
-    return unmet(leaves) if unmet else None
+def _ask(rule: Rule, question: str, subject: Any) -> Any:
+    """What a rule says of more than whether a leaf is a layer; None from a plain predicate."""
+    method = getattr(rule, question, None)
+    return method(subject) if method else None
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -291,8 +290,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _layers_of(name: str, index: int, leaf: Any, select: Rule) -> list[Layer]:
-    layer_axis = getattr(select, "layer_axis", None)
-    axis = layer_axis(name) if layer_axis else None
+    axis = _ask(select, "layer_axis", name)
     if axis is None:
         return [Layer(name, index, int(leaf.size))]
     if not -leaf.ndim <= axis < leaf.ndim:

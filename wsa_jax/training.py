@@ -116,9 +116,8 @@ def fit(
         )
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
-    rates, strengths = _values(learning_rate, steps), _values(strength, steps)
-    check_strength(rates, "learning_rate")
-    check_strength(strengths)
+    rates = _values(learning_rate, steps, "learning_rate")
+    strengths = _values(strength, steps, "strength")
     shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
     _check_initial(params, model_state, shapes)
     one_params, one_state = jax.tree.map(
@@ -271,16 +270,19 @@ def _optimizer(
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
-def _values(value: Any, steps: int) -> np.ndarray:
-    """A number or schedule at every step."""
+def _values(value: Any, steps: int, name: str) -> np.ndarray:
+    """A non-negative number or schedule at every step."""
     if not callable(value):
-        return np.full(steps, value, np.float32)
-    try:
-        values = jax.jit(jax.vmap(value))(jnp.arange(steps))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        # A schedule with an `if`, or in NumPy, takes one plain number at a time.
-        values = [value(index) for index in range(steps)]
-    return np.asarray(values, np.float32)
+        values = np.full(steps, value, np.float32)
+    else:
+        try:
+            values = jax.jit(jax.vmap(value))(jnp.arange(steps))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            # A schedule with an `if`, or in NumPy, takes one plain number at a time.
+            values = [value(index) for index in range(steps)]
+    array = np.asarray(values, np.float32)
+    check_strength(array, name)
+    return array
 
 
 def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:

@@ -9,36 +9,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from wsa_jax.data import load_dataset
-from wsa_jax.federated import (
-    Execution,
-    LocalSettings,
-    WeightScopeAlignment,
-    clients_mesh,
-    iid,
-    scaffold,
-    simulate,
-)
+from tests.federated.digits import first_digits, simulate_digits
+from wsa_jax.federated import Execution, WeightScopeAlignment, clients_mesh, scaffold
 from wsa_jax.federated.mesh import on_host
-from wsa_jax.models import MLP
-from wsa_jax.training import classification
 
 
 def federate(directory: Path | None, execution: Execution, rounds: int = 3):
-    digits = load_dataset("digits")
-    images, labels = digits.images[:160], digits.labels[:160]
-    return simulate(
-        jax.random.key(5),
-        classification(MLP(features=(8, 10)), digits.info),
-        (images, labels),
-        iid(labels, clients=8, seed=0),
+    return simulate_digits(
+        clients=8,
+        examples=160,
         rounds=rounds,
         algorithm=scaffold(),
         participants=6,
         wsa=WeightScopeAlignment(strength=0.5),
         learning_rate=0.1,
-        local=LocalSettings(steps=3, batch_size=10),
-        test=(images, labels),
+        test=first_digits(160),
         evaluate_every=1,
         directory=directory,
         execution=execution,

@@ -1,6 +1,5 @@
 """Rounds of every algorithm against PyTorch's optimisers and autograd."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,16 +8,17 @@ import numpy as np
 import pytest
 
 from tests.trees import flat
+from wsa_jax import weight_scope
 from wsa_jax.federated import (
     Execution,
     LocalSettings,
-    ServerState,
     fed_adam,
     fed_avg,
     fed_avg_m,
     fed_exp,
     fed_prox,
     fed_yogi,
+    initial_state,
     scaffold,
 )
 from wsa_jax.federated.client import RoundSettings, ScopeForm
@@ -170,12 +170,11 @@ def test_rounds_equal_pytorch(federation, tiny_data, name, wsa):
         scope_form=ScopeForm() if wsa else None,
         execution=Execution(donate=False),
     )
-    start = federation.start(algorithm)
-    clients = jax.vmap(lambda _: algorithm.init_client(start.params))(jnp.arange(3))
-    state: ServerState = dataclasses.replace(start, clients=clients)
-    peer = TorchFederation(torch, name, start.params, *tiny_data, parts, wsa)
+    params, _ = federation.task.init(jax.random.key(7))
+    state = initial_state(algorithm, params, clients=3, target=weight_scope(params))
+    peer = TorchFederation(torch, name, params, *tiny_data, parts, wsa)
     settings = RoundSettings(jnp.float32(RATE), jnp.float32(STRENGTH))
-    begin = flat(start.params)
+    begin = flat(params)
     for t in range(ROUNDS):
         state, _ = run(federation.key, state, data, settings)
         peer.round(t)

@@ -6,15 +6,14 @@ import shutil
 import jax
 import pytest
 
+from tests.federated.digits import simulate_digits, untimed
 from tests.trees import assert_bitwise
 from wsa_jax.checkpoint import CheckpointError
-from wsa_jax.data import load_dataset
 from wsa_jax.federated import (
     Aggregation,
     LocalSettings,
     WeightScopeAlignment,
     fed_prox,
-    iid,
     simulate,
 )
 from wsa_jax.models import MLP
@@ -22,25 +21,9 @@ from wsa_jax.training import classification
 
 
 def run(directory, rounds=12):
-    digits = load_dataset("digits")
-    images, labels = digits.images[:150], digits.labels[:150]
-    return simulate(
-        jax.random.key(5),
-        classification(MLP(features=(8, 10)), digits.info),
-        (images, labels),
-        iid(labels, clients=3, seed=0),
-        rounds=rounds,
-        participants=2,
-        wsa=WeightScopeAlignment(strength=0.5, form="proximal"),
-        learning_rate=lambda i: 0.1 * 0.9**i,
-        local=LocalSettings(steps=3, batch_size=10),
-        evaluate_every=2,
-        directory=directory,
+    return simulate_digits(
+        clients=3, rounds=rounds, participants=2, evaluate_every=2, directory=directory
     )
-
-
-def untimed(rows):
-    return [row | {"seconds": 0} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from wsa_jax import weight_scope
-from wsa_jax.federated import LocalSettings, ServerState, fed_avg, simulate
+from wsa_jax.federated import LocalSettings, fed_avg, initial_state, simulate
 from wsa_jax.federated.client import RoundSettings, train_client
 from wsa_jax.federated.round import make_round
 from wsa_jax.training import classification
@@ -36,10 +36,9 @@ def task(tiny_info):
 @pytest.fixture(scope="module")
 def start(task):
     params, model_state = task.init(jax.random.key(7))
-    return ServerState(
-        params=params, model_state=model_state, target=weight_scope(params), server=(),
-        clients=(), round=jnp.int32(0),
-    )  # fmt: skip
+    return initial_state(
+        fed_avg(), params, clients=4, target=weight_scope(params), model_state=model_state
+    )
 
 
 LOCAL = LocalSettings(steps=3, batch_size=5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.trees import assert_close
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm, running_statistics
 from wsa_jax.tree import stack
 
@@ -37,10 +38,6 @@ def oracle(params, images, info, sizes):
     }
 
 
-def assert_close(tree, other, rtol=2e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6), tree, other)
-
-
 # Of 60 images: 60 in one batch; 30 + 30; batches of at most 9 are four of 9 and three of 8.
 @pytest.mark.parametrize(
     ("batch_size", "sizes"), [(500, [60]), (30, [30, 30]), (9, [9] * 4 + [8] * 3)]
@@ -48,7 +45,8 @@ def assert_close(tree, other, rtol=2e-6):
 def test_equals_pooled_moments(normed_task, normed_models, tiny_data, tiny_info, batch_size, sizes):
     params, _, state = normed_models
     reset = reset_batch_norm(normed_task, params, state, tiny_data[0], batch_size=batch_size)
-    assert_close(reset["batch_stats"], oracle(params, tiny_data[0], tiny_info, sizes))
+    expected = oracle(params, tiny_data[0], tiny_info, sizes)
+    assert_close(reset["batch_stats"], expected, rtol=2e-6, atol=2e-6)
 
 
 def test_maps_over_a_stack(normed_task, normed_models, tiny_data, tiny_info):
