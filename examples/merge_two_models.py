@@ -19,7 +19,7 @@ from wsa_jax.merging import (
     trace_spec,
     weight_matching,
 )
-from wsa_jax.merging.plots import draw_path
+from wsa_jax.merging.evaluate.plots import draw_path
 from wsa_jax.models import cifar_resnet
 from wsa_jax.training import FitSettings, classification, evaluate, fit
 from wsa_jax.tree import stack, unstack

@@ -13,7 +13,7 @@ import json, os, sys
 import flax.linen, jax, optax
 known, before = set(sys.modules), dict(os.environ)
 import wsa_jax
-import wsa_jax.federated, wsa_jax.training, wsa_jax.checkpoint
+import wsa_jax.federated, wsa_jax.training, wsa_jax.runs.checkpoint
 from jax._src import xla_bridge
 print(json.dumps({
     "modules": sorted(set(sys.modules) - known),

@@ -63,7 +63,7 @@ def partition(settings: PartitionSettings) -> None:
     """Divide a dataset among clients: print the table and draw the heat map."""
     from wsa_jax.data import load_dataset
     from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, partition_table
-    from wsa_jax.plots import partition_heatmap
+    from wsa_jax.federated.plots import partition_heatmap
 
     data = load_dataset(settings.dataset, data_dir=settings.data_dir)
     if settings.kind == "iid":

@@ -8,7 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.select import is_weight, key_path
+# Attributes in which module systems hold a leaf.
+_WRAPPERS = frozenset({"value", "raw_value"})
+
+
+def key_path(path: tuple[Any, ...]) -> str:
+    """Join a JAX key path with slashes, without the wrapper names that module systems add.
+
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})
+    >>> key_path(path)
+    'Conv_0/kernel'
+    """
+    # Only the attribute of a wrapped leaf: a layer may be called value too, as in attention.
+    if path and getattr(path[-1], "name", None) in _WRAPPERS:
+        path = path[:-1]
+    parts = [jax.tree_util.keystr((entry,), simple=True).lstrip(".") for entry in path]
+    return "/".join(part for part in parts if part)
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf is a floating-point array (not an integer counter, a key or a function).
+
+    >>> is_weight(jnp.ones(3)), is_weight(jnp.arange(3)), is_weight(jax.nn.relu)
+    (True, False, False)
+    """
+    return (
+        hasattr(leaf, "dtype")
+        and hasattr(leaf, "shape")
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
 
 
 def stack(models: Sequence[PyTree]) -> PyTree:

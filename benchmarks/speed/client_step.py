@@ -22,7 +22,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS
+from benchmarks.record.ledger import RESULTS
 from benchmarks.speed.alternating import (
     PeerError,
     leaving_out,

@@ -40,7 +40,7 @@ from typing import Any, Literal, get_args
 
 import tyro
 
-from benchmarks.ledger import RESULTS, ROOT
+from benchmarks.record.ledger import RESULTS, ROOT
 from benchmarks.speed.alternating import leave_out
 from benchmarks.speed.cores import available_cores, use_cores
 from benchmarks.speed.reporting import Recorder, SpeedArgs, print_sides

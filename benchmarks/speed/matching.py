@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS
+from benchmarks.record.ledger import RESULTS
 from benchmarks.speed.alternating import spread, timed
 from benchmarks.speed.peers.side import peak_mib
 from benchmarks.speed.reporting import SpeedArgs, report

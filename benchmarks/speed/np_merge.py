@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.ledger import RESULTS
+from benchmarks.record.ledger import RESULTS
 from benchmarks.speed.alternating import paired, summary, take_turns, timed
 from benchmarks.speed.reporting import SpeedArgs, print_sides, report
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.ledger import RESULTS
+from benchmarks.record.ledger import RESULTS
 from benchmarks.speed.alternating import paired, summary, take_turns, timed
 from benchmarks.speed.cores import available_cores
 from benchmarks.speed.reporting import SpeedArgs, report

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.ledger import Ledger, provenance
+from benchmarks.record.ledger import Ledger, provenance
 
 
 @dataclass(frozen=True, kw_only=True)

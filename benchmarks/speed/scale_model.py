@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.ledger import RESULTS, Ledger
+from benchmarks.record.ledger import RESULTS, Ledger
 
 MIB = 2**20
 CNN_BYTES = 4 * 744_330

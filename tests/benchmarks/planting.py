@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from benchmarks.paper_table import with_seed
-from benchmarks.run_cells import new_row
+from benchmarks.federated.experiment import with_seed
+from benchmarks.federated.run_cells import new_row
 
 
 def planted_row(cell, accuracy, *, seed=None, rounds=None, clients=4):

@@ -7,12 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.cells import Cell
-from benchmarks.federated import Args, cells_of
-from benchmarks.federated_report import largest_stability
-from benchmarks.import_rows import main as import_rows
-from benchmarks.ledger import RESULTS, Ledger, cell_id
-from benchmarks.run_cells import RunOptions, add_round, cell_partition, new_row, run_cell, run_cells
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.grid import Args, cells_of
+from benchmarks.federated.import_rows import main as import_rows
+from benchmarks.federated.report import largest_stability
+from benchmarks.federated.run_cells import (
+    RunOptions,
+    add_round,
+    cell_partition,
+    new_row,
+    run_cell,
+    run_cells,
+)
+from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import planted_row
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from benchmarks.cells import Cell
-from benchmarks.federated import STUDY, Args, cells_of, main
-from benchmarks.federated_report import by_label, markdown, paired_gain
-from benchmarks.federated_report import main as report
-from benchmarks.ledger import Ledger, cell_id
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.grid import STUDY, Args, cells_of, main
+from benchmarks.federated.report import by_label, markdown, paired_gain
+from benchmarks.federated.report import main as report
+from benchmarks.record.ledger import Ledger, cell_id
 from tests.benchmarks.planting import planted_row
 
 
@@ -60,7 +60,7 @@ def test_an_interrupted_cell_resumes_to_the_same_curve(smoke, tmp_path):
             if row["rounds_done"] == 2:
                 raise InterruptedRunError
 
-    from benchmarks.run_cells import run_cell
+    from benchmarks.federated.run_cells import run_cell
 
     args = Args(preset="smoke", progress=False, runs=tmp_path / "runs")
     (cell,) = cells_of(args)

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from benchmarks.ledger import Ledger
+from benchmarks.record.ledger import Ledger
 from benchmarks.speed import federated_round, scenarios
 from benchmarks.speed.alternating import PeerError
 from benchmarks.speed.peers.side import Kind, Side, descendants, environment, peak_mib, reason

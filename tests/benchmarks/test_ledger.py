@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from benchmarks import ledger
-from benchmarks.cells import Cell
-from benchmarks.comparison import paired_gains
-from benchmarks.ledger import Ledger, is_finished
-from benchmarks.run_cells import data_digests
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.comparison import paired_gains
+from benchmarks.federated.run_cells import data_digests
+from benchmarks.record import ledger
+from benchmarks.record.ledger import Ledger, is_finished
 from tests.benchmarks.planting import planted_row
 
 

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import fig6_rebasin
-from benchmarks.ledger import RESULTS, Ledger, cell_id
-from benchmarks.model_cells import ModelCell, part_indices
-from benchmarks.np_tables import choose_rates
-from benchmarks.pairs import pair_cells
+from benchmarks.merging import fig6_rebasin
+from benchmarks.merging.merge_rows import choose_rates
+from benchmarks.merging.model_cell import ModelCell, part_indices
+from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 
 # In an order in which later scripts find the models of earlier ones.
 SCRIPTS = {
@@ -33,7 +33,8 @@ def smoke_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
     before = sorted(path.name for path in RESULTS.iterdir())
-    main = importlib.import_module(f"benchmarks.{name}").main
+    room = "federated" if name == "np_merge_federated" else "merging"
+    main = importlib.import_module(f"benchmarks.{room}.{name}").main
     where = ["--preset", "smoke", "--output", str(smoke_folder)]
     main([*where, *SCRIPTS[name]])
     first = capsys.readouterr().out.splitlines()
@@ -94,7 +95,7 @@ def test_each_method_gets_its_own_best_rate():
 
 
 def test_rows_of_other_settings_have_other_ids(tmp_path):
-    from benchmarks.pairs import PathCell
+    from benchmarks.merging.pairs import PathCell
 
     ledger = Ledger(tmp_path / "rows.jsonl")
     cells = [

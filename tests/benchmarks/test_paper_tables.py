@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import best_against_best, paper_numbers
-from benchmarks.cells import Cell
-from benchmarks.comparison import Comparison, paired_curves, paired_gains
-from benchmarks.figures import on_shared_seeds, shared_length
-from benchmarks.ledger import RESULTS, Ledger, cell_id
-from benchmarks.paper_table import Args, comparison_table, ordered_cells, recorded
-from benchmarks.rounds_to_accuracy import reached
+from benchmarks.federated import best_against_best, paper_numbers
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.comparison import Comparison, paired_curves, paired_gains
+from benchmarks.federated.experiment import Args, comparison_table, ordered_cells, recorded
+from benchmarks.federated.figures import on_shared_seeds, shared_length
+from benchmarks.federated.rounds_to_accuracy import reached
+from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import plant, planted_row
-from wsa_jax.checkpoint import digest
+from wsa_jax.runs.checkpoint import digest
 
 SCRIPTS = (
     "table2_cross_silo",
@@ -32,7 +32,7 @@ SCRIPTS = (
 
 
 def script(name):
-    return importlib.import_module(f"benchmarks.{name}")
+    return importlib.import_module(f"benchmarks.federated.{name}")
 
 
 def last_line(capsys):
@@ -161,10 +161,17 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["comparison", "ledger", "fig10_windows", "rounds_to_accuracy", "np_merge_table"]
+    "name",
+    [
+        "federated.comparison",
+        "record.ledger",
+        "federated.fig10_windows",
+        "federated.rounds_to_accuracy",
+        "merging.np_merge_table",
+    ],
 )
 def test_examples_in_docstrings(name):
-    result = doctest.testmod(script(name))
+    result = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
     assert result.attempted
     assert not result.failed
 

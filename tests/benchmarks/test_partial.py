@@ -8,27 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (
-    federated_report,
-    fig4_scaling,
-    fig6_rebasin,
-    fig7_landscape,
-    fig11_scope_trajectories,
-    model_cells,
-    np_merge_federated,
-    np_merge_table,
-    pairs,
+from benchmarks.federated import fig11_scope_trajectories, np_merge_federated
+from benchmarks.federated import report as federated_report
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.experiment import Args, recorded
+from benchmarks.federated.figures import curve_panels
+from benchmarks.federated.strength_sweep import comparisons as sweep
+from benchmarks.merging import fig4_scaling, fig6_rebasin, fig7_landscape, np_merge_table, pairs
+from benchmarks.merging import model_cell as model_cells
+from benchmarks.merging.merge_rows import (
+    accuracy_of,
+    choose_rates,
+    endpoints,
+    growth_curves,
+    score_of,
 )
-from benchmarks.cells import Cell
-from benchmarks.figures import curve_panels
-from benchmarks.ledger import Ledger, cell_id
-from benchmarks.model_cells import ModelCell, Trained, check_cells
-from benchmarks.np_tables import accuracy_of, choose_rates, endpoints, growth_curves, score_of
-from benchmarks.pairs import Bench, MergingArgs, PathCell, barriers, pair_cells
-from benchmarks.paper_table import Args, recorded
-from benchmarks.strength_sweep import comparisons as sweep
+from benchmarks.merging.model_cell import ModelCell, Trained, check_cells
+from benchmarks.merging.pairs import Bench, MergingArgs, PathCell, barriers, pair_cells
+from benchmarks.record.ledger import Ledger, cell_id
 from tests.benchmarks.planting import planted_row
-from wsa_jax.scope import weight_scope
+from wsa_jax.scope.scope import weight_scope
 
 DIVERGED = {"id": "x", "status": "diverged", "config": {"seed": 0}}
 

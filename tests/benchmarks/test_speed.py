@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from benchmarks.ledger import Ledger
+from benchmarks.record.ledger import Ledger
 from benchmarks.speed import client_step, federated_round, import_time, scale_model
 from benchmarks.speed.alternating import PeerError, paired, ratios, take_turns
 

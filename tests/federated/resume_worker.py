@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from tests.federated.digits import simulate_digits, untimed
-from wsa_jax.checkpoint import Checkpoints
 from wsa_jax.federated import (
     fed_adam,
     fed_avg,
@@ -21,6 +20,7 @@ from wsa_jax.federated import (
     fed_yogi,
     scaffold,
 )
+from wsa_jax.runs.checkpoint import Checkpoints
 
 ROUNDS = 6
 

@@ -15,7 +15,7 @@ from wsa_jax.federated.client import (
     epochs_needed,
     train_client,
 )
-from wsa_jax.select import all_leaves, kernels
+from wsa_jax.scope.layers import all_leaves, kernels
 from wsa_jax.training import Batch
 
 draw = jax.jit(draw_batches, static_argnames=("capacity", "steps", "batch_size", "epochs"))

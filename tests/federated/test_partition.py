@@ -10,7 +10,7 @@ from wsa_jax.federated.partition import (
     partition_table,
     shards,
 )
-from wsa_jax.plots import partition_heatmap
+from wsa_jax.federated.plots import partition_heatmap
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 203))
 

@@ -8,7 +8,6 @@ import pytest
 
 from tests.federated.digits import simulate_digits, untimed
 from tests.trees import assert_bitwise
-from wsa_jax.checkpoint import CheckpointError
 from wsa_jax.federated import (
     Aggregation,
     LocalSettings,
@@ -17,6 +16,7 @@ from wsa_jax.federated import (
     simulate,
 )
 from wsa_jax.models import MLP
+from wsa_jax.runs.checkpoint import CheckpointError
 from wsa_jax.training import classification
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from wsa_jax.models import ResNet, cifar_resnet, resnet20
-from wsa_jax.select import key_path
+from wsa_jax.tree import key_path
 
 IMAGE = jnp.ones((1, 32, 32, 3))
 

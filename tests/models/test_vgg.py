@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from wsa_jax.models import VGG, vgg8, vgg11, vgg16
-from wsa_jax.scope import weight_scope
+from wsa_jax.scope.scope import weight_scope
 
 IMAGE = jnp.ones((1, 32, 32, 3))
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax.federated.client import Form, ScopeForm
-from wsa_jax.regularization import Scale, check_strength
-from wsa_jax.scope import WeightScope, check_same_layers, constant_target
-from wsa_jax.select import Rule, kernels
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.regularization import Scale, check_strength
+from wsa_jax.scope.scope import WeightScope, check_same_layers, constant_target
 
 Schedule = Callable[[int], Any]
 

@@ -5,15 +5,8 @@ from jaxtyping import PyTree
 
 from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.partition import Partition
-from wsa_jax.select import (
-    Rule,
-    all_leaves,
-    constant_layers,
-    kernels,
-    key_path,
-    select_layers,
-    without,
-)
+from wsa_jax.scope.layers import Rule, all_leaves, constant_layers, kernels, select_layers, without
+from wsa_jax.tree import key_path
 
 
 def check_partition(partition: Partition) -> None:

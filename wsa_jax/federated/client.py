@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
 from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
-from wsa_jax.proximal import proximal_scope
-from wsa_jax.regularization import Scale, regularize_scope, scope_penalty
-from wsa_jax.scope import WeightScope
-from wsa_jax.select import Rule, kernels
-from wsa_jax.settings import check_sgd
-from wsa_jax.training import Batch, Task
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.proximal import proximal_scope
+from wsa_jax.scope.regularization import Scale, regularize_scope, scope_penalty
+from wsa_jax.scope.scope import WeightScope
+from wsa_jax.training.settings import check_sgd
+from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import is_key, wide
 
 Form = Literal["gradient", "penalty", "proximal"]

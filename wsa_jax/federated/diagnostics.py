@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from wsa_jax.scope import STD_FLOOR, WeightScope
+from wsa_jax.scope.scope import STD_FLOOR, WeightScope
 
 
 @jax.tree_util.register_dataclass

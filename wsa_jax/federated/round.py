@@ -31,10 +31,10 @@ from wsa_jax.federated.client import (
     train_client,
 )
 from wsa_jax.federated.diagnostics import ClientRow, RoundInfo, round_info
-from wsa_jax.scope import WeightScope, scope_divergence, weight_scope
-from wsa_jax.select import Rule, kernels
-from wsa_jax.stability import stability
-from wsa_jax.training import Task
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.scope import WeightScope, scope_divergence, weight_scope
+from wsa_jax.scope.stability import stability
+from wsa_jax.training.task import Task
 
 
 @jax.tree_util.register_dataclass

@@ -10,14 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    as_json,
-    check_identity,
-    digest,
-    write_atomically,
-)
 from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
@@ -26,8 +18,16 @@ from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import barrier, on_host
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import ServerState
-from wsa_jax.scope import WeightScope
-from wsa_jax.training import Task
+from wsa_jax.runs.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    as_json,
+    check_identity,
+    digest,
+    write_atomically,
+)
+from wsa_jax.scope.scope import WeightScope
+from wsa_jax.training.task import Task
 
 
 class RunDirectory:

@@ -36,12 +36,12 @@ from wsa_jax.federated.round import (
     make_round,
 )
 from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
-from wsa_jax.labels import check_data
-from wsa_jax.regularization import check_strength
-from wsa_jax.scope import weight_scope
-from wsa_jax.settings import check_count
-from wsa_jax.stability import check_bound
-from wsa_jax.training import Task, check_statistics, evaluate
+from wsa_jax.scope.regularization import check_strength
+from wsa_jax.scope.scope import weight_scope
+from wsa_jax.scope.stability import check_bound
+from wsa_jax.training.labels import check_data
+from wsa_jax.training.settings import check_count
+from wsa_jax.training.task import Task, check_statistics, evaluate
 from wsa_jax.tree import check_finite, check_floating
 
 Schedule = Callable[[int], Any]

@@ -19,10 +19,10 @@ from wsa_jax.merging.combine.np_merge import np_merge
 from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.taps import taps
-from wsa_jax.regularization import check_strength
-from wsa_jax.training import Task, evaluate
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.taps import taps
+from wsa_jax.scope.regularization import check_strength
+from wsa_jax.training.task import Task, evaluate
 from wsa_jax.tree import stack
 
 AlignName = Literal["none", "weight", "activation", "rescaling", "rescaling, weight"]

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Shaped
 
-from wsa_jax.labels import check_labels, check_one_label_each, class_count
 from wsa_jax.merging.check import check_models
-from wsa_jax.merging.ensemble import ensemble
+from wsa_jax.merging.evaluate.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
     Budget,
@@ -20,8 +19,9 @@ from wsa_jax.merging.methods import (
     align_models,
     applicable,
 )
-from wsa_jax.merging.spec import AxisSpec, check_spec
-from wsa_jax.training import Metrics, evaluate
+from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
+from wsa_jax.training.labels import check_labels, check_one_label_each, class_count
+from wsa_jax.training.task import Metrics, evaluate
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.ledger import ROOT
+from benchmarks.record.ledger import ROOT
 from benchmarks.speed.alternating import PeerError
 from benchmarks.speed.peers.turns import Scenario
 

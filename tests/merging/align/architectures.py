@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from wsa_jax.merging.spec import AxisSpec, Group, Tie, check_spec, hand_written
-from wsa_jax.merging.units import identity_permutations, permute_units
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, hand_written
+from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
 
 
 def draw(seed, shapes):

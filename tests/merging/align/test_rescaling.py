@@ -13,11 +13,16 @@ import scipy.optimize
 from wsa_jax.merging.align.apply import align
 from wsa_jax.merging.align.rescale_and_match import rescale_and_match
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
-from wsa_jax.merging.scaling import scale_layer
-from wsa_jax.merging.spec import AxisSpec, Group, Pinned, Tie, hand_written
-from wsa_jax.merging.units import identity_permutations, permute_units, scale_units, unit_rows
-from wsa_jax.scope import scope_divergence, weight_scope
-from wsa_jax.select import kernels, stacked
+from wsa_jax.merging.symmetry.scaling import scale_layer
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Tie, hand_written
+from wsa_jax.merging.symmetry.units import (
+    identity_permutations,
+    permute_units,
+    scale_units,
+    unit_rows,
+)
+from wsa_jax.scope.layers import kernels, stacked
+from wsa_jax.scope.scope import scope_divergence, weight_scope
 from wsa_jax.tree import lerp
 
 OBJECTIVES = ("divergence", "log_std", "distance")

@@ -9,8 +9,8 @@ import pytest
 
 from wsa_jax.merging.align import align, straight_through, weight_matching
 from wsa_jax.merging.align.straight_through import _step
-from wsa_jax.merging.spec import Tie, hand_written
-from wsa_jax.merging.units import permute_units
+from wsa_jax.merging.symmetry.spec import Tie, hand_written
+from wsa_jax.merging.symmetry.units import permute_units
 from wsa_jax.training import Batch
 from wsa_jax.tree import lerp
 

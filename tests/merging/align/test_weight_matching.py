@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from tests.merging.align.architectures import ARCHITECTURES, draw, plant, residual
 from wsa_jax.merging.align import Matching, align, assign, weight_matching
 from wsa_jax.merging.align.similarity import prepare, products, update_products
-from wsa_jax.merging.spec import Tie, hand_written
-from wsa_jax.merging.units import identity_permutations, permute_units
+from wsa_jax.merging.symmetry.spec import Tie, hand_written
+from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
 
 KEY = jax.random.key(3)
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from wsa_jax.merging.align.assignment import Matching, assign
-from wsa_jax.merging.spec import AxisSpec, check_spec
-from wsa_jax.merging.units import identity_permutations
+from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
+from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.tree import check_finite, check_same_structure
 
 Activations = Callable[[PyTree, Array], Mapping[str, Float[Array, "..."]]]

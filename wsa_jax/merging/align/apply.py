@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 from wsa_jax.merging.align.assignment import Matching, move, rescaled
 from wsa_jax.merging.align.rescale_and_match import ScaledMatching
 from wsa_jax.merging.align.rescaling import Rescaling
-from wsa_jax.merging.spec import AxisSpec
+from wsa_jax.merging.symmetry.spec import AxisSpec
 
 Found: TypeAlias = Matching | Rescaling | ScaledMatching
 
@@ -27,7 +27,7 @@ def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
       `scale_units` and `permute_units`, but is compiled.
 
     >>> import numpy as np
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
     >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
     >>> spec = hand_written({"hidden": ties}, params, admits="scaling")

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 from scipy.optimize import linear_sum_assignment
 
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import Permutations, Scales, permute_units, scale_units
-from wsa_jax.select import key_path
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.units import Permutations, Scales, permute_units, scale_units
+from wsa_jax.tree import key_path
 
 _permute = jax.jit(permute_units, static_argnames="spec")
 _scale = jax.jit(scale_units, static_argnames="spec")

@@ -12,8 +12,8 @@ from wsa_jax.merging.align.assignment import Matching, move, moving_leaves
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.check import as_list
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import identity_permutations
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.tree import stack, weighted_mean
 
 
@@ -51,7 +51,7 @@ def weight_matching_many(
     Raises:
       ValueError: fewer than two models, fewer than one round or sweep, or as for `weight_matching`.
 
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> models = [{"a": np.array([[x, 3.0 - x]])} for x in (1.0, 2.0, 1.0)]
     >>> spec = hand_written({"hidden": [Tie(leaf="a", axis=1)]}, models[0])
     >>> matchings = weight_matching_many(jax.random.key(0), spec, models)

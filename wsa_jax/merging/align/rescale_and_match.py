@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import Permutations, permute_units, scale_units
-from wsa_jax.select import is_weight, key_path
-from wsa_jax.tree import check_same_structure
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.units import Permutations, permute_units, scale_units
+from wsa_jax.tree import check_same_structure, is_weight, key_path
 
 Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
 Rescale = Callable[[AxisSpec, PyTree, PyTree], Rescaling]
@@ -64,7 +63,7 @@ def rescale_and_match(
 
     >>> import jax.numpy as jnp
     >>> from types import SimpleNamespace
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> first = {"0": {"w": jnp.array([[1.0, 2.0]])}, "1": {"w": jnp.array([[1.0], [4.0]])}}
     >>> second = {"0": {"w": jnp.array([[8.0, 4.0]])}, "1": {"w": jnp.array([[1.0], [0.25]])}}
     >>> ties = [Tie(leaf="0/w", axis=1), Tie(leaf="1/w", axis=0, role="consumed")]

@@ -12,17 +12,17 @@ from jaxtyping import Float, PyTree
 
 from wsa_jax.merging.align import scale_fit
 from wsa_jax.merging.align.scale_fit import Granularity
-from wsa_jax.merging.spec import AxisSpec, check_spec
-from wsa_jax.merging.units import scale_units
-from wsa_jax.scope import scope_divergence, weight_scope
-from wsa_jax.select import Rule, kernels
+from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
+from wsa_jax.merging.symmetry.units import scale_units
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.scope import scope_divergence, weight_scope
 from wsa_jax.tree import check_finite, check_same_structure
 
 Objective = Literal["divergence", "log_std", "distance"]
 
 
 class Rescaling(NamedTuple):
-    """Scales that `wsa_jax.merging.units.scale_units` applies.
+    """Scales that `wsa_jax.merging.scale_units` applies.
 
     Attributes:
       scales: by group, positive, ``[units]``, float32; only groups that were fitted.
@@ -93,7 +93,7 @@ def rescale(
         NaN, or do not fit the spec; or a setting is unknown.
 
     >>> import jax.numpy as jnp
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> first = {"0": {"w": jnp.array([[1.0, 2.0]])}, "1": {"w": jnp.array([[1.0], [4.0]])}}
     >>> second = {"0": {"w": jnp.array([[8.0, 4.0]])}, "1": {"w": jnp.array([[1.0], [0.25]])}}
     >>> ties = [Tie(leaf="0/w", axis=1), Tie(leaf="1/w", axis=0, role="consumed")]
@@ -165,7 +165,7 @@ def normalize_scales(
       ValueError: as for `rescale`.
 
     >>> import jax.numpy as jnp
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> params = {"a": jnp.array([[8.0]]), "b": jnp.array([[0.5]])}
     >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
     >>> spec = hand_written({"hidden": ties}, params, admits="scaling")

@@ -14,10 +14,11 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import PyTree
 
-from wsa_jax.merging.spec import AxisSpec, Group, Tie
-from wsa_jax.merging.units import unit_rows
-from wsa_jax.scope import STD_FLOOR
-from wsa_jax.select import Rule, is_weight, key_path, select_layers
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
+from wsa_jax.merging.symmetry.units import unit_rows
+from wsa_jax.scope.layers import Rule, select_layers
+from wsa_jax.scope.scope import STD_FLOOR
+from wsa_jax.tree import is_weight, key_path
 
 Granularity = Literal["group", "unit"]
 Fun = Callable[[np.ndarray], tuple[float, np.ndarray]]

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from wsa_jax.merging.align.assignment import move, moving_leaves
-from wsa_jax.merging.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
-from wsa_jax.merging.units import permute_units, unit_rows
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
+from wsa_jax.merging.symmetry.units import permute_units, unit_rows
 from wsa_jax.tree import check_finite, check_same_structure
 
 _OWN, _LEAF = "own", "leaf"

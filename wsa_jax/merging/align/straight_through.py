@@ -14,10 +14,10 @@ from jaxtyping import Array, ArrayLike, Key, PyTree, Real, Shaped
 from wsa_jax.merging.align.assignment import Matching, move
 from wsa_jax.merging.align.similarity import lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import identity_permutations
-from wsa_jax.regularization import check_strength
-from wsa_jax.training import Batch, Task
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.units import identity_permutations
+from wsa_jax.scope.regularization import check_strength
+from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import lerp
 
 

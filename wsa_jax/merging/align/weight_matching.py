@@ -20,8 +20,8 @@ from wsa_jax.merging.align.similarity import (
     products,
     update_products,
 )
-from wsa_jax.merging.spec import AxisSpec
-from wsa_jax.merging.units import Permutations, check_maps, identity_permutations
+from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.units import Permutations, check_maps, identity_permutations
 
 # The score of two units is off by about this fraction of their norms: float32 products.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
@@ -79,7 +79,7 @@ def weight_matching(
       ValueError: architectures differ, the spec is for another model, a weight is not finite, a
         start is unknown or of the wrong shape, or ``restarts`` or ``max_sweeps`` is below 1.
 
-    >>> from wsa_jax.merging.spec import Tie, hand_written
+    >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> first = {"a": np.array([[1.0, 2.0]]), "b": np.array([[1.0], [4.0]])}
     >>> second = {"a": np.array([[2.0, 1.0]]), "b": np.array([[4.0], [1.0]])}
     >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax.merging.check import as_stack, check_weights, is_traced
-from wsa_jax.select import is_weight
-from wsa_jax.tree import check_same_structure, check_shares, is_array, weighted_mean
+from wsa_jax.tree import check_same_structure, check_shares, is_array, is_weight, weighted_mean
 
 # Below this angle, great circle and line agree up to float32 rounding; this close to half a turn,
 # the circle is not determined.

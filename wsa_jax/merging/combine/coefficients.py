@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
-from wsa_jax.select import is_weight, key_path
+from wsa_jax.tree import is_weight, key_path
 
 Granularity = Literal["parameter", "channel", "layer", "scalar"]
 """One coefficient per weight (the paper's), per index of a leaf's last axis, per leaf, or one for

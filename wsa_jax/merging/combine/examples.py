@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from wsa_jax.labels import check_labels
-from wsa_jax.training import Batch
+from wsa_jax.training.labels import check_labels
+from wsa_jax.training.task import Batch
 
 
 def labelled_examples(

@@ -16,7 +16,7 @@ from wsa_jax.merging.combine.coefficients import (
 )
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.training import Task
+from wsa_jax.training.task import Task
 from wsa_jax.tree import check_same_structure, check_shares
 
 LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]

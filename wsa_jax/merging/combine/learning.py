@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Key, PyTree, Real
 
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.regularization import check_strength, value_at
-from wsa_jax.select import is_weight
+from wsa_jax.scope.regularization import check_strength, value_at
+from wsa_jax.tree import is_weight
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 """``(key, params, model_state, batch) -> (mean loss, model_state)``, as `training.Task.loss`."""

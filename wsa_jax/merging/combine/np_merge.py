@@ -29,9 +29,9 @@ from wsa_jax.merging.combine.learning import (
     learn,
 )
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.regularization import check_strength, scope_penalty
-from wsa_jax.scope import fuse_scopes, weight_scope
-from wsa_jax.select import Rule, kernels
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.regularization import check_strength, scope_penalty
+from wsa_jax.scope.scope import fuse_scopes, weight_scope
 
 Strength = Real[ArrayLike, ""]
 

@@ -31,8 +31,8 @@ from wsa_jax.merging.combine.np_merge import (
     np_merge,
 )
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.scope import fuse_scopes, weight_scope
-from wsa_jax.select import Rule, kernels
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.scope import fuse_scopes, weight_scope
 from wsa_jax.tree import check_shares
 
 Order = Literal["given", "accuracy", "tree"]

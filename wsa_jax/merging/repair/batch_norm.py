@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from wsa_jax.select import Rule, is_weight, key_path
-from wsa_jax.training import Batch, Task
+from wsa_jax.scope.layers import Rule
+from wsa_jax.training.task import Batch, Task
+from wsa_jax.tree import is_weight, key_path
 
 Update = Callable[[PyTree, PyTree, Array], PyTree]
 """``(params, model_state, images) -> model_state``, a step in training mode."""

@@ -1,0 +1,311 @@
+"""What the scripts of the paper's federated tables and figures share: arguments, runs, reports.
+
+A script states its comparisons, most decisive first, and what is drawn. Cells are shared by all
+scripts through one ledger: a cell that one table has run, no other runs again.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES, PRESETS, Cell
+from benchmarks.federated.comparison import (
+    Comparison,
+    Row,
+    accuracies,
+    markdown_table,
+    paired_gains,
+    paired_rows,
+    rounds_done,
+    signed,
+    spread,
+)
+from benchmarks.federated.figures import RowsOf, curve_panels
+from benchmarks.federated.paper_numbers import PAPER_ROUNDS
+from benchmarks.federated.run_cells import RunOptions, missing_data, run_cells
+from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
+
+Preset = Literal["smoke", "cpu", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonArgs(RunOptions):
+    """Arguments of every script; finished cells are skipped, interrupted ones resume."""
+
+    preset: Preset = "cpu"
+    """smoke: seconds, on embedded digits; cpu: two cores, about an hour; paper: in full."""
+    seed: tuple[int, ...] = ()
+    """Seeds instead of the preset's."""
+    rounds: int | None = None
+    """Rounds instead of the preset's: cells of their own."""
+    dry_run: bool = False
+    """List the cells and how far they are, and run nothing."""
+    report_only: bool = False
+    """Print the table and draw the figure of what is recorded, and run nothing."""
+    results: Path | None = None
+    """Ledger; by default benchmarks/results/federated.jsonl, for smoke one in the output folder."""
+    output: Path | None = None
+    """Folder of the figure; by default benchmarks/results, for smoke a temporary folder."""
+
+    def base(self, **extra: Any) -> dict[str, Any]:
+        """The preset's settings of a cell, with others on top."""
+        chosen = PRESETS[self.preset] | ({"rounds": self.rounds} if self.rounds else {})
+        return chosen | extra
+
+    def cell(self, **extra: Any) -> Cell:
+        """A canonical cell of the preset, seed 0."""
+        return Cell(**self.base(**extra)).canonical()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(CommonArgs):
+    """Arguments of scripts that compare one strength; those that compare strengths have none."""
+
+    strength: float = 10.0
+    """Of +WSA; the paper does not say its own."""
+
+
+def data_name(cell: Cell) -> str:
+    """A data set and how alike its clients are, as sections of tables are called."""
+    return f"{DATASET_NAMES.get(cell.dataset, cell.dataset)}, alpha {cell.alpha:g}"
+
+
+def against_wsa(
+    args: Args, section: str, label: str, paper: tuple[float, float] | None = None, **extra: Any
+) -> Comparison:
+    """A setting without and with WSA, the rest alike."""
+    return Comparison(
+        section=section,
+        label=label,
+        baseline=args.cell(**extra),
+        treated=args.cell(strength=args.strength, **extra),
+        paper=paper,
+    )
+
+
+def algorithm_grid(
+    args: Args,
+    numbers: dict[tuple[str, float], dict[str, tuple[float, float]]],
+    settings: Sequence[tuple[str, float]],
+    algorithms: Sequence[str],
+    **extra: Any,
+) -> list[Comparison]:
+    """Each algorithm without and with WSA, for each data set and alpha of a table."""
+    return [
+        against_wsa(
+            args,
+            data_name(args.cell(dataset=dataset, alpha=alpha)),
+            f"{ALGORITHM_NAMES[algorithm]} +WSA",
+            numbers.get((dataset, alpha), {}).get(algorithm),
+            **({"dataset": dataset, "alpha": alpha, "algorithm": algorithm} | extra),
+        )
+        for dataset, alpha in settings
+        for algorithm in algorithms
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One table or figure of the paper."""
+
+    name: str
+    """Of the script, of its figure's file and in its last line."""
+    title: str
+    description: str
+    """The script's docstring, for its --help."""
+    comparisons: Callable[[Any], list[Comparison]]
+    """Of the arguments."""
+    seeds: dict[Preset, tuple[int, ...]]
+    arguments: type[CommonArgs] = Args
+    claim: str = ""
+    """What the paper says where it gives no numbers."""
+    table: Callable[[Sequence[Comparison], RowsOf], str] | None = None
+    """Another table than `comparison_table`."""
+    figure: Callable[[Sequence[Comparison], RowsOf], Any] = curve_panels
+
+
+def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
+    """Options, ledger and figure folder; smoke runs never touch the committed results."""
+    smoke = args.preset == "smoke"
+    output = args.output
+    if output is None and smoke and args.processes > 1:
+        sys.exit(
+            f"--processes {args.processes} and no --output: each would make a temporary folder of "
+            "its own; give all of them one --output"
+        )
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="wsa_jax_smoke_")) if smoke else RESULTS
+    output.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(args.results or (output if smoke else RESULTS) / "federated.jsonl")
+    if smoke and args.runs == RUNS / "federated":
+        args = dataclasses.replace(args, runs=output / "runs")
+    return args, ledger, output
+
+
+def with_seed(cell: Cell, seed: int) -> Cell:
+    """The same setting on another seed."""
+    return dataclasses.replace(cell, seed=seed)
+
+
+def ordered_cells(comparisons: Sequence[Comparison], seeds: Sequence[int]) -> list[Cell]:
+    """Every cell once: all comparisons on the first seed, then on the next."""
+    cells = [
+        with_seed(cell, seed)
+        for seed in seeds
+        for comparison in comparisons
+        for cell in (comparison.baseline, comparison.treated)
+    ]
+    return list({cell_id(cell): cell for cell in cells}.values())
+
+
+def recorded(ledger: Ledger, seeds: Sequence[int]) -> RowsOf:
+    """Look up the rows of a setting that hold an evaluation, one a seed."""
+    rows = {row["id"]: row for row in ledger.rows() if row["curve"]}
+
+    def rows_of(cell: Cell) -> list[Row]:
+        found = (rows.get(cell_id(with_seed(cell, seed))) for seed in seeds)
+        return [row for row in found if row is not None]
+
+    return rows_of
+
+
+def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[str]:
+    """How far each cell is: done, so many rounds, not begun, or without data here."""
+    rows = {row["id"]: row for row in ledger.rows()}
+
+    def state(cell: Cell) -> str:
+        row = rows.get(cell_id(cell))
+        if is_finished(row):
+            return "done"
+        if missing_data(cell.dataset, data_dir):
+            return "no data here"
+        return "to run" if row is None else f"{row['rounds_done']} of {cell.rounds} rounds"
+
+    return [state(cell) for cell in cells]
+
+
+def sides(comparison: Comparison, rows_of: RowsOf) -> tuple[list[Row], list[Row]]:
+    """Rows of the baseline and of the setting, of the seeds and rounds that both have.
+
+    Means over other seeds or rounds would not be the gain's own. A side that stands alone is whole.
+    """
+    theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
+    if pairs := paired_rows(ours, theirs):
+        return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
+    return theirs, ours
+
+
+def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
+    """Our numbers beside the paper's, our paired gain beside its gain; Markdown."""
+    compared = any(comparison.paper for comparison in comparisons)
+    # Accuracies and gains spread differently, and say so where a line has several seeds.
+    both = [sides(comparison, rows_of) for comparison in comparisons]
+    several = any(len(side) > 1 for pair in both for side in pair)
+    std, error = (" ± std", " ± standard error") if several else ("", "")
+    head = ["data", "setting", "seeds", "rounds"]
+    head += [f"baseline, %{std}", f"setting, %{std}", f"gain, paired{error}"]
+    names = ("baseline", "setting", "gain") if compared else ()
+    head += [f"paper, {PAPER_ROUNDS:,} rounds: {name}" for name in names]
+    lines = []
+    for comparison, (theirs, ours) in zip(comparisons, both, strict=True):
+        line = [
+            comparison.section,
+            comparison.label,
+            ", ".join(str(row["config"]["seed"]) for row in ours),
+            rounds_done([*theirs, *ours] if ours else [], comparison.treated.rounds),
+            spread(accuracies(theirs)),
+            spread(accuracies(ours)),
+            signed(paired_gains(ours, theirs)),
+        ]
+        if comparison.paper is not None:
+            before, after = comparison.paper
+            line += [f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
+        elif compared:
+            line += ["", "", ""]
+        lines.append(line)
+    return markdown_table(head, lines)
+
+
+def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[dict[str, Any]]:
+    """The table's lines for the last line of JSON."""
+    lines = []
+    for comparison in comparisons:
+        theirs, ours = sides(comparison, rows_of)
+        gains = paired_gains(ours, theirs)
+        lines.append(
+            {
+                "section": comparison.section,
+                "setting": comparison.label,
+                "baseline": accuracies(theirs),
+                "accuracy": accuracies(ours),
+                "gain": sum(gains) / len(gains) if gains else None,
+                "seeds": [row["config"]["seed"] for row in ours],
+                "rounds": [row["rounds_done"] for row in ours],
+                "rounds_asked": comparison.treated.rounds,
+                "paper": comparison.paper,
+                "paper_rounds": PAPER_ROUNDS if comparison.paper else None,
+            }
+        )
+    return lines
+
+
+def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
+    """Print the table and what the paper claims."""
+    print(f"\n## {experiment.title}\n")
+    table = comparison_table if experiment.table is None else experiment.table
+    print(table(comparisons, rows_of))
+    cells = [cell for line in comparisons for cell in (line.baseline, line.treated)]
+    rows = {row["id"]: row for cell in cells for row in rows_of(cell)}
+    dropped: dict[str, int] = {}
+    for row in rows.values():
+        dropped[row["label"]] = dropped.get(row["label"], 0) + row.get("dropped", 0)
+    for label, count in dropped.items():
+        if count:
+            print(f"\n{label}: {count} updates were not finite and were dropped.")
+    for row in rows.values():
+        if row["status"] == "diverged":
+            print(
+                f"\n{row['label']}, seed {row['config']['seed']}: diverged, its loss is not finite."
+            )
+    if experiment.claim:
+        print(f"\nThe paper: {experiment.claim}")
+
+
+def print_states(
+    cells: Sequence[Cell], ledger: Ledger, data_dir: str | None, last: dict[str, Any]
+) -> None:
+    """What --dry-run prints."""
+    found = states(cells, ledger, data_dir)
+    for cell, state in zip(cells, found, strict=True):
+        print(f"{cell_id(cell)}  {state:>18}  {cell.label}, seed {cell.seed}")
+    print(json.dumps(last | {"cells": len(cells), "done": found.count("done")}))
+
+
+def run_experiment(experiment: Experiment, argv: list[str] | None = None) -> None:
+    """The main function of a script."""
+    args = tyro.cli(experiment.arguments, args=argv, description=experiment.description)
+    options, ledger, output = resolve(args)
+    seeds = args.seed or experiment.seeds[args.preset]
+    comparisons = experiment.comparisons(args)
+    cells = ordered_cells(comparisons, seeds)
+    last: dict[str, Any] = {"benchmark": experiment.name, "preset": args.preset}
+    if args.dry_run:
+        print_states(cells, ledger, args.data_dir, last)
+        return
+    if not args.report_only:
+        run_cells(cells, options, ledger)
+    rows_of = recorded(ledger, seeds)
+    if not any(rows_of(cell) for cell in cells):
+        sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
+    report(experiment, comparisons, rows_of)
+    path = output / f"{experiment.name}.png"
+    experiment.figure(comparisons, rows_of).savefig(path, dpi=150)
+    print(f"\nfigure: {path}")
+    print(json.dumps(last | {"figure": str(path), "lines": summary(comparisons, rows_of)}))

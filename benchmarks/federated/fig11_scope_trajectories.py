@@ -1,0 +1,142 @@
+"""WSA's Figure 11: mean and std of conv2 on each client over the rounds.
+
+    python -m benchmarks.fig11_scope_trajectories [--preset smoke|cpu|paper]
+
+One column a method (FedAvg, FedProx, FedAvg +WSA), a row each for mean and std, one colour a
+client, and a row for how far apart the stds are, which the paper's scale hides; the scopes are
+taken after local training, before the average. paper: 1,500 rounds, one seed. cpu cuts the rounds
+to 100: 3 cells. smoke: the last layer of the MLP on digits.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.federated.comparison import Comparison, Row, markdown_table
+from benchmarks.federated.experiment import Args, Experiment, run_experiment
+from benchmarks.federated.figures import RowsOf, on_shared_seeds, remark_absent
+from benchmarks.federated.paper_numbers import CLAIMS
+
+MOMENTS = {"mean": "mean", "std": "std", "apart": "std off the clients' mean std, %"}
+"""The figure's rows."""
+
+
+def comparisons(args: Args) -> list[Comparison]:
+    """FedProx and WSA, each held against FedAvg, with the scopes of one layer kept."""
+    layer = "Dense_1/kernel" if args.preset == "smoke" else "Conv_1/kernel"
+    baseline = args.cell(client_scopes=layer)
+    methods = {
+        "FedAvg +WSA": args.cell(client_scopes=layer, strength=args.strength),
+        "FedProx": args.cell(client_scopes=layer, algorithm="fed_prox"),
+    }
+    return [
+        Comparison(section=layer, label=label, baseline=baseline, treated=cell)
+        for label, cell in methods.items()
+    ]
+
+
+def columns(lines: Sequence[Comparison], rows_of: RowsOf) -> dict[str, Row | None]:
+    """The figure's columns in the paper's order, all on the first seed that those run share."""
+    cells = {
+        "FedAvg": lines[0].baseline,
+        "FedProx": lines[1].treated,
+        "FedAvg +WSA": lines[0].treated,
+    }
+    shared = on_shared_seeds(lines, rows_of)
+    found = {label: next(iter(shared(cell)), None) for label, cell in cells.items()}
+    if not any(found.values()) and any(rows_of(cell) for cell in cells.values()):
+        sys.exit("the methods were run on different seeds; give one --seed to run them all on it")
+    return found
+
+
+def spread_between_clients(row: Row) -> list[float]:
+    """Std between clients of their layer's std, in percent of its mean, for each kept round.
+
+    Dropped clients have no scope and do not count.
+    """
+    return np.nanstd(trajectory(row, "apart"), axis=1).tolist()
+
+
+def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
+    """How far the clients' stds lie apart, early and over all rounds."""
+    body = []
+    for label, row in columns(lines, rows_of).items():
+        if row is None:
+            body.append([label, "", "", ""])
+            continue
+        apart = spread_between_clients(row)
+        early = apart[: max(1, len(apart) // 10)]
+        body.append(
+            [label, str(row["rounds_done"]), f"{np.mean(early):.4f}", f"{np.mean(apart):.4f}"]
+        )
+    head = ["method", "rounds", "spread of std, first tenth, %", "spread of std, all rounds, %"]
+    return markdown_table(head, body)
+
+
+def trajectory(row: Row, moment: str) -> np.ndarray:
+    """What a row of the figure shows, for each kept round and client: [rounds, clients]."""
+    if moment != "apart":
+        return np.asarray(row["client_scopes"][moment], float)
+    stds = trajectory(row, "std")
+    return 100 * (stds / np.nanmean(stds, axis=1, keepdims=True) - 1)
+
+
+def figure(lines: Sequence[Comparison], rows_of: RowsOf):
+    """The paper's two rows, and below them how far each client's std is from the others'.
+
+    The axes of a row are shared, so that methods can be held together.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(12, 8), layout="constrained")
+    grid = picture.subplots(3, 3, sharex=True, sharey="row")
+    shown = columns(lines, rows_of)
+    seeds = {row["config"]["seed"] for row in shown.values() if row is not None}
+    where = "".join(f", seed {seed}" for seed in seeds)
+    picture.suptitle(f"{lines[0].section} on each client{where}", fontsize=11)
+    handles: dict[str, Any] = {}
+    for column, (label, row) in zip(grid.T, shown.items(), strict=True):
+        column[0].set_title(label, fontsize=11)
+        column[-1].set_xlabel("round")
+        for axes, moment in zip(column, MOMENTS, strict=True):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
+            if row is None:
+                remark_absent(axes)
+                continue
+            values = trajectory(row, moment)
+            for client in range(values.shape[1]):
+                (handles[f"client {client}"],) = axes.plot(
+                    row["client_scopes"]["round"], values[:, client], linewidth=1.1,
+                    color=colormaps["tab10"](client % 10),
+                )  # fmt: skip
+    for axes, moment in zip(grid[:, 0], MOMENTS, strict=True):
+        axes.set_ylabel(MOMENTS[moment])
+        axes.ticklabel_format(axis="y", useOffset=False)
+    picture.align_ylabels(grid[:, 0])
+    grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    picture.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
+    return picture
+
+
+EXPERIMENT = Experiment(
+    name="fig11_scope_trajectories",
+    title="Figure 11: the scope of conv2 on each client",
+    description=__doc__,
+    comparisons=comparisons,
+    seeds={"smoke": (0,), "cpu": (0,), "paper": (0,)},
+    claim=CLAIMS["figure 11"],
+    table=table,
+    figure=figure,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_experiment(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

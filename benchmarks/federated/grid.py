@@ -1,0 +1,187 @@
+"""Federated training on real images, with and without weight scope alignment: cells of a ledger.
+
+    python -m benchmarks.federated --preset cpu --strength 0 1 10 --seed 0 1
+
+runs every combination of the values given, each once; finished cells are skipped and interrupted
+ones resume. Strength 0 is the plain algorithm. The last line printed is one JSON object.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.federated.cell import Algorithm, Cell
+from benchmarks.federated.experiment import CommonArgs, Preset, print_states, resolve
+from benchmarks.federated.run_cells import run_cells
+from benchmarks.record.ledger import cell_id
+
+# The first record: what it takes to see a gain where there is one, most decisive cells first.
+_WSA: dict[str, Any] = {"strength": 10.0}
+STUDY: tuple[dict[str, Any], ...] = (
+    {},
+    _WSA,
+    {"seed": 1},
+    _WSA | {"seed": 1},
+    {"init": "he"},
+    {"strength": 1.0},
+    _WSA | {"form": "proximal"},
+    {"strength": 1.0, "scale": "size", "form": "proximal"},
+    {"strength": 0.001, "scale": "size"},
+    _WSA | {"init": "he"},
+    _WSA | {"scale": "size", "form": "proximal"},
+    {"strength": 1.0, "form": "proximal"},
+    {"learning_rate": 0.1},
+    _WSA | {"learning_rate": 0.1},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(CommonArgs):
+    """Values given more than once make a grid; None leaves the preset's own."""
+
+    preset: Preset = "cpu"
+    """smoke: seconds, on embedded digits; cpu: 100 rounds; paper: 1,500 rounds."""
+    study: bool = False
+    """Run the cells of the first record instead of one grid."""
+    dataset: str | None = None
+    alpha: tuple[float, ...] = ()
+    """Dirichlet concentration: smaller is less alike."""
+    partition: Literal["equal", "unequal", "iid", "shards"] | None = None
+    shards_per_client: int | None = None
+    clients: int | None = None
+    participation: int | None = None
+    """Clients drawn a round; all by default."""
+    algorithm: tuple[Algorithm, ...] = ()
+    mu: float | None = None
+    """FedProx's strength; by default 0.1 on CIFAR-10, 0.001 on CIFAR-100, 1 on CINIC-10."""
+    model: Literal["cnn", "mlp", "vgg8"] | None = None
+    width: float | None = None
+    """Factor on VGG8's channels."""
+    form: tuple[Literal["gradient", "penalty", "proximal"], ...] = ()
+    scale: tuple[Literal["sum", "size"], ...] = ()
+    strength: tuple[float, ...] = ()
+    """The paper's lambda; 0 is the plain algorithm."""
+    target: tuple[Literal["fused", "fixed"], ...] = ()
+    target_mean: float | None = None
+    target_std: float | None = None
+    window: tuple[int, int] | None = None
+    """Rounds [first, last) in which WSA is on; a last of -1 is the end."""
+    init: tuple[Literal["reference", "he"], ...] = ()
+    learning_rate: tuple[float, ...] = ()
+    augmentation: Literal["none", "batch", "example"] | None = None
+    evaluate_on: Literal["test", "validation"] | None = None
+    """Choose settings on validation (a tenth of the training data), never on test."""
+    report_only: bool = False
+    """Print the table of what is recorded, and run nothing."""
+    output: Path | None = None
+    """Folder of a smoke run's ledger and checkpoints, by default a temporary one."""
+
+
+_SINGLE = (
+    "dataset", "model", "width", "partition", "shards_per_client", "clients", "rounds", "mu",
+    "target_mean", "target_std", "window", "augmentation", "evaluate_on",
+)  # fmt: skip
+_LISTS = (
+    "alpha", "algorithm", "form", "scale", "target", "init", "learning_rate", "strength", "seed",
+)  # fmt: skip
+
+
+# Where else these would change nothing: cells that differ in them alone are one cell.
+_NEEDS = {
+    "alpha": "--partition equal or unequal", "shards_per_client": "--partition shards",
+    "mu": "--algorithm fed_prox", "width": "--model vgg8", "form": "a --strength above 0",
+    "scale": "a --strength above 0", "target": "a --strength above 0",
+    "window": "a --strength above 0", "target_mean": "--target fixed and a --strength above 0",
+    "target_std": "--target fixed and a --strength above 0",
+}  # fmt: skip
+
+
+def cells_of(args: Args) -> list[Cell]:
+    """The cells that a command line asks for, in order, each once.
+
+    Exits where a value given is in none of them.
+    """
+    base = args.base()
+    if args.dataset is not None:
+        base["model"] = "mlp" if args.dataset == "digits" else "cnn"
+    single = {name: value for name in _SINGLE if (value := getattr(args, name)) is not None}
+    base |= single
+    if args.participation or args.clients:
+        base["participants"] = args.participation or args.clients
+    lists = {name: value for name in _LISTS if (value := getattr(args, name))}
+    grid: Iterable[dict[str, Any]] = STUDY
+    if not args.study:
+        grid = (
+            dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())
+        )
+    elif lists:
+        given = " ".join(_flag(name, *values) for name, values in lists.items())
+        sys.exit(f"--study has cells of its own, {given} would change none; leave one of them out")
+    cells = [Cell(**(base | chosen)).canonical() for chosen in grid]
+    for name, need in _NEEDS.items():
+        for value in lists.get(name, (single[name],) if name in single else ()):
+            if all(getattr(cell, name) != value for cell in cells):
+                sys.exit(f"{_flag(name, value)} changes no cell here; give {need}, or leave it out")
+    return list({cell_id(cell): cell for cell in cells}.values())
+
+
+def _flag(name: str, *values: Any) -> str:
+    """A setting and its values as the command line has them."""
+    return " ".join((f"--{name.replace('_', '-')}", *map(str, np.ravel(values))))
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print final accuracies, one line a cell."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parts = sorted({row["config"]["evaluate_on"] for row in rows})
+    table = Table(title=f"{' and '.join(parts).capitalize()} accuracy, %")
+    table.add_column("setting")
+    for name in ("seed", "rounds", "accuracy", "s/round"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        done = max(row["rounds_done"], 1)
+        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"
+        table.add_row(
+            row["label"],
+            str(row["config"]["seed"]),
+            str(done),
+            accuracy,
+            f"{row['seconds'] / done:.2f}",
+        )
+    Console(width=100).print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    cells = cells_of(args)
+    options, ledger, _ = resolve(args)
+    last = {"benchmark": "federated", "preset": args.preset}
+    if args.dry_run:
+        print_states(cells, ledger, args.data_dir, last)
+        return
+    if args.report_only:
+        found = {row["id"]: row for row in ledger.rows() if row["curve"]}
+        rows = [found[name] for name in map(cell_id, cells) if name in found]
+    else:
+        rows = run_cells(cells, options, ledger)
+    if not rows and args.report_only:
+        sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
+    if not rows:
+        sys.exit("no cell could run: its data is not here")
+    print_table(rows)
+    accuracy = {f"{row['label']}, seed {row['config']['seed']}": row["accuracy"] for row in rows}
+    mean = float(np.mean([row["accuracy"] for row in rows]))
+    print(json.dumps(last | {"accuracy": accuracy, "mean_accuracy": mean}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

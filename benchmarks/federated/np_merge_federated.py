@@ -1,0 +1,328 @@
+"""A server with a proxy set merges its clients by learned coefficients instead of the mean.
+
+    python -m benchmarks.np_merge_federated [--preset smoke|cpu|paper]
+
+Each round clients train from the global model as in FedAvg; the server then learns a softmax over
+the clients at each parameter on its proxy samples (NP Merge, joint), beginning at the weighted
+mean. Rivals: FedAvg, FedAvg +WSA, and FedAvg whose server fine-tunes the mean on the same samples,
+with as many steps. Bytes count both directions: the server's learning sends none.
+
+paper: the CNN on CIFAR-10, Dirichlet 0.5, 10 clients and 100 with 10 a round, 200 rounds, 1,000
+proxy samples, held out from all clients. cpu cuts to 12 rounds and 20 server steps a round; smoke:
+an MLP on digits. The learning rates of both learning servers are chosen on images that neither
+clients nor server see, five tried for each, in half the rounds, on seed 0 of the first federation.
+"""
+
+import functools
+import json
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.comparison import Row, markdown_table, spread
+from benchmarks.federated.run_cells import cell_model, cell_partition, load_split
+from benchmarks.merging.merge_rows import choose_rates
+from benchmarks.merging.pairs import Bench, MergingArgs, Preset, seeds_of
+
+Server = Literal["mean", "fine-tuning", "NP Merge"]
+BASES: dict[Preset, dict[str, Any]] = {
+    "smoke": {"dataset": "digits", "model": "mlp", "rounds": 2, "augmentation": "none"},
+    "cpu": {"rounds": 12, "init": "he"},
+    "paper": {"rounds": 200, "init": "he"},
+}
+CLIENTS: dict[Preset, tuple[tuple[int, int], ...]] = {
+    "smoke": ((4, 4),), "cpu": ((10, 10), (100, 10)), "paper": ((10, 10), (100, 10)),
+}  # fmt: skip
+PROXY = {"smoke": 100, "cpu": 1_000, "paper": 1_000}
+STEPS = {"smoke": 5, "cpu": 20, "paper": 100}
+METHODS: tuple[tuple[str, Server, float], ...] = (
+    ("FedAvg", "mean", 0.0),
+    ("FedAvg +WSA 10", "mean", 10.0),
+    ("FedAvg, server fine-tuning", "fine-tuning", 0.0),
+    ("NP Merge, joint", "NP Merge", 0.0),
+)
+# Rates of the server on NP Merge and on fine-tuning; the global model comes back every round, so
+# fine-tuning wants lower ones than a single merge does.
+GRID = ((0.01, 1e-4), (0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2))
+GRIDS = {"smoke": GRID[2:3], "cpu": GRID, "paper": GRID}
+DEFAULT_RATES: dict[Server, float] = {"mean": 0.0, "NP Merge": 0.1, "fine-tuning": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedMerge:
+    """One run."""
+
+    dataset: str = "cifar10"
+    model: Literal["cnn", "mlp"] = "cnn"
+    clients: int = 10
+    participants: int = 10
+    alpha: float = 0.5
+    rounds: int = 12
+    strength: float = 0.0
+    server: Server = "mean"
+    proxy: int = 1_000
+    server_steps: int = 20
+    init: Literal["reference", "he"] = "he"
+    augmentation: Literal["none", "batch", "example"] = "batch"
+    learning_rate: float = 0.01
+    steps: int = 20
+    batch_size: int = 50
+    server_rate: float = 0.0
+    """Learning rate of the server; 0 is the library's default for what it learns."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """Validation: held-out training images that are no proxy samples."""
+    seed: int = 0
+
+    @property
+    def cell(self) -> Cell:
+        """The same federation as the other scripts know it."""
+        return Cell(
+            dataset=self.dataset, model=self.model, init=self.init, clients=self.clients,
+            participants=self.participants, alpha=self.alpha, seed=self.seed,
+        )  # fmt: skip
+
+
+def merge_round(config: FederatedMerge, task: Any) -> Any:
+    """Make ``(state, proxy, key) -> params`` of the server, by its kind."""
+    import jax
+    import jax.numpy as jnp
+
+    from wsa_jax.merging import LearningSettings, fine_tune, np_merge_joint
+    from wsa_jax.tree import weighted_mean
+
+    rate = config.server_rate or DEFAULT_RATES[config.server]
+    settings = LearningSettings(
+        steps=config.server_steps, batch_size=config.batch_size, eval_every=config.server_steps
+    )
+
+    def server(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+        mean = weighted_mean(models, weights)
+        if config.server == "mean":
+            return mean
+        if config.server == "fine-tuning":
+            return fine_tune(
+                key, task.loss, mean, proxy, settings=settings, model_state={},
+                learning_rate=rate,
+            ).params  # fmt: skip
+        listed = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(weights))]
+        share = jnp.asarray(weights) / jnp.sum(jnp.asarray(weights))
+        return np_merge_joint(
+            key, task.loss, listed, proxy, settings=settings, init=share, model_state={},
+            learning_rate=rate,
+        ).params  # fmt: skip
+
+    return server
+
+
+def run(config: FederatedMerge, data_dir: str | None) -> Row:
+    """Simulate the rounds; accuracy and loss after each."""
+    import jax
+    import jax.numpy as jnp
+
+    from wsa_jax.data import dataset_info, train_validation_split
+    from wsa_jax.federated import LocalSettings, WeightScopeAlignment, bytes_per_round, fed_avg
+    from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed, train_client
+    from wsa_jax.merging import labelled_examples
+    from wsa_jax.scope.scope import fuse_scopes, weight_scope
+    from wsa_jax.training import classification, evaluate
+
+    info = dataset_info(config.dataset)
+    train = load_split(config.dataset, info.splits[0], data_dir)
+    kept, held_out = train_validation_split(
+        train.labels, fraction=max(0.1, config.proxy / len(train.labels)), seed=0
+    )
+    held_out = np.random.default_rng(config.seed).permutation(held_out)
+    chosen, unseen = held_out[: config.proxy], held_out[config.proxy :]
+    proxy = labelled_examples(train.images[chosen], train.labels[chosen])
+    judged = (train.images[unseen], train.labels[unseen])
+    if config.evaluate_on == "test":
+        test = load_split(config.dataset, "test", data_dir)
+        judged = (test.images, test.labels)
+    images, labels = jnp.asarray(train.images[kept]), jnp.asarray(train.labels[kept])
+    partition = cell_partition(config.cell, np.asarray(labels))
+    module = cell_model(config.cell, info.num_classes)
+    task = classification(module, info, augmentation=config.augmentation)
+    local = LocalSettings(steps=config.steps, batch_size=config.batch_size)
+    form = ScopeForm() if config.strength else None
+    client = functools.partial(
+        train_client, task=task, algorithm=fed_avg(), local=local, scope_form=form,
+        epochs=epochs_needed(
+            int(partition.sizes.min()), steps=config.steps, batch_size=config.batch_size
+        ),
+    )  # fmt: skip
+    indices, sizes = jnp.asarray(partition.indices), jnp.asarray(partition.sizes)
+
+    @jax.jit
+    def clients(key: Any, params: Any, target: Any, chosen: Any, settings: Any) -> Any:
+        def one(who: Any) -> Any:
+            result = client(
+                jax.random.fold_in(key, who), params, {}, target, (), (), images, labels,
+                indices[who], sizes[who], settings,
+            )  # fmt: skip
+            return jax.tree.map(jnp.add, params, result.update)
+
+        return jax.lax.map(one, chosen)
+
+    key = jax.random.key(config.seed)
+    params, _ = task.init(key)
+    target = weight_scope(params)
+    serve = merge_round(config, task)
+    accuracy, loss = [], []
+    for number in range(config.rounds):
+        draw_key, train_key, server_key = jax.random.split(jax.random.fold_in(key, number), 3)
+        who = jax.random.choice(draw_key, config.clients, (config.participants,), replace=False)
+        rates = RoundSettings(
+            jnp.float32(config.learning_rate * 0.998 ** (number + 1)), jnp.float32(config.strength)
+        )
+        models = clients(train_key, params, target, who, rates)
+        target = fuse_scopes(jax.vmap(weight_scope)(models))
+        params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
+        sums = evaluate(task, params, {}, *judged)
+        accuracy.append(float(sums.correct / sums.count))
+        loss.append(float(sums.loss / sums.count))
+    wsa = WeightScopeAlignment(strength=config.strength) if config.strength else None
+    sent = bytes_per_round(fed_avg(), params, wsa=wsa)
+    return {
+        "accuracy": accuracy,
+        "loss": loss,
+        "megabytes_per_round": round(config.participants * sum(sent) / 1e6, 3),
+    }
+
+
+def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
+    """Accuracy against rounds and bytes, a panel a number of clients."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.federated.figures import draw_recorded
+
+    figure = Figure(figsize=(4.8 * len(found), 4.4), layout="constrained")
+    for axes, (title, methods) in zip(
+        np.ravel(figure.subplots(1, len(found), squeeze=False)), found.items(), strict=True
+    ):
+        series = {
+            name: [
+                (
+                    [row["megabytes_per_round"] * (i + 1) for i in range(len(row["accuracy"]))],
+                    [100 * value for value in row["accuracy"]],
+                )
+                for row in rows
+            ]
+            for name, rows in methods.items()
+        }
+        draw_recorded(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
+        megabytes = next(rows[0] for rows in methods.values() if rows)["megabytes_per_round"]
+        rounds = axes.secondary_xaxis(
+            "top", functions=(lambda x, m=megabytes: x / m, lambda x, m=megabytes: x * m)
+        )
+        rounds.set_xlabel(f"rounds, {title}")
+    return figure
+
+
+def configuration(
+    preset: Preset, server: Server, rate: float = 0.0, **extra: Any
+) -> FederatedMerge:
+    """A run of a preset; a rate that is the default is left unsaid, so that ids stay."""
+    values: dict[str, Any] = BASES[preset] | {
+        "server": server, "proxy": PROXY[preset],
+        "server_steps": 0 if server == "mean" else STEPS[preset],
+        "server_rate": 0.0 if rate == DEFAULT_RATES[server] else rate,
+    }  # fmt: skip
+    return FederatedMerge(**(values | extra))
+
+
+def last_rounds(row: Row) -> float:
+    """Mean accuracy of the last three rounds, in percent: single rounds swing by points."""
+    return 100 * float(np.mean(row["accuracy"][-3:]))
+
+
+def seed_count(rows: list[Row]) -> str:
+    """How many seeds a line rests on, and how many of them diverged."""
+    lost = sum(row["status"] == "diverged" for row in rows)
+    return f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
+
+
+def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
+    """The rates of best validation accuracy on seed 0 of the first federation; exits without."""
+    clients, participants = CLIENTS[preset][0]
+
+    def score(method: str, rates: tuple[float, float]) -> float | None:
+        server: Server = "NP Merge" if method == "NP Merge" else "fine-tuning"
+        config = configuration(
+            preset, server, rates[server == "fine-tuning"], clients=clients,
+            participants=participants, rounds=BASES[preset]["rounds"] // 2,
+            evaluate_on="validation",
+        )  # fmt: skip
+        row = bench.row(config, lambda: run(config, bench.data_dir))
+        if row is not None and row["status"] == "diverged":
+            return -math.inf
+        return None if row is None else last_rounds(row)
+
+    rates = choose_rates(score, GRIDS[preset])
+    if rates is None:
+        sys.exit(
+            f"{bench.rows.path} lacks trials of the servers' learning rates: none is chosen; "
+            "run without --report-only"
+        )
+    np_rate, fine_tuning_rate = rates
+    return {"mean": 0.0, "NP Merge": np_rate, "fine-tuning": fine_tuning_rate}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every method on every federation."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench = Bench.open(args)
+    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+    rates = rates_of(bench, args.preset)
+    found: dict[str, dict[str, list[Row]]] = {}
+    for clients, participants in CLIENTS[args.preset]:
+        title = f"{clients} clients, {participants} a round"
+        for seed in seeds:
+            for name, server, strength in METHODS:
+                config = configuration(
+                    args.preset, server, rates[server], clients=clients,
+                    participants=participants, seed=seed, strength=strength,
+                )  # fmt: skip
+                row = bench.row(config, functools.partial(run, config, args.data_dir))
+                lines = found.setdefault(title, {}).setdefault(name, [])
+                lines += [] if row is None else [row]
+    found = {title: methods for title, methods in found.items() if any(methods.values())}
+    if not found:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    head = ["clients", "method", "MB a round", "half-way, %", "last three rounds, %", "seeds"]
+    lines = [
+        [
+            title,
+            name,
+            f"{rows[0]['megabytes_per_round']:.1f}",
+            spread([100 * row["accuracy"][(len(row["accuracy"]) - 1) // 2] for row in rows]),
+            spread([last_rounds(row) for row in rows]),
+            seed_count(rows),
+        ]
+        for title, methods in found.items()
+        for name, rows in methods.items()
+        if rows
+    ]
+    print(f"\n## Federated: the server merges by NP Merge (± std)\n\n{markdown_table(head, lines)}")
+    print(f"\nrates chosen on validation: {rates}")
+    figure = bench.output / "np_merge_federated.png"
+    draw(found).savefig(figure, dpi=150)
+    print(f"\nfigure: {figure}")
+    last = {
+        "benchmark": "np_merge_federated",
+        "preset": args.preset,
+        "rates": rates,
+        "accuracy": {
+            title: {name: [last_rounds(row) for row in rows] for name, rows in methods.items()}
+            for title, methods in found.items()
+        },
+    }
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,256 @@
+"""The table and the figure of recorded federated runs, from their JSONL.
+
+    python -m benchmarks.federated_report
+
+prints the table in Markdown and writes the figures beside the results.
+"""
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.comparison import Row, markdown_table, paired_curves, paired_gains
+from benchmarks.federated.figures import (
+    Curve,
+    accuracy_curves,
+    draw_recorded,
+    figure_legend,
+    shared_length,
+)
+from benchmarks.record.ledger import RESULTS, Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Which rows to show."""
+
+    results: Path = RESULTS / "federated.jsonl"
+    output: Path = RESULTS
+    rounds: int = 100
+    """Rows of runs of this length; figures of another than the first record's are named by it."""
+
+
+def by_label(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of one setting together, each baseline before what is built on it, seeds in order.
+
+    Runs that were evaluated every so many rounds stand apart: figures show one kind of rounds.
+    """
+    every: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        every[row["label"]].add(row["config"]["evaluate_every"])
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        rounds = row["config"]["evaluate_every"]
+        apart = f", evaluated every {rounds}" if len(every[row["label"]]) > 1 else ""
+        groups[row["label"] + apart].append(row)
+
+    def place(item: tuple[str, list[Row]]) -> tuple:
+        config = item[1][0]["config"]
+        names = ("learning_rate", "init", "target", "scale", "form", "strength", "evaluate_every")
+        order = tuple(config[name] for name in names)
+        return (order[0], order[1] == "he", config["strength"] != 0, *order[2:])
+
+    return {
+        label: sorted(group, key=lambda row: row["config"]["seed"])
+        for label, group in sorted(groups.items(), key=place)
+    }
+
+
+def paired_gain(group: list[Row], baseline: list[Row]) -> float | None:
+    """Mean difference in accuracy over the seeds that both have, in points, at equal rounds."""
+    gains = paired_gains(group, baseline)
+    return float(np.mean(gains)) if gains else None
+
+
+def of_one_context(rows: list[Row]) -> list[Row]:
+    """The rows of the first record's data, model, clients, algorithm and test set.
+
+    What the first record varied may differ; other tables of the same ledger stay out. Where none is
+    of that context, it is that of the first row.
+    """
+    varied = {"init", "form", "scale", "strength", "target", "target_std", "learning_rate", "seed"}
+    varied |= {"rounds", "evaluate_every"}
+
+    def context(config: Row) -> Row:
+        return {name: value for name, value in config.items() if name not in varied}
+
+    def like(config: Row) -> list[Row]:
+        return [row for row in rows if context(row["config"]) == context(config)]
+
+    # As a row has it: JSON knows no tuples.
+    first = json.loads(json.dumps(dataclasses.asdict(Cell().canonical())))
+    return like(first) or like(rows[0]["config"])
+
+
+def baseline_of(row: Row, groups: dict[str, list[Row]]) -> list[Row]:
+    """The plain runs with the same initial weights and learning rate.
+
+    Those evaluated as often come first, where there are others.
+    """
+    config, names = row["config"], ("init", "learning_rate", "alpha", "clients")
+
+    def differs(group: list[Row]) -> bool:
+        return group[0]["config"]["evaluate_every"] != config["evaluate_every"]
+
+    for group in sorted(groups.values(), key=differs):
+        other = group[0]["config"]
+        if other["strength"] == 0 and all(other[name] == config[name] for name in names):
+            return group
+    return []
+
+
+def largest_stability(row: Row) -> float:
+    """Over all rounds; older rows hold it of evaluated rounds alone."""
+    evaluated = [each["stability"] or 0.0 for each in row["diagnostics"]]
+    return max([row.get("stability", 0.0), *evaluated])
+
+
+def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
+    """The table, one line a setting."""
+    head = [
+        "setting", "seeds", "rounds", "test accuracy, %", "gain over its baseline, paired",
+        "largest share of the stable range",
+    ]  # fmt: skip
+    lines = []
+    for label, group in groups.items():
+        done = [row["rounds_done"] for row in group]
+        gain = (
+            paired_gain(group, baseline_of(group[0], groups))
+            if group[0]["config"]["strength"]
+            else None
+        )
+        share = max(largest_stability(row) for row in group)
+        explicit = group[0]["config"]["form"] in ("gradient", "penalty")
+        lines.append(
+            [
+                label,
+                ", ".join(str(row["config"]["seed"]) for row in group),
+                str(rounds) if min(done) == rounds else f"{', '.join(map(str, done))} (unfinished)",
+                ", ".join(f"{100 * row['accuracy']:.2f}" for row in group),
+                "" if gain is None else f"{gain:+.2f}",
+                f"{share:.2g}" if explicit else "",
+            ]
+        )
+    return markdown_table(head, lines)
+
+
+def figure(groups: dict[str, list[Row]]) -> Any:
+    """Accuracy against rounds of the controls, and what each setting gains over its baseline."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(11, 5), layout="constrained")
+    controls, gains = picture.subplots(1, 2)
+
+    def control(config: Row) -> bool:
+        return config["form"] in ("none", "gradient") and config["strength"] in (0, 10)
+
+    accuracy = {
+        label: accuracy_curves(group)
+        for label, group in groups.items()
+        if control(group[0]["config"])
+    }
+    draw_recorded(controls, accuracy, xlabel="round", ylabel="test accuracy, %")
+    gained = {label: _gain_curves(group, groups) for label, group in groups.items()}
+    gained = {label: runs for label, runs in gained.items() if runs}
+    draw_recorded(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
+    gains.axhline(0, color="#3a4a5a", linewidth=0.8)
+    controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
+    gains.set_title("Gain on the same seed (bands: its seeds)", fontsize=10)
+    return picture
+
+
+def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
+    """Accuracy less that of the baseline of the same seed, in points, where both were evaluated."""
+    if not group[0]["config"]["strength"]:
+        return []
+    return shared_length(list(paired_curves(group, baseline_of(group[0], groups)).values()))
+
+
+def mechanism(groups: dict[str, list[Row]]) -> Any:
+    """What WSA does to the scopes: divergence between clients, and the std the average loses.
+
+    Of the first record's controls; None where there is none of them.
+    """
+    from matplotlib.figure import Figure
+
+    shown = {
+        label: group
+        for label, group in groups.items()
+        if group[0]["config"]["strength"] in (0, 10)
+        and group[0]["config"]["learning_rate"] == 0.01
+        and group[0]["config"]["init"] == "reference"
+    }
+    if not shown:
+        return None
+    picture = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = picture.subplots(1, 3)
+
+    def panel(place: int, ylabel: str, value: Callable[..., Any], *names: str) -> None:
+        def curve(row: Row) -> Curve:
+            # None, which a round without an accepted client has, becomes NaN.
+            series = [
+                [np.asarray(each[name], float) for name in names] for each in row["diagnostics"]
+            ]
+            return [d["round"] for d in row["diagnostics"]], [float(value(*of)) for of in series]
+
+        drawn = {label: shared_length(list(map(curve, group))) for label, group in shown.items()}
+        draw_recorded(axes[place], drawn, xlabel="round", ylabel=ylabel, legend=False)
+
+    panel(
+        0, "divergence between clients, nats", lambda layers: max(layers.sum(), 1e-12),
+        "client_divergence",
+    )  # fmt: skip
+    panel(1, "fused std of the last layer", lambda fused: fused[-1], "fused_std")
+    panel(
+        2, "std lost by averaging, last layer, %",
+        lambda average, fused: 100 * (1 - average[-1] / fused[-1]), "average_std", "fused_std",
+    )  # fmt: skip
+    axes[0].set_yscale("log")
+    # Under all panels: below one of them, the names would widen the gap beside it.
+    figure_legend(picture)
+    return picture
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    rows = [
+        row
+        for row in Ledger(args.results).rows()
+        if row["config"]["rounds"] == args.rounds and row["curve"]
+    ]
+    if not rows:
+        sys.exit(
+            f"{args.results} holds no run of {args.rounds} rounds; "
+            "make one with python -m benchmarks.federated"
+        )
+    shown = of_one_context(rows)
+    groups = by_label(shown)
+    if len(rows) > len(shown):
+        print(f"{len(rows) - len(shown)} of {len(rows)} rows are of other experiments\n")
+    print(markdown(groups, args.rounds))
+    length = "" if args.rounds == Args.rounds else f"_{args.rounds}"
+    for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
+        picture = make(groups)
+        if picture is None:
+            print(f"\n{name}: no baseline and no +WSA 10 at learning rate 0.01, no figure")
+        else:
+            picture.savefig(args.output / f"{name}{length}.png", dpi=150)
+    gains = {
+        label: paired_gain(group, baseline_of(group[0], groups))
+        for label, group in groups.items()
+        if group[0]["config"]["strength"]
+    }
+    print(json.dumps({"benchmark": "federated_report", "rounds": args.rounds, "gain": gains}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,288 @@
+"""Running federated cells: the data, model and algorithm of each, resumed and recorded."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+
+from benchmarks.federated.cell import Cell
+from benchmarks.record.ledger import RUNS, Ledger, cell_id, is_finished, provenance
+
+# Rounds whose client scopes a row keeps at most, evenly spaced, so that a ledger stays small.
+_KEPT_ROUNDS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How cells run: nothing here changes a result beyond rounding."""
+
+    execution: Literal["auto", "map", "vmap"] = "auto"
+    """Clients one after another (map: CPU) or all at once (vmap: accelerators)."""
+    mesh: bool = False
+    """Spread the clients of a round over all devices, those of other processes included."""
+    coordinator: str | None = None
+    """HOST:PORT that the first of several processes listens on; start each with its --process."""
+    processes: int = 1
+    process: int = 0
+    data_dir: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(default: TFDS_DATA_DIR)")
+    ] = None
+    runs: Path = RUNS / "federated"
+    """Checkpoints of cells under way."""
+    progress: bool = True
+
+
+def join_processes(options: RunOptions) -> None:
+    """Connect to the other processes, if there are any; before any array is made."""
+    import jax
+
+    if options.coordinator is None or jax.distributed.is_initialized():
+        return
+    # Read by the CPU's backend alone.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(options.coordinator, options.processes, options.process)
+
+
+@functools.lru_cache(maxsize=4)
+def load_split(dataset: str, split: str, data_dir: str | None) -> Any:
+    """A split of a data set, kept for the cells that follow."""
+    from wsa_jax.data import load_dataset
+
+    return load_dataset(dataset, split=split, data_dir=data_dir)
+
+
+@functools.cache
+def missing_data(dataset: str, data_dir: str | None) -> str | None:
+    """The loader's complaint if a data set is not on this machine, None if it is."""
+    try:
+        load_split(dataset, "test", data_dir)
+    except FileNotFoundError as error:
+        return str(error)
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def data_digests(dataset: str, data_dir: str | None) -> dict[str, str]:
+    """Digests of a data set's arrays: copies of it may differ, by another compression say."""
+    from wsa_jax.data import dataset_info
+    from wsa_jax.runs.checkpoint import digest
+
+    names = {"train": dataset_info(dataset).splits[0], "test": "test"}
+    parts = {part: load_split(dataset, name, data_dir) for part, name in names.items()}
+    return {part: digest(found.images, found.labels) for part, found in parts.items()}
+
+
+def cell_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Images and labels to train on and to evaluate on."""
+    from wsa_jax.data import dataset_info, train_validation_split
+
+    train = load_split(cell.dataset, dataset_info(cell.dataset).splits[0], data_dir)
+    if cell.evaluate_on == "test":
+        held_out = load_split(cell.dataset, "test", data_dir)
+        return (train.images, train.labels), (held_out.images, held_out.labels)
+    kept, validation = train_validation_split(train.labels, fraction=0.1, seed=0)
+    train_part, validation_part = (
+        (train.images[rows], train.labels[rows]) for rows in (kept, validation)
+    )
+    return train_part, validation_part
+
+
+def cell_partition(cell: Cell, labels: Any) -> Any:
+    """Which client owns which of the training labels."""
+    from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, shards
+
+    common = {"clients": cell.clients, "seed": cell.seed}
+    if cell.partition == "iid":
+        return iid(labels, **common)
+    if cell.partition == "shards":
+        return shards(labels, shards_per_client=cell.shards_per_client, **common)
+    make = dirichlet_equal if cell.partition == "equal" else dirichlet_unequal
+    return make(labels, alpha=cell.alpha, **common)
+
+
+def cell_model(cell: Cell, num_classes: int) -> Any:
+    """The Linen module of a cell."""
+    from wsa_jax.models import CNN, MLP, vgg8
+
+    if cell.model == "cnn":
+        return CNN(num_classes=num_classes, initialization=cell.init)
+    if cell.model == "vgg8":
+        return vgg8(num_classes, width=cell.width, initialization=cell.init)
+    return MLP(features=(64, num_classes), initialization=cell.init)
+
+
+def cell_algorithm(cell: Cell) -> Any:
+    """The federated algorithm of a cell, with the library's own settings but FedProx's."""
+    from wsa_jax import federated
+
+    make = getattr(federated, cell.algorithm)
+    return make(mu=cell.mu) if cell.algorithm == "fed_prox" else make()
+
+
+def cell_wsa(cell: Cell) -> Any:
+    """Weight scope alignment of a cell, None for the plain algorithm."""
+    from wsa_jax.federated import WeightScopeAlignment
+    from wsa_jax.federated.client import Form
+    from wsa_jax.scope.regularization import Scale, scope_window
+
+    if not cell.strength:
+        return None
+    first, last = cell.window
+    schedule = scope_window(cell.strength, start=first, stop=None if last < 0 else last)
+    return WeightScopeAlignment(
+        strength=schedule if cell.window != (0, -1) else cell.strength,
+        form=cast(Form, cell.form),
+        scale=cast(Scale, cell.scale),
+        target="fused" if cell.target == "fused" else (cell.target_mean, cell.target_std),
+    )
+
+
+def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
+    """Run one cell to its end, resuming what is there; its row is current after each evaluation.
+
+    A resumed row says under "before" on which machine and code it began, and how far it got there.
+    """
+    import jax
+
+    from wsa_jax.data import dataset_info
+    from wsa_jax.federated import Execution, LocalSettings, clients_mesh, simulate
+    from wsa_jax.training import classification
+
+    info = dataset_info(cell.dataset)
+    (images, labels), test = cell_data(cell, options.data_dir)
+    execution = options.execution
+    if execution == "auto":
+        execution = "map" if jax.default_backend() == "cpu" else "vmap"
+
+    name = cell_id(cell)
+    row = new_row(cell) | {"data": data_digests(cell.dataset, options.data_dir)} | provenance()
+    found = ledger.find(name)
+    kept = 0 if found is None else found["rounds_done"]
+
+    def record(update: dict[str, Any]) -> None:
+        add_round(row, cell, update)
+        # A row brought from elsewhere without its checkpoint stays until this run is as far.
+        if "test_accuracy" in update and options.process == 0 and row["rounds_done"] >= kept:
+            ledger.write(row)
+
+    directory = options.runs / name
+    restored = _restored_rows(directory / "metrics.jsonl", directory)
+    if restored and found is not None:
+        began = {key: found[key] for key in ("versions", "machine", "time", "rounds_done")}
+        row["before"] = [*found.get("before", []), began]
+    for update in restored:
+        record(update)
+    result = simulate(
+        jax.random.key(cell.seed),
+        classification(cell_model(cell, info.num_classes), info, augmentation=cell.augmentation),
+        (images, labels),
+        cell_partition(cell, labels),
+        rounds=cell.rounds,
+        algorithm=cell_algorithm(cell),
+        wsa=cell_wsa(cell),
+        participants=cell.participants,
+        learning_rate=lambda index: cell.learning_rate * cell.decay ** (index + 1),
+        local=LocalSettings(steps=cell.steps, batch_size=cell.batch_size),
+        execution=Execution(clients=execution, mesh=clients_mesh() if options.mesh else None),
+        test=test,
+        evaluate_every=cell.evaluate_every,
+        directory=directory,
+        on_round=record,
+        progress=options.progress and options.process == 0,
+        client_scopes=bool(cell.client_scopes),
+    )
+    finite = row["curve"][-1][2] is not None
+    row |= {"status": "done" if finite else "diverged", "left_out": list(result.left_out)}
+    if options.process == 0:
+        ledger.write(row)
+    return row
+
+
+def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> list[dict[str, Any]]:
+    """Run what is not done yet, in order; return the rows of all cells whose data is here."""
+    from wsa_jax.federated.mesh import barrier
+
+    join_processes(options)
+    rows, absent = [], dict[str, str]()
+    for index, cell in enumerate(cells):
+        head = f"[{index + 1}/{len(cells)}] {cell.label}, seed {cell.seed}"
+        found = ledger.find(cell_id(cell))
+        if found is not None and is_finished(found):
+            print(f"{head}: done before, skipped")
+            rows.append(found)
+        elif complaint := missing_data(cell.dataset, options.data_dir):
+            print(f"{head}: no data here")
+            absent[cell.dataset] = complaint
+        else:
+            print(f"{head} ({cell_id(cell)})", flush=True)
+            begin = time.perf_counter()
+            rows.append(run_cell(cell, options, ledger))
+            seconds = time.perf_counter() - begin
+            print(f"  {100 * rows[-1]['accuracy']:.2f} % after {seconds:.0f} s", flush=True)
+    for dataset, complaint in absent.items():
+        print(f"{dataset}: {complaint}")
+    # The first process writes the last row while the others would already read the ledger.
+    barrier("cells")
+    return rows
+
+
+def new_row(cell: Cell) -> dict[str, Any]:
+    """The row of a cell before its first round."""
+    return {
+        "id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell),
+        "status": "started", "rounds_done": 0, "accuracy": None, "curve": [], "diagnostics": [],
+        "dropped": 0, "seconds": 0.0, "stability": 0.0,
+    }  # fmt: skip
+
+
+def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
+    """Add what the simulation says of one round to a row."""
+    row["seconds"] = round(row["seconds"] + update["seconds"], 4)
+    row["rounds_done"] = update["round"]
+    # Rounds recorded before clients could be dropped do not say it of themselves.
+    row["dropped"] += update.get("dropped", 0)
+    # Weights are smallest, and the share largest, in the first rounds, which nobody evaluates.
+    row["stability"] = max(row["stability"], _short(update["stability"]) or 0.0)
+    if "test_accuracy" in update:
+        row["accuracy"] = update["test_accuracy"]
+        row["curve"].append([update["round"], update["test_accuracy"], update["test_loss"]])
+        row["diagnostics"].append(_diagnostics(update))
+    if cell.client_scopes and (update["round"] - 1) % -(-cell.rounds // _KEPT_ROUNDS) == 0:
+        layer = update["layers"].index(cell.client_scopes)
+        kept = row.setdefault("client_scopes", {"round": [], "mean": [], "std": []})
+        kept["round"].append(update["round"])
+        for moment in ("mean", "std"):
+            clients = update["client_scopes"][moment]
+            # Clients differ in the fifth digit.
+            kept[moment].append([_short(client[layer], digits=8) for client in clients])
+
+
+def _restored_rows(metrics: Path, directory: Path) -> list[dict[str, Any]]:
+    """The rows of rounds that a checkpoint covers; simulate calls on_round for the others."""
+    steps = [
+        int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit()
+    ]
+    if not steps or not metrics.exists():
+        return []
+    return [json.loads(line) for line in metrics.read_text().splitlines()[: max(steps)]]
+
+
+def _diagnostics(update: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "round", "train_loss", "update_norm", "mean_update_norm", "layers", "client_divergence",
+        "target_divergence", "client_std", "average_std", "fused_std", "stability",
+    )  # fmt: skip
+    return {name: _short(update[name]) for name in names}
+
+
+def _short(value: Any, *, digits: int = 5) -> Any:
+    """Some significant digits of every float."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    return [_short(item, digits=digits) for item in value] if isinstance(value, list) else value

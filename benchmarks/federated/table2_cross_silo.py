@@ -1,0 +1,45 @@
+"""WSA's Table 2: four algorithms with and without WSA, 10 clients, all in every round.
+
+    python -m benchmarks.table2_cross_silo [--preset smoke|cpu|paper]
+
+paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. cpu cuts the
+rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. smoke: FedAvg on digits.
+"""
+
+import sys
+
+from benchmarks.federated.comparison import Comparison
+from benchmarks.federated.experiment import Args, Experiment, algorithm_grid, run_experiment
+from benchmarks.federated.figures import gain_panels
+from benchmarks.federated.paper_numbers import TABLE2
+
+ALGORITHMS = ("fed_avg", "fed_prox", "scaffold", "fed_exp")
+SETTINGS = {
+    "smoke": (("digits", 0.5),),
+    "cpu": (("cifar10", 0.5), ("cifar10", 1.0)),
+    "paper": tuple(TABLE2),
+}
+
+
+def comparisons(args: Args) -> list[Comparison]:
+    """The table's lines; CIFAR-10 at alpha 0.5 first, where the paper's other figures are."""
+    algorithms = ALGORITHMS[:1] if args.preset == "smoke" else ALGORITHMS
+    return algorithm_grid(args, TABLE2, SETTINGS[args.preset], algorithms)
+
+
+EXPERIMENT = Experiment(
+    name="table2_cross_silo",
+    title="Table 2: 10 clients, all in every round",
+    description=__doc__,
+    comparisons=comparisons,
+    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    figure=gain_panels,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_experiment(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,47 @@
+"""WSA's Table 3: four algorithms with and without WSA, 100 clients, 10 drawn a round.
+
+    python -m benchmarks.table3_cross_device [--preset smoke|cpu|paper]
+
+paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. cpu cuts the
+rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. smoke: FedAvg on digits, two of
+eight clients a round.
+"""
+
+import sys
+
+from benchmarks.federated.comparison import Comparison
+from benchmarks.federated.experiment import Args, Experiment, algorithm_grid, run_experiment
+from benchmarks.federated.figures import gain_panels
+from benchmarks.federated.paper_numbers import TABLE3
+from benchmarks.federated.table2_cross_silo import ALGORITHMS, SETTINGS
+
+
+def comparisons(args: Args) -> list[Comparison]:
+    """The table's lines, in the order of Table 2."""
+    smoke = args.preset == "smoke"
+    return algorithm_grid(
+        args,
+        TABLE3,
+        SETTINGS[args.preset],
+        ALGORITHMS[:1] if smoke else ALGORITHMS,
+        clients=8 if smoke else 100,
+        participants=2 if smoke else 10,
+    )
+
+
+EXPERIMENT = Experiment(
+    name="table3_cross_device",
+    title="Table 3: 100 clients, 10 drawn a round",
+    description=__doc__,
+    comparisons=comparisons,
+    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    figure=gain_panels,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_experiment(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

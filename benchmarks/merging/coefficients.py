@@ -1,0 +1,150 @@
+"""Where learned coefficients leave one half: histograms of NP Merge's shares, layer by layer.
+
+    python -m benchmarks.coefficients [--preset smoke|cpu|paper]
+
+The models are the first network's of `np_merge_table`, on the same data and on disjoint classes;
+coefficients start at 1/2 and learn with the table's budget.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.federated.comparison import Row, markdown_table
+from benchmarks.merging.merge_rows import samples_of
+from benchmarks.merging.model_cell import ModelCell, Trained, cell_task
+from benchmarks.merging.np_merge_table import NAMES, NETWORKS, SAMPLES, STEPS
+from benchmarks.merging.pairs import Bench, MergingArgs, Preset, model_spec, pair_cells, seeds_of
+from benchmarks.record.ledger import cell_id
+
+BINS = 41
+SPLITS = ("all", "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoefficientCell:
+    """Coefficients learned between two models."""
+
+    model: str
+    first: str
+    second: str
+    samples: int
+    steps: int
+    np_learning_rate: float = 0.1
+    seed: int = 0
+
+
+def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) -> Row | None:
+    """Learn, and record a histogram and moments of each layer's shares of the first model."""
+    parts = pair_cells(cell, seed)
+    config = CoefficientCell(
+        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]),
+        samples=SAMPLES[preset], steps=STEPS[preset], seed=seed,
+    )  # fmt: skip
+
+    def make(*trained: Trained) -> Row:
+        import jax
+
+        from wsa_jax.merging import Budget, Evidence, Model, align_models
+        from wsa_jax.merging.methods import learned
+
+        models = [Model(one.params, one.model_state) for one in trained]
+        evidence = Evidence(
+            cell_task(cell), *samples_of(parts[0], SAMPLES[preset], seed, bench.data_dir)
+        )
+        spec = model_spec(cell, models[0].variables)
+        models = align_models(jax.random.key(seed), spec, models, evidence, "weight")
+        budget = Budget(steps=STEPS[preset], np_learning_rate=config.np_learning_rate)
+        info = learned(jax.random.key(seed), models, evidence, budget).info
+        layers = {}
+        for name, shares in info["coefficients"].items():
+            values = np.asarray(shares, np.float64).ravel()
+            counts, _ = np.histogram(values, BINS, (0.0, 1.0))
+            layers[name] = {
+                "counts": counts.tolist(), "mean": float(values.mean()),
+                "std": float(values.std()), "left": float((abs(values - 0.5) > 0.1).mean()),
+            }  # fmt: skip
+        return {"layers": layers, "best_step": int(info["best_step"])}
+
+    return bench.row(config, make, parts)
+
+
+def mean_over(rows: list[Row], layer: str, what: str) -> float:
+    """A moment of a layer's shares, mean over seeds."""
+    return float(np.mean([row["layers"][layer][what] for row in rows]))
+
+
+def draw(found: dict[str, list[Row]]) -> Any:
+    """A histogram a layer over all seeds, a column a kind of data."""
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import PALETTE
+
+    names = [name for name in next(iter(found.values()))[0]["layers"] if name.endswith("kernel")]
+    figure = Figure(figsize=(3.6 * len(found) + 0.8, 0.75 * len(names) + 1.2), layout="constrained")
+    grid = figure.subplots(len(names), len(found), squeeze=False, sharex=True)
+    edges = np.linspace(0, 1, BINS + 1)
+    for column, (title, rows) in enumerate(found.items()):
+        for axes, name in zip(grid[:, column], names, strict=True):
+            counts = np.sum([row["layers"][name]["counts"] for row in rows], axis=0)
+            axes.stairs(counts / counts.sum(), edges, fill=True, color=PALETTE[column])
+            axes.set_yscale("log")
+            axes.set_ylim(1e-4, 1.5)
+            axes.set_yticks([])
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.axvline(0.5, color="#3a4a5a", lw=0.6, ls=":")
+            if not column:
+                axes.set_ylabel(name.removesuffix("/kernel"), rotation=0, ha="right", fontsize=8)
+        grid[0, column].set_title(title, fontsize=10)
+        grid[-1, column].set_xlabel("share of the first model")
+    figure.suptitle("share of weights at each coefficient, log scale (1e-4 to 1)", fontsize=9)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Learn, count, draw."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench, base = Bench.open(args), next(iter(NETWORKS[args.preset].values()))
+    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+    made = {
+        NAMES[split]: [
+            coefficient_row(bench, args.preset, dataclasses.replace(base, split=split), seed)
+            for seed in seeds
+        ]
+        for split in SPLITS
+    }
+    # A row of models that diverged has no layers.
+    kept = {name: [row for row in rows if row and "layers" in row] for name, rows in made.items()}
+    found = {name: rows for name, rows in kept.items() if rows}
+    if not found:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    head = ["layer"]
+    head += [f"{name}: {what}" for name in found for what in ("std", "beyond 0.5 ± 0.1")]
+    lines = [
+        [layer]
+        + [
+            text
+            for rows in found.values()
+            for text in (
+                f"{mean_over(rows, layer, 'std'):.3f}", f"{mean_over(rows, layer, 'left'):.0%}"
+            )
+        ]
+        for layer in next(iter(found.values()))[0]["layers"]
+    ]  # fmt: skip
+    print(f"\n## Where coefficients leave one half\n\n{markdown_table(head, lines)}")
+    figure = bench.output / "coefficients.png"
+    draw(found).savefig(figure, dpi=150)
+    print(f"\nfigure: {figure}")
+    last: dict[str, Any] = {"benchmark": "coefficients", "preset": args.preset}
+    for name, rows in found.items():
+        last[name] = {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
+    print(json.dumps(last | {"figure": str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

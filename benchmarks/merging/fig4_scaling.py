@@ -1,0 +1,185 @@
+"""WSA's Figure 4: one layer of a model is scaled, the next divided, and the line to another rises.
+
+    python -m benchmarks.fig4_scaling [--preset smoke|cpu|paper]
+
+Two networks are trained from different seeds; in the second, one group of units is scaled by
+alpha, which leaves its function as it is. The line between them is measured as it is, after
+rescaling (scale alignment after training, the cure that the paper does not have), after weight
+matching, and after both. That tells how much of a barrier a mismatch of scopes causes.
+
+paper: VGG8 of full width and VGG16 without norms, 100 epochs, all of CIFAR-10. cpu cuts to an MLP
+of two layers of 256 and to VGG8 of a quarter of the width, 10,000 examples, 10 epochs. smoke: MLPs
+on digits. The paper does not say which layer it scales: here the middle group.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.federated.comparison import Row, markdown_table, spread
+from benchmarks.merging.model_cell import ModelCell, Trained, cell_data
+from benchmarks.merging.pairs import (
+    Align,
+    Bench,
+    MergingArgs,
+    Preset,
+    aligned,
+    barriers,
+    measured_path,
+    model_spec,
+    pair_cells,
+    plain,
+    seeds_of,
+)
+from benchmarks.record.ledger import cell_id
+
+BASES: dict[Preset, list[ModelCell]] = {
+    "smoke": [
+        ModelCell(dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none")
+    ],
+    "cpu": [
+        ModelCell(model="mlp", width=4.0, epochs=10, examples=10_000, learning_rate=0.05),
+        ModelCell(model="vgg8", width=0.25, epochs=10, examples=10_000, learning_rate=0.05),
+    ],
+    "paper": [
+        ModelCell(model="vgg8", epochs=100, learning_rate=0.05),
+        ModelCell(model="vgg16", epochs=100, learning_rate=0.05),
+    ],
+}
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+CURES: tuple[Align, ...] = ("none", "rescale", "weight", "rescale+weight")
+NAMES = {
+    "none": "as it is", "rescale": "rescaled", "weight": "matched",
+    "rescale+weight": "rescaled, then matched",
+}  # fmt: skip
+Found = dict[Align, dict[float, list[Row]]]
+"""Rows by cure and scale, one a seed."""
+SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
+CLAIM = "scaling makes the barrier more obvious, especially in VGG8 (curves; no numbers)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledPath:
+    """The line from a model to another one of which one group was scaled, and then aligned."""
+
+    model: str
+    first: str
+    second: str
+    scale: float
+    group: str
+    align: Align
+    examples: int = 0
+    seed: int = 0
+
+
+def scaled_row(
+    bench: Bench, cell: ModelCell, seed: int, scale: float, align: Align, examples: int
+) -> Row | None:
+    """One line; the group that is scaled is the middle one of those that admit it."""
+    from wsa_jax.merging import scale_layer
+
+    parts = pair_cells(cell, seed)
+    config = ScaledPath(
+        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]), scale=scale,
+        group="middle", align=align, examples=examples, seed=seed,
+    )  # fmt: skip
+
+    def make(*trained: Trained) -> Row:
+        first, second = (model.variables for model in trained)
+        data, spec = cell_data(parts[0], bench.data_dir), model_spec(cell, first)
+        names = [group.name for group in spec.groups if group.admits != "permutation"]
+        second = scale_layer(spec, second, names[len(names) // 2], scale)
+        second, info = aligned(cell, first, second, align, seed)
+        path = measured_path(cell, first, second, data.test, 11, examples)
+        return {"scaled_group": names[len(names) // 2], "info": plain(info), "test": path}
+
+    return bench.row(config, make, parts)
+
+
+def collect(bench: Bench, preset: Preset, cell: ModelCell, seeds: Any) -> Found:
+    """The rows there are."""
+    return {
+        align: {
+            scale: [
+                row
+                for seed in seeds
+                if (row := scaled_row(bench, cell, seed, scale, align, EXAMPLES[preset]))
+            ]
+            for scale in SCALES
+        }
+        for align in CURES
+    }
+
+
+def table(found: Found) -> str:
+    """Barriers: a line a scale, a column a cure."""
+    lines = [
+        [f"{scale:g}"] + [spread(barriers(found[align][scale])) for align in CURES]
+        for scale in SCALES
+    ]
+    return markdown_table(["scale", *[NAMES[align] for align in CURES]], lines)
+
+
+def draw(found: Found) -> Any:
+    """The paper's curves (accuracy on the line, a colour a scale), a panel a cure."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.federated.figures import draw_recorded, figure_legend
+
+    figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
+    for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):
+        series = {
+            f"scale {scale:g}": [
+                (row["test"]["t"], [100 * value for value in row["test"]["accuracy"]])
+                for row in found[align][scale]
+                if "test" in row
+            ]
+            for scale in SCALES
+        }
+        draw_recorded(
+            axes, series, xlabel="from w1 (0) to w2 (1)", ylabel="test accuracy, %", legend=False
+        )
+        axes.set_title(NAMES[align], fontsize=10)
+    figure_legend(figure, columns=5)
+    for axes in figure.axes[1:]:
+        axes.set_ylabel("")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, scale, align, measure, draw."""
+    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+    bench = Bench.open(args)
+    last: dict[str, Any] = {"benchmark": "fig4_scaling", "preset": args.preset, "figures": []}
+    print("\n## Figure 4: barriers under manual scaling, and rescaling as the cure")
+    for cell in BASES[args.preset]:
+        found = collect(bench, args.preset, cell, seeds_of(args, SEEDS))
+        if not any(rows for scales in found.values() for rows in scales.values()):
+            print(f"\n{cell.label}: not run yet")
+            continue
+        print(f"\n{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(found)}")
+        suffix = "" if cell is BASES[args.preset][0] else f"_{cell.model}"
+        figure = bench.output / f"fig4_scaling{suffix}.png"
+        draw(found).savefig(figure, dpi=150)
+        last["figures"].append(str(figure))
+        last[cell.model] = {
+            align: {
+                f"{scale:g}": float(np.mean(known))
+                for scale, rows in scales.items()
+                if (known := barriers(rows))
+            }
+            for align, scales in found.items()
+        }
+    if not last["figures"]:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    print(f"\nThe paper: {CLAIM}")
+    print(json.dumps(last))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

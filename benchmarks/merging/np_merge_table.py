@@ -1,0 +1,274 @@
+"""NP Merge beside its rivals: the same models, the same samples, the same steps.
+
+    python -m benchmarks.np_merge_table [--preset smoke|cpu|paper] [--dataset cifar10|cifar100]
+
+Two models of a network on the same data, on 80/20 classes, on Dirichlet(0.5) classes and on
+disjoint classes, each without and with WSA in their training. Learning rates of NP Merge and of
+fine-tuning are chosen for each network on the validation part of the first seed, on 80/20 classes,
+four tried for each; everything else is fixed.
+
+paper: VGG11 and ResNet20 of width 8, 200 epochs, all of the data. cpu cuts to VGG11 of width 1/8
+and ResNet8 of width 1/2 with BatchNorm, 5,000 examples, 12 epochs, 1,000 samples. smoke: MLPs on
+digits.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.federated.comparison import Row, markdown_table, signed, spread
+from benchmarks.merging.merge_rows import (
+    accuracies,
+    accuracy_of,
+    choose_rates,
+    endpoints,
+    score_of,
+    table_row,
+)
+from benchmarks.merging.model_cell import ModelCell, Split
+from benchmarks.merging.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
+
+RESNET8 = ModelCell(depth=8, width=0.5, norm="batch", epochs=12, examples=5_000)
+VGG11 = ModelCell(model="vgg11", width=0.125, epochs=12, examples=5_000, learning_rate=0.05)
+NETWORKS: dict[Preset, dict[str, ModelCell]] = {
+    "smoke": {
+        "MLP": ModelCell(
+            dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none"
+        )
+    },
+    "cpu": {
+        "ResNet8 BN x0.5": RESNET8,
+        "VGG11 x0.125": VGG11,
+    },
+    "paper": {
+        "VGG11": ModelCell(model="vgg11", epochs=200, learning_rate=0.08, batch_size=500),
+        "ResNet20 x8 BN": ModelCell(
+            width=8.0, norm="batch", epochs=200, learning_rate=0.5, batch_size=500
+        ),
+    },
+}
+SPLITS: tuple[Split, ...] = ("all", "80-20", "dirichlet", "classes")
+NAMES = {
+    "all": "same data", "80-20": "80/20 classes", "dirichlet": "Dirichlet 0.5",
+    "classes": "disjoint classes",
+}  # fmt: skip
+WSA: dict[str, Any] = {"strength": 10.0, "target": "initial"}
+TRAININGS: dict[str, dict[str, Any]] = {"plain": {}, "WSA": WSA}
+METHODS = (
+    "average", "activation matching", "weight matching", "rescaling",
+    "rescaling, weight matching", "Fisher", "fine-tuning", "NP Merge",
+)  # fmt: skip
+GRID = ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2))
+GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
+    "smoke": GRID[1:3], "cpu": GRID, "paper": GRID,
+}  # fmt: skip
+SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
+STEPS = {"smoke": 20, "cpu": 200, "paper": 1_000}
+SEEDS: dict[str, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+CLAIM = (
+    "NP Merge beats other merges and fine-tuning of the merge, and comes close to the ensemble; "
+    "of the paper's tables no number could be obtained."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(MergingArgs):
+    """Arguments."""
+
+    dataset: Literal["cifar10", "cifar100"] | None = None
+    """Of the cpu and paper presets, by default cifar10; smoke has digits alone."""
+    split: tuple[Split, ...] = SPLITS
+
+
+def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float] | None:
+    """Learning rates chosen on the validation part of seed 0, on 80/20 classes, without WSA."""
+    cell = dataclasses.replace(cell, split="80-20", strength=0.0, target="none")
+
+    def score(method: str, rates: tuple[float, float]) -> float | None:
+        row = table_row(
+            bench, pair_cells(cell, 0), 0, methods=(method,), samples=SAMPLES[preset],
+            steps=STEPS[preset], rates=rates, part="validation",
+        )  # fmt: skip
+        return score_of(row, method)
+
+    return choose_rates(score, GRIDS[preset])
+
+
+def rates_or_exit(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float]:
+    """`rates_of` where all that is shown depends on them."""
+    rates = rates_of(bench, preset, cell)
+    if rates is None:
+        sys.exit(
+            f"{bench.rows.path} lacks trials of learning rates for {cell.label}: none is chosen; "
+            "run without --report-only"
+        )
+    return rates
+
+
+def setting_rows(
+    bench: Bench,
+    preset: Preset,
+    cell: ModelCell,
+    seeds: Sequence[int],
+    rates: tuple[float, float],
+) -> list[Row]:
+    """The tables of one network, split and training that there are, one a seed."""
+    rows = (
+        table_row(
+            bench, pair_cells(cell, seed), seed, methods=METHODS, samples=SAMPLES[preset],
+            steps=STEPS[preset], rates=rates,
+        )
+        for seed in seeds
+    )  # fmt: skip
+    return [row for row in rows if row is not None]
+
+
+def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
+    """What is run, by network, split and training."""
+    data: dict[str, Any] = {} if args.dataset is None else {"dataset": args.dataset}
+    return {
+        (network, NAMES[split], training): dataclasses.replace(base, split=split, **wsa, **data)
+        for network, base in NETWORKS[args.preset].items()
+        for split in args.split
+        for training, wsa in TRAININGS.items()
+    }
+
+
+def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
+    """A line a setting, a column a method; test accuracy in percent over seeds."""
+    head = ["network", "data", "training", "ends", *METHODS, "ensemble", "seeds"]
+    lines = []
+    for setting, rows in found.items():
+        values = [spread(accuracies(rows, name)) for name in (*METHODS, "ensemble")]
+        lines.append([*setting, spread(endpoints(rows)), *values, str(len(rows))])
+    return markdown_table(head, lines)
+
+
+def gains(found: dict[tuple[str, str, str], list[Row]], over: str) -> dict[int, list[float]]:
+    """NP Merge less another method, in points: by seed, one for each setting that all seeds have.
+
+    Settings of one seed share its data and initial weights: they are no independent values.
+    """
+    seeds = sorted({row["config"]["seed"] for rows in found.values() for row in rows})
+    by_seed: dict[int, list[float]] = {seed: [] for seed in seeds}
+    for rows in found.values():
+        pairs = {
+            row["config"]["seed"]: (accuracy_of(row, "NP Merge"), accuracy_of(row, over))
+            for row in rows
+        }
+        differences = {
+            seed: ours - theirs
+            for seed, (ours, theirs) in pairs.items()
+            if ours is not None and theirs is not None
+        }
+        if len(differences) == len(seeds):
+            for seed, difference in differences.items():
+                by_seed[seed].append(difference)
+    return by_seed
+
+
+def over_seeds(by_seed: dict[int, list[float]]) -> str:
+    """Means over settings, and over seeds where there are enough for a standard error.
+
+    >>> over_seeds({0: [1.0, 2.0], 1: [-1.0, 0.0]})
+    'seed 0 +1.50, seed 1 -0.50; means over 2 settings, above 0 in 2 of 4'
+    >>> over_seeds({0: [1.0], 1: [2.0], 2: [3.0]})
+    '+2.00 ± 0.58 (standard error over 3 seeds); means over 1 setting, above 0 in 3 of 3'
+    """
+    values = [value for line in by_seed.values() for value in line]
+    if not values:
+        return "no setting that all seeds have"
+    means = {seed: sum(line) / len(line) for seed, line in by_seed.items()}
+    if len(means) < 3:
+        text = ", ".join(f"seed {seed} {mean:+.2f}" for seed, mean in means.items())
+    else:
+        text = f"{signed(list(means.values()))} (standard error over {len(means)} seeds)"
+    ahead = sum(value > 0 for value in values)
+    count = len(values) // len(means)
+    settings = f"{count} setting{'s' if count > 1 else ''}"
+    return f"{text}; means over {settings}, above 0 in {ahead} of {len(values)}"
+
+
+def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
+    """Accuracy of each method, a panel a network and split; hollow with WSA in training."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from wsa_jax.plots import PALETTE
+
+    panels = list(dict.fromkeys(setting[:2] for setting in found))
+    names = ["model 1", "model 2", *METHODS, "ensemble"]
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns + 1.6, 3.0 * lines), layout="constrained")
+    grid = np.ravel(figure.subplots(lines, columns, squeeze=False, sharey=True))
+    for axes, panel in zip(grid, panels, strict=False):
+        for training, marker, shift in (("plain", "o", -0.14), ("WSA", "s", 0.14)):
+            for row in found.get((*panel, training), []):
+                for place, name in enumerate(names):
+                    value = accuracy_of(row, name)
+                    if value is not None:
+                        axes.plot(
+                            value, place + shift, marker, ms=5, color=PALETTE[training == "WSA"],
+                            fillstyle="none" if training == "WSA" else "full",
+                        )  # fmt: skip
+        axes.set_title(", ".join(panel), fontsize=9)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_xlabel("test accuracy, %", fontsize=8)
+        axes.grid(axis="x", color="#e3e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].invert_yaxis()
+    for unused in grid[len(panels) :]:
+        unused.set_visible(False)
+    for training, marker in (("plain", "o"), ("WSA", "s")):
+        figure.axes[0].plot(
+            [], [], marker, color=PALETTE[training == "WSA"], label=f"endpoints trained {training}",
+            fillstyle="none" if training == "WSA" else "full",
+        )  # fmt: skip
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, merge, compare, draw."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.preset == "smoke" and args.dataset:
+        sys.exit(
+            f"--dataset {args.dataset} is not of --preset smoke, which has digits; leave it out"
+        )
+    bench = Bench.open(args)
+    seeds = seeds_of(args, SEEDS)
+    rates, found = dict[str, tuple[float, float] | None](), {}
+    for setting, cell in settings(args).items():
+        if setting[0] not in rates:
+            rates[setting[0]] = rates_of(bench, args.preset, cell)
+        if chosen := rates[setting[0]]:
+            found[setting] = setting_rows(bench, args.preset, cell, seeds, chosen)
+    found = {setting: rows for setting, rows in found.items() if rows}
+    if not found:
+        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    data = "" if args.dataset is None else f", {args.dataset}"
+    print(f"\n## NP Merge and its rivals{data}: test accuracy, % (± std)\n\n{table(found)}\n")
+    last: dict[str, Any] = {"benchmark": "np_merge_table", "preset": args.preset}
+    for rival in ("weight matching", "fine-tuning", "ensemble"):
+        last[f"over {rival}"] = gains(found, rival)
+        print(f"NP Merge less {rival}, points: {over_seeds(last[f'over {rival}'])}")
+    other = "" if args.dataset in (None, "cifar10") else f"_{args.dataset}"
+    figure = bench.output / f"np_merge_table{other}.png"
+    missing = [network for network, chosen in rates.items() if chosen is None]
+    if missing:
+        print(f"\nlearning rates are open, trials are missing: {', '.join(missing)}; no figure")
+    else:
+        draw(found).savefig(figure, dpi=150)
+    print(f"\nThe paper: {CLAIM}\n\nfigure: {None if missing else figure}")
+    print(json.dumps(last | {"figure": None if missing else str(figure)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

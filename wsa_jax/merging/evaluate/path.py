@@ -1,0 +1,213 @@
+"""Loss and accuracy on the line between two models, and the barrier between them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
+
+from wsa_jax.merging.check import check_weights, is_traced
+from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
+from wsa_jax.training.task import Task, evaluate
+from wsa_jax.tree import check_same_structure, lerp
+
+Definition = Literal["paper", "endpoints"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """Mean loss and accuracy at points on the line from a first to a second model.
+
+    Attributes:
+      t: position, 0 at the first model and 1 at the second, ``[points]``.
+      loss: mean loss, in the task's units, ``[points]``.
+      accuracy: share of correct answers in [0, 1], ``[points]``.
+    """
+
+    t: Float[Array, "*paths points"]
+    loss: Float[Array, "*paths points"]
+    accuracy: Float[Array, "*paths points"]
+
+
+def interpolate_path(
+    task: Task,
+    first: PyTree,
+    second: PyTree,
+    images: Array | np.ndarray,
+    labels: Shaped[Array | np.ndarray, " examples"],
+    *,
+    model_state: PyTree = None,
+    second_state: PyTree = None,
+    calibration: Array | np.ndarray | None = None,
+    key: Key[Array, ""] | None = None,
+    t: Real[ArrayLike, " points"] | Sequence[float | int] | None = None,
+    num_points: int = 25,
+    batch_size: int = 500,
+) -> Path:
+    r"""Evaluate :math:`(1 - t) w_1 + t w_2` at points t, one after the other.
+
+    Args:
+      task: what the models were trained for.
+      first: parameters at t = 0.
+      second: parameters at t = 1, of the same structure.
+      images: examples to evaluate on.
+      labels: their labels.
+      model_state: non-parameter collections of the first model; none by default.
+      second_state: those of the second; by default the first's. At intermediate
+        points, both states are interpolated linearly, variances as well as means.
+      calibration: training images on which `reset_batch_norm` estimates the BatchNorm statistics
+        of every point, ends included, instead of interpolating them.
+      key: for augmentation and dropout while statistics are estimated; key 0 by default.
+      t: positions, in any order and also beyond the ends; by default ``num_points`` evenly spaced
+        ones.
+      num_points: number of points, both ends included; unused if t is given.
+      batch_size: examples at once, in evaluation and calibration.
+
+    Guarantees: one model and one batch in memory at a time besides the two ends; without
+    calibration both ends are exact; a different t of the same length does not compile again.
+
+    Raises:
+      ValueError: models that differ in a leaf or hold NaN (the leaf is named), fewer than 2 points,
+        an empty t, no examples, no calibration images, or t outside [0, 1] where variances of two
+        models would be extrapolated.
+
+    Source: WSA, section 4.1.
+    """
+    model_state = {} if model_state is None else model_state
+    second_state = model_state if second_state is None else second_state
+    check_same_structure(first, second)
+    check_same_structure(model_state, second_state)
+    for side, tree in (("first", (first, model_state)), ("second", (second, second_state))):
+        check_weights(tree[0], f"the {side} model")
+        check_weights(tree[1], f"the {side} model's state")
+    if t is None and num_points < 2:
+        raise ValueError(f"num_points {num_points} is below 2; give at least the two ends")
+    t = jnp.linspace(0.0, 1.0, num_points) if t is None else jnp.asarray(t, jnp.float32)
+    if not t.size:
+        raise ValueError("t is empty; give at least one point")
+    check_examples(labels, calibration, "the path")
+    if (
+        calibration is None
+        and second_state is not model_state
+        and find_statistics(model_state).leaves
+        and not is_traced(t)
+        and not bool(jnp.all((t >= 0) & (t <= 1)))
+    ):
+        raise ValueError(
+            f"t from {float(t.min()):g} to {float(t.max()):g} would extrapolate variances; stay in "
+            "[0, 1], or give calibration images to estimate them from"
+        )
+    run = _path_fn(task, batch_size)
+    return run(first, second, model_state, second_state, images, labels, calibration, key, t)
+
+
+def check_examples(labels: Any, calibration: Any, where: str) -> None:
+    """Raise a ValueError where there is nothing to evaluate on or to estimate statistics from."""
+    if len(labels) == 0:
+        raise ValueError(f"no examples to evaluate {where} on; give at least one")
+    if calibration is not None and len(calibration) == 0:
+        raise ValueError("no calibration images to estimate BatchNorm statistics from; give some")
+
+
+def measure(
+    task: Task,
+    params: PyTree,
+    model_state: PyTree,
+    images: Array,
+    labels: Array,
+    calibration: Array | None,
+    key: Array | None,
+    batch_size: int,
+) -> tuple[Array, Array]:
+    """Mean loss and accuracy of one point, with statistics estimated anew if there are images."""
+    if calibration is not None:
+        model_state = reset_batch_norm(
+            task, params, model_state, calibration, batch_size=batch_size, key=key
+        )
+    sums = evaluate(task, params, model_state, images, labels, batch_size=batch_size)
+    return sums.loss / sums.count, sums.correct / sums.count
+
+
+@functools.lru_cache(maxsize=16)
+def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
+    @jax.jit
+    def run(
+        first: PyTree,
+        second: PyTree,
+        first_state: PyTree,
+        second_state: PyTree,
+        images: Array,
+        labels: Array,
+        calibration: Array | None,
+        key: Array | None,
+        t: Array,
+    ) -> Path:
+        def point(t: Array) -> tuple[Array, Array]:
+            params, model_state = lerp((first, first_state), (second, second_state), t)
+            return measure(task, params, model_state, images, labels, calibration, key, batch_size)
+
+        loss, accuracy = jax.lax.map(point, t)
+        return Path(t=t, loss=loss, accuracy=accuracy)
+
+    return run
+
+
+def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
+    r"""Measure how far the loss on a path rises above the path's ends.
+
+    .. math:: \text{paper:}\quad \max_t \; L(t) - [(1 - t) L(0) + t L(1)]
+
+              \text{endpoints:}\quad \max_t L(t) - \tfrac12 [L(0) + L(1)]
+
+    Away from t = 1/2 the two definitions differ if the ends' losses do. Both barriers are at least
+    0 up to rounding, because the ends are points of the path.
+
+    Raises:
+      ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
+
+    >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
+    >>> path = Path(t=t, loss=jnp.array([1.0, 4.0, 2.0, 2.0]), accuracy=1.0 - t)
+    >>> float(loss_barrier(path)), float(loss_barrier(path, definition="endpoints"))
+    (2.75, 2.5)
+
+    Source: WSA, Eq. 7; ``"endpoints"`` is Git Re-Basin's.
+    """
+    return jnp.max(path.loss - _between_ends(path.t, path.loss, definition))
+
+
+def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
+    r"""Measure how far the accuracy on a path falls below the path's ends, as a share in [0, 1].
+
+    .. math:: \text{paper:}\quad \max_t \; [(1 - t) A(0) + t A(1)] - A(t)
+
+              \text{endpoints:}\quad \tfrac12 [A(0) + A(1)] - \min_t A(t)
+
+    Raises:
+      ValueError: as for `loss_barrier`.
+
+    >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
+    >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
+    >>> float(accuracy_barrier(path)), float(accuracy_barrier(path, definition="endpoints"))
+    (0.625, 0.5)
+
+    Source: WSA, Eq. 7, with accuracy in place of loss.
+    """
+    return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy)
+
+
+def _between_ends(t: Array, values: Array, definition: str) -> Array:
+    """The values of a path without a barrier: one per point, or one for all points."""
+    if not is_traced(t) and (float(t[0]) != 0 or float(t[-1]) != 1):
+        raise ValueError(
+            f"the path goes from t = {float(t[0]):g} to {float(t[-1]):g}; a barrier needs 0 to 1"
+        )
+    if definition == "paper":
+        return (1 - t) * values[0] + t * values[-1]
+    if definition == "endpoints":
+        return 0.5 * (values[0] + values[-1])
+    raise ValueError(f"definition {definition!r} is unknown; give 'paper' or 'endpoints'")

@@ -1,0 +1,242 @@
+"""Read the activations of a group's units from any function, without hooks in the model."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, PyTree
+
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
+from wsa_jax.merging.symmetry.tracing.interpreter import Step, Value, called
+from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, flatten, trace
+
+
+class _Tap(NamedTuple):
+    """Where an activation is, and how to move its units to the last axis."""
+
+    position: int
+    output: bool
+    index: int
+    axes: tuple[Axis, ...]
+    axis: int
+    units: tuple[Atom, ...]
+
+
+def taps(
+    apply_fn: Callable[..., PyTree], spec: AxisSpec, *, where: str = "consumed"
+) -> Callable[..., dict[str, Array]]:
+    """Make a function that returns the activations of each group's units.
+
+    Args:
+      apply_fn: any JAX function ``apply_fn(params, *inputs)``.
+      spec: groups of its parameters, traced or written by hand.
+      where: ``"consumed"``, right before the last product that sums over the units (after the
+        non-linearity; for a residual stream, at its end), or ``"produced"``, right after the first
+        product that makes them and its bias (before norms and non-linearities).
+
+    Returns:
+      A function ``(params, *inputs) -> {group: [batch, ..., units]}``, the other axes in their
+      order, flattened ones separate again; ``[batch, ..., parent's units, units]`` for a nested
+      group.
+
+    Guarantees: one evaluation of the function, of which only what the taps need is computed under
+    jit; works for any function that `trace_spec` can read, and inside jit, vmap and grad.
+
+    Raises:
+      ValueError: (from the returned function) a group that is not one of the function's own
+        symmetries, or whose activations occur only inside a loop.
+
+    >>> import jax.numpy as jnp
+    >>> from wsa_jax.merging.symmetry.tracing import trace_spec
+    >>> apply_fn = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+    >>> params = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.ones((2, 1))}
+    >>> spec = trace_spec(apply_fn, params, jnp.ones((3, 1)))
+    >>> taps(apply_fn, spec)(params, jnp.ones((1, 1)))["a"].tolist()
+    [[1.0, 0.0]]
+    >>> taps(apply_fn, spec, where="produced")(params, jnp.ones((1, 1)))["a"].tolist()
+    [[1.0, -1.0]]
+    """
+    if where not in ("consumed", "produced"):
+        raise ValueError(f"where {where!r} is unknown; give 'consumed' or 'produced'")
+
+    def activations(params: PyTree, *inputs: PyTree) -> dict[str, Array]:
+        traced = trace(apply_fn, params, *inputs)
+        found = {group.name: _tap(traced, spec, group, where) for group in spec.groups}
+        wanted = {(tap.position, tap.output, tap.index) for tap in found.values()}
+        _, arrays, _ = flatten(apply_fn, params, inputs)
+        seen: dict[tuple[int, bool, int], Array] = {}
+        _Evaluation(wanted, seen).closed(traced.jaxpr, arrays)
+        return {
+            name: _units_last(seen[tap.position, tap.output, tap.index], tap)
+            for name, tap in found.items()
+        }
+
+    return activations
+
+
+class _Evaluation:
+    """Evaluate a jaxpr, counting equations as the symbolic walk does, and keep what is wanted."""
+
+    def __init__(
+        self,
+        wanted: set[tuple[int, bool, int]],
+        seen: dict[tuple[int, bool, int], Array],
+    ) -> None:
+        self.wanted, self.seen, self.position = wanted, seen, 0
+
+    def closed(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+        if isinstance(jaxpr, core.ClosedJaxpr):
+            return self.run(jaxpr.jaxpr, jaxpr.consts, args)
+        return self.run(jaxpr, (), args)
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            values = [read(atom) for atom in eqn.invars]
+            inner = called(eqn)
+            results = self.closed(inner, values) if inner is not None else self.bind(eqn, values)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def bind(self, eqn: Any, values: list[Any]) -> list[Any]:
+        self.position += 1
+        params = eqn.primitive.get_bind_params(eqn.params)
+        # Early jax 0.10 returns functions separately, as its guide to interpreters says.
+        functions, params = params if isinstance(params, tuple) else ((), params)
+        with eqn.ctx.manager:
+            results = eqn.primitive.bind(*functions, *values, **params)
+        results = list(results) if eqn.primitive.multiple_results else [results]
+        for output, arrays in ((False, values), (True, results)):
+            for index, array in enumerate(arrays):
+                if (self.position, output, index) in self.wanted:
+                    self.seen[self.position, output, index] = array
+        return results
+
+
+def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
+    atom = _atom(traced, group)
+    units = (atom,) if group.parent is None else (_atom(traced, spec[group.parent]), atom)
+    steps = [step for step in traced.walk.steps if step.position is not None]
+    places = _consumed(steps, atom) if where == "consumed" else _produced(steps, atom)
+    for step, output, index in places:
+        value = (step.outputs if output else step.inputs)[index]
+        held = [axis for axis in range(len(value.axes)) if _holds(value.axes[axis], atom)]
+        if held and _placed(value, held[0], units):
+            return _Tap(step.position or 0, output, index, value.axes, held[0], units)
+    raise ValueError(
+        f"group {group.name} has no activations outside of loops that hold its units; "
+        "tap a function without lax.scan, or leave the group out"
+    )
+
+
+def _atom(traced: Traced, group: Group) -> Atom:
+    """The atom that stands for a group's units, whatever the spec calls the group."""
+    for own in traced.spec.groups:
+        if own.size == group.size and set(own.ties) & set(group.ties):
+            return traced.atoms[own.name]
+    tie = group.ties[0]
+    raise ValueError(
+        f"group {group.name} (axis {tie.axis} of leaf {tie.leaf}) is not one of the function's own "
+        "symmetries; compare the spec with trace_spec's"
+    )
+
+
+def _consumed(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]:
+    """Data summed over the units: by parameters first, latest first; then any other data."""
+    by_parameters, by_data = [], []
+    for step in reversed(steps):
+        if step.name == "contract":
+            summed = step.params["contracted"]
+        elif step.name == "convolve":
+            features, ins = step.params["features"]
+            summed = (features,), (ins,)
+            if not _holds(step.params["summed"], atom):
+                continue
+        else:
+            continue
+        for index, (value, axes) in enumerate(zip(step.inputs, summed, strict=True)):
+            if value.origin is None and any(_holds(value.axes[axis], atom) for axis in axes):
+                other = step.inputs[1 - index]
+                (by_parameters if other.is_parameter else by_data).append((step, False, index))
+    return [*by_parameters, *by_data, *_any(reversed(steps), atom)]
+
+
+def _produced(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]:
+    places: list[tuple[Step, bool, int]] = []
+    for number, step in enumerate(steps):
+        if step.name in ("contract", "convolve") and _is_data(step.outputs[0], atom):
+            result, last = step.outputs[0], step
+            for later in steps[number + 1 :]:
+                if later.name == "add" and any(v is result for v in later.inputs):
+                    if any(value.is_parameter for value in later.inputs):
+                        result, last = later.outputs[0], later
+                    break
+            places.append((last, True, 0))
+    return [*places, *_any(steps, atom)]
+
+
+def _any(steps: Any, atom: Atom) -> list[tuple[Step, bool, int]]:
+    return [
+        (step, True, index)
+        for step in steps
+        for index, value in enumerate(step.outputs)
+        if _is_data(value, atom) and step.name not in ("carry", "same")
+    ]
+
+
+def _is_data(value: Value, atom: Atom) -> bool:
+    return value.origin is None and any(_holds(axis, atom) for axis in value.axes)
+
+
+def _holds(axis: Axis, atom: Atom) -> bool:
+    return any(atom in segment for segment in expand(axis))
+
+
+def _placed(value: Value, axis: int, units: tuple[Atom, ...]) -> bool:
+    """Whether the parent's units can be told apart in the array, too."""
+    segment = next(s for s in expand(value.axes[axis]) if units[-1] in s)
+    others = [a for i, a in enumerate(value.axes) if i != axis]
+    return all(
+        unit in segment or any(len(expand(o)) == 1 and unit in expand(o)[0] for o in others)
+        for unit in units
+    )
+
+
+def _units_last(array: Array, tap: _Tap) -> Array:
+    """Unflatten the axes that hold the units, and move the units to the end."""
+    shape: list[int] = []
+    atoms: list[Atom | None] = []
+    for axis, given in enumerate(tap.axes):
+        segments = expand(given)
+        chosen = (
+            next((s for s in segments if tap.units[-1] in s), None)
+            if axis == tap.axis
+            else (segments[0] if len(segments) == 1 and set(segments[0]) & set(tap.units) else None)
+        )
+        if chosen is None:
+            shape.append(array.shape[axis])
+            atoms.append(None)
+            continue
+        offset = 0
+        for segment in segments:
+            if segment is chosen:
+                break
+            offset += math.prod(atom.size for atom in segment)
+        size = math.prod(atom.size for atom in chosen)
+        array = jax.lax.slice_in_dim(array, offset, offset + size, axis=axis)
+        shape += [atom.size for atom in chosen]
+        atoms += chosen
+    array = array.reshape(shape)
+    for unit in tap.units:
+        place = atoms.index(unit)
+        array = jnp.moveaxis(array, place, -1)
+        atoms.append(atoms.pop(place))
+    return array

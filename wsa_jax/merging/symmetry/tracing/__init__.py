@@ -1,0 +1,3 @@
+"""Infer a model's spec from the jaxpr of any function."""
+
+from wsa_jax.merging.symmetry.tracing.trace_spec import trace_spec as trace_spec

@@ -1,0 +1,293 @@
+"""Infer a model's spec from the jaxpr of the function that applies it."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+from jaxtyping import PyTree
+
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Role, Tie, check_spec
+from wsa_jax.merging.symmetry.tracing import rules_compute, rules_shape
+from wsa_jax.merging.symmetry.tracing.admitted_maps import Degree, admitted
+from wsa_jax.merging.symmetry.tracing.axes import Atom, expand, fresh, pin
+from wsa_jax.merging.symmetry.tracing.interpreter import Value, Walk
+from wsa_jax.merging.symmetry.tracing.nesting import fits, owners
+from wsa_jax.scope.layers import Rule
+from wsa_jax.tree import key_path
+
+_RULES = rules_shape.RULES | rules_compute.RULES
+_INPUT, _OUTPUT = "an input", "an output"
+# Not worth reporting: nobody expects these to move.
+_EVIDENT = frozenset({_INPUT, _OUTPUT, rules_compute.WINDOW})
+_STATISTICS = frozenset({"mean", "var", "running_mean", "running_var"})
+
+
+class Traced(NamedTuple):
+    """A spec and what it was read from.
+
+    Attributes:
+      spec: the result.
+      jaxpr: jaxpr of the function, parameters' arrays first.
+      walk: steps and marks of the walk through it.
+      atoms: the atom that stands for each group's units, by group name.
+    """
+
+    spec: AxisSpec
+    jaxpr: core.ClosedJaxpr
+    walk: Walk
+    atoms: dict[str, Atom]
+
+
+def is_statistic(name: str, leaf: Any) -> bool:
+    """Whether a leaf is a running statistic: in ``batch_stats``, or named like one.
+
+    >>> is_statistic("batch_stats/BatchNorm_0/mean", None), is_statistic("Dense_0/kernel", None)
+    (True, False)
+    """
+    del leaf
+    *path, last = name.split("/")
+    return "batch_stats" in path or last in _STATISTICS
+
+
+def trace_spec(
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
+    statistics: Rule = is_statistic,
+) -> AxisSpec:
+    """Infer which axes of a model move together from the jaxpr of ``apply_fn(params, *inputs)``.
+
+    Every axis is followed through the function: products show that what one layer produces is what
+    the next consumes; sums show that their terms have the same order; reshapes, concatenations and
+    grouped convolutions show that an axis consists of several. The effect of a positive scaling, or
+    of any linear map of the units, on each equation decides what a group admits.
+
+    Args:
+      apply_fn: any JAX function, in the mode in which it is evaluated (running statistics, no
+        dropout). The units of its outputs do not move, so it should not return new statistics.
+      params: any pytree; leaves that are not arrays are passed to ``apply_fn``. Shapes suffice.
+      inputs: the other arguments; shapes suffice. Their sizes need not differ from those of the
+        layers.
+      statistics: rule ``(name, leaf)`` that says which leaves are running statistics.
+
+    Returns:
+      Groups in the order of execution, named by the layer that first produces their units; hidden
+      axes that do not move are listed in ``pinned``, with the primitive and line that pin them.
+
+    Guarantees: nothing is compiled or evaluated. Any order of a group's units preserves the
+    function (see `check_equivalence`); a primitive without a rule pins all its axes, and nothing is
+    guessed.
+
+    Edge cases: units of a layer whose output is not a group (one unit, an output, or tied to an
+    input) do not move. In loops (``lax.scan`` over layers) all iterations share one order. Leaves
+    that the function does not read do not move.
+
+    Raises:
+      ValueError: ``params`` holds no arrays.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+    >>> spec = trace_spec(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, jnp.ones((7, 3)))
+    >>> [(group.name, group.size, group.admits) for group in spec.groups]
+    [('a', 5, 'scaling')]
+
+    Source: new here. Git Re-Basin (Ainsworth et al., ICLR 2023) writes its specifications by
+    hand.
+    """
+    return trace(apply_fn, params, *inputs, statistics=statistics).spec
+
+
+def flatten(
+    apply_fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree]
+) -> tuple[Callable[..., PyTree], list[Any], list[str]]:
+    """A function of arrays alone, the arrays (parameters first), and the parameters' names."""
+    named, structure = jax.tree_util.tree_flatten_with_path((params, tuple(inputs)))
+    leaves = [leaf for _, leaf in named]
+    places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+    names = [key_path(named[i][0][1:]) for i in places if named[i][0][0].idx == 0]
+    if not names:
+        raise ValueError("params holds no arrays; give the model's parameters")
+
+    def function(*arrays: Any) -> PyTree:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        given, rest = jax.tree_util.tree_unflatten(structure, filled)
+        return apply_fn(given, *rest)
+
+    return function, [leaves[place] for place in places], names
+
+
+def trace(
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
+    statistics: Rule = is_statistic,
+) -> Traced:
+    """Like `trace_spec`, but with what the spec was read from."""
+    function, arrays, names = flatten(apply_fn, params, inputs)
+    jaxpr = jax.make_jaxpr(function)(*arrays)
+    walk, count = Walk(_RULES), len(names)
+    leaves = [
+        Value(
+            tuple(fresh(size) for size in array.shape),
+            tuple(frozenset({(index, axis)}) for axis in range(len(array.shape))),
+        )
+        for index, array in enumerate(arrays[:count])
+    ]
+    given = [
+        Value(tuple(fresh(size, reason=_INPUT) for size in array.shape)) for array in arrays[count:]
+    ]
+    for output in walk.closed(jaxpr, [*leaves, *given]):
+        for axis in output.axes:
+            pin(axis, _OUTPUT)
+
+    # A concatenation found late fixes the places around it in all earlier arrays: expand again.
+    for value in walk.values():
+        for axis in value.axes:
+            expand(axis)
+    order = _order(walk)
+    unread = [index for index in range(count) if index not in order]
+    for index in unread:
+        for axis in leaves[index].axes:
+            pin(axis, "the function does not read it")
+    is_stat = [statistics(name, array) for name, array in zip(names, arrays, strict=False)]
+    ties = _ties(walk, leaves, names, is_stat, order)
+    for atom, found in list(ties.items()):
+        if not any(tie.role == "produced" for tie in found):
+            pin(((atom,),), "nothing here produces its units")
+            del ties[atom]
+
+    degrees = [
+        (leaf, [_degree(walk, index, axis, is_stat[index]) for axis in range(len(leaf.axes))])
+        for index, leaf in enumerate(leaves)
+    ]
+    admits = admitted(ties, walk.steps, degrees)
+    groups, atoms = _groups(ties, leaves, walk, admits)
+    spec = AxisSpec(groups=tuple(groups), pinned=tuple(_pinned(leaves, names, ties)))
+    check_spec(spec, dict(zip(names, arrays[:count], strict=True)))
+    return Traced(spec, jaxpr, walk, atoms)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _order(walk: Walk) -> dict[int, int]:
+    """When each leaf first enters a computation; leaves that are merely moved come last."""
+    first: dict[int, int] = {}
+    for late in (False, True):
+        for step in walk.steps:
+            met = late or any(value.origin is None for value in step.inputs)
+            for value in step.inputs if met else ():
+                for index, _ in sorted(frozenset().union(*(value.origin or ()))):
+                    first.setdefault(index, len(first))
+    return first
+
+
+def _role(walk: Walk, pair: tuple[int, int], is_statistic: bool) -> Role:
+    if is_statistic:
+        return "statistic"
+    return "consumed" if pair in walk.consumed and pair not in walk.produced else "produced"
+
+
+def _degree(walk: Walk, index: int, axis: int, is_statistic: bool) -> Degree | None:
+    pair = (index, axis)
+    if not is_statistic and pair in walk.consumed and pair in walk.produced:
+        return None
+    return {"produced": 1, "consumed": -1, "statistic": 0}[_role(walk, pair, is_statistic)]
+
+
+def _ties(
+    walk: Walk,
+    leaves: Sequence[Value],
+    names: Sequence[str],
+    is_statistic: Sequence[bool],
+    order: dict[int, int],
+) -> dict[Atom, list[Tie]]:
+    """Where the units of each atom lie, with atoms and ties in the order of execution."""
+    ties: dict[Atom, list[Tie]] = {}
+    for index in sorted(order, key=order.__getitem__):
+        for axis, given in enumerate(leaves[index].axes):
+            role = _role(walk, (index, axis), is_statistic[index])
+            offset = 0
+            for segment in expand(given):
+                length = math.prod(atom.size for atom in segment)
+                outer = 1
+                for atom in segment:
+                    if atom.reason is None:
+                        inner = length // (outer * atom.size)
+                        tie = Tie(leaf=names[index], axis=axis, role=role, offset=offset,
+                                  outer=outer, inner=inner)  # fmt: skip
+                        _append(ties.setdefault(atom, []), tie, atom.size)
+                    outer *= atom.size
+                offset += length
+    return ties
+
+
+def _append(ties: list[Tie], tie: Tie, size: int) -> None:
+    """Add a tie; if it starts where another tie of its axis ends, extend that one instead."""
+    for index, last in enumerate(ties):
+        stop = last.offset + last.outer * size * last.inner
+        if (last.leaf, last.axis, last.inner, stop) == (tie.leaf, tie.axis, tie.inner, tie.offset):
+            ties[index] = Tie(leaf=last.leaf, axis=last.axis, role=last.role, offset=last.offset,
+                              outer=last.outer + tie.outer, inner=last.inner)  # fmt: skip
+            return
+    ties.append(tie)
+
+
+def _groups(
+    ties: dict[Atom, list[Tie]], leaves: Sequence[Value], walk: Walk, admits: Any
+) -> tuple[list[Group], dict[str, Atom]]:
+    found = owners(list(ties), [*leaves, *walk.values()])
+    parents: dict[Atom, Atom | None] = {}
+    for atom, candidates in found.items():
+        parents[atom] = next(
+            (o for o in candidates if fits(ties[atom], atom.size, ties[o], o.size)), None
+        )
+    names: dict[Atom, str] = {}
+    for atom in ties:
+        names[atom] = _name(ties[atom], parents[atom] is not None, names.values())
+    groups = [
+        Group(
+            name=names[atom],
+            size=atom.size,
+            ties=tuple(found_ties),
+            admits=admits[atom],
+            parent=None if (parent := parents[atom]) is None else names[parent],
+        )
+        for atom, found_ties in ties.items()
+    ]
+    return groups, {name: atom for atom, name in names.items()}
+
+
+def _name(ties: Iterable[Tie], nested: bool, taken: Iterable[str]) -> str:
+    leaf = next(tie.leaf for tie in ties if tie.role == "produced")
+    path = leaf.split("/")
+    base = "/".join(path[path[0] == "params" : -1] or path[-1:])
+    base = f"{base}/inner" if nested else base
+    name, count = base, 1
+    taken = set(taken)
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    return name
+
+
+def _pinned(
+    leaves: Sequence[Value], names: Sequence[str], ties: dict[Atom, list[Tie]]
+) -> Iterable[Pinned]:
+    """Axes with atoms that do not move: all except the evident, and all that move in part."""
+    partial = {(tie.leaf, tie.axis) for found in ties.values() for tie in found}
+    for name, leaf in zip(names, leaves, strict=True):
+        for axis, given in enumerate(leaf.axes):
+            segments = expand(given)
+            reasons = [a.reason for segment in segments for a in segment if a.reason is not None]
+            told = [reason for reason in reasons if reason not in _EVIDENT]
+            if (name, axis) not in partial:
+                if told:
+                    yield Pinned(leaf=name, axis=axis, reason=told[0])
+            elif any(not any(atom in ties for atom in segment) for segment in segments):
+                yield Pinned(leaf=name, axis=axis, reason=[*told, *reasons, "a single unit"][0])

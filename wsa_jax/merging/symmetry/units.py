@@ -1,0 +1,199 @@
+"""Move the units of a model's groups: permute, scale, and view a leaf as one row per unit."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, PyTree
+
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, ties_by_leaf
+from wsa_jax.tree import key_path
+
+Permutations = Mapping[str, Integer[Array | np.ndarray, "*parent units"]]
+Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"]]
+
+
+def identity_permutations(spec: AxisSpec) -> dict[str, Integer[np.ndarray, "*parent units"]]:
+    """The identity permutation of every group, ``[units]`` or ``[parent's units, units]``."""
+    shapes = {group.name: _map_shape(spec, group) for group in spec.groups}
+    return {
+        name: np.broadcast_to(np.arange(shape[-1]), shape).copy() for name, shape in shapes.items()
+    }
+
+
+def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
+    """Reorder units: unit u of the result is unit ``permutation[u]`` of ``params``.
+
+    Args:
+      spec: which axes move together.
+      params: a model.
+      permutations: by group, ``[units]``; for a nested group ``[parent's units, units]``, counted
+        before the parent moves. Groups without one do not move.
+
+    Guarantees: the function is unchanged; values are moved, not computed with; differentiable;
+    traces under jit with ``spec`` static.
+
+    Raises:
+      ValueError: a permutation of an unknown group or of the wrong shape.
+
+    >>> from wsa_jax.merging.symmetry.spec import hand_written
+    >>> params = {"a": jnp.array([[1.0, 2.0, 3.0]]), "b": jnp.array([[1.0], [2.0], [3.0]])}
+    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, params)
+    >>> moved = permute_units(spec, params, {"hidden": jnp.array([2, 0, 1])})
+    >>> moved["a"].tolist(), (params["a"] @ params["b"] == moved["a"] @ moved["b"]).item()
+    ([[3.0, 1.0, 2.0]], True)
+    """
+    check_maps(spec, permutations)
+
+    def move(leaf: Array, group: Group, tie: Tie) -> Array:
+        if group.name not in permutations:
+            return leaf
+        permutation = jnp.asarray(permutations[group.name])
+        position = np.arange(leaf.shape[tie.axis])
+        inside, unit = _units(leaf.shape[tie.axis], group, tie)
+        if group.parent is None:
+            shift = permutation[unit] - unit
+            index = jnp.where(inside, position + shift * tie.inner, position)
+            return jnp.take(leaf, index, axis=tie.axis)
+        parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
+        owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
+        if parent_tie.axis == tie.axis:
+            shift = permutation[owner, unit] - unit
+            index = jnp.where(inside & owned, position + shift * tie.inner, position)
+            return jnp.take(leaf, index, axis=tie.axis)
+        shift = permutation[owner][:, unit] - unit[None]
+        index = jnp.where(
+            inside[None] & owned[:, None], position[None] + shift * tie.inner, position[None]
+        )
+        index = index if parent_tie.axis < tie.axis else index.T
+        both = (parent_tie.axis, tie.axis)
+        index = index.reshape([leaf.shape[a] if a in both else 1 for a in range(leaf.ndim)])
+        return jnp.take_along_axis(leaf, index, axis=tie.axis)
+
+    return _map_ties(spec, params, move)
+
+
+def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
+    """Multiply what produces a unit by its scale, and divide what consumes it.
+
+    Args:
+      spec: which axes move together; every scaled group must admit scaling.
+      params: a model.
+      scales: by group, positive, ``[units]``; for a nested group ``[parent's units, units]``.
+
+    Guarantees: with positive scales the function is unchanged up to rounding; scales of 1 change
+    nothing at all.
+
+    Raises:
+      ValueError: a scale of an unknown group, of the wrong shape, or of a group that admits
+        permutations only (a norm lies between).
+
+    >>> from wsa_jax.merging.symmetry.spec import hand_written
+    >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[1.0], [4.0]])}
+    >>> ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    >>> spec = hand_written({"hidden": ties}, params, admits="scaling")
+    >>> scale_units(spec, params, {"hidden": jnp.array([1.0, 2.0])})["a"].tolist()
+    [[1.0, 4.0]]
+    """
+    check_maps(spec, scales)
+    for name in scales:
+        if spec[name].admits == "permutation":
+            raise ValueError(
+                f"group {name} admits permutations only: its units pass a norm or a non-linearity "
+                "that does not commute with scaling; leave it out"
+            )
+
+    def move(leaf: Array, group: Group, tie: Tie) -> Array:
+        if group.name not in scales or tie.role == "statistic":
+            return leaf
+        scale, axes = jnp.asarray(scales[group.name]), [tie.axis]
+        inside, unit = _units(leaf.shape[tie.axis], group, tie)
+        if group.parent is None:
+            factor = jnp.where(inside, scale[unit], 1.0)
+        else:
+            parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
+            owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
+            if parent_tie.axis == tie.axis:
+                factor = jnp.where(inside & owned, scale[owner, unit], 1.0)
+            else:
+                factor = jnp.where(inside & owned[:, None], scale[owner][:, unit], 1.0)
+                factor = factor if parent_tie.axis < tie.axis else factor.T
+                axes.append(parent_tie.axis)
+        factor = factor.reshape([leaf.shape[a] if a in axes else 1 for a in range(leaf.ndim)])
+        factor = factor.astype(leaf.dtype)
+        return leaf / factor if tie.role == "consumed" else leaf * factor
+
+    return _map_ties(spec, params, move)
+
+
+def unit_rows(
+    spec: AxisSpec, leaf: Float[Array, "..."], group: Group, tie: Tie
+) -> Float[Array, "*parent units rest"]:
+    """View a leaf as one row per unit: all the weights of a tie that belong to that unit.
+
+    Returns:
+      ``[units, rest]``, or ``[parent's units, units, rest]`` for a nested group, so that a cost
+      between two models' units is a product of rows.
+
+    >>> from wsa_jax.merging.symmetry.spec import hand_written
+    >>> leaf = jnp.arange(8.0).reshape(4, 2)
+    >>> spec = hand_written({"g": [Tie(leaf="b", axis=0, role="consumed", outer=2)]}, {"b": leaf})
+    >>> unit_rows(spec, leaf, spec["g"], spec["g"].ties[0]).tolist()
+    [[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]
+    """
+    if group.parent is None:
+        return jnp.moveaxis(_block(leaf, group.size, tie), 1, 0).reshape(group.size, -1)
+    parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
+    if parent_tie.axis == tie.axis:
+        # The repeats of these units are the parent's repeats, its units, and what lies between.
+        block = _block(leaf, group.size, tie)
+        between = parent_tie.inner // (group.size * tie.inner)
+        block = block.reshape(-1, parent.size, between, *block.shape[1:])
+        return jnp.moveaxis(block, (1, 3), (0, 1)).reshape(parent.size, group.size, -1)
+    rows = _block(leaf, parent.size, parent_tie)  # [outer, parent's units, inner, others...]
+    axis = tie.axis + 3 if tie.axis < parent_tie.axis else tie.axis + 2
+    rows = _block(rows, group.size, dataclasses.replace(tie, axis=axis))
+    return jnp.moveaxis(rows, (4, 1), (0, 1)).reshape(parent.size, group.size, -1)
+
+
+def check_maps(spec: AxisSpec, maps: Mapping[str, Array | np.ndarray]) -> None:
+    """Raise a ValueError that names a map of an unknown group or of the wrong shape."""
+    for name, given in maps.items():
+        expected = _map_shape(spec, spec[name])
+        if tuple(given.shape) != expected:
+            raise ValueError(
+                f"the map of group {name} has shape {tuple(given.shape)}, expected {expected}"
+            )
+
+
+def _map_shape(spec: AxisSpec, group: Group) -> tuple[int, ...]:
+    own = (group.size,)
+    return own if group.parent is None else (spec[group.parent].size, *own)
+
+
+def _units(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
+    """For each position of an axis: whether it is in the tie's block, and its unit (0 outside)."""
+    within = np.arange(size) - tie.offset
+    inside = (within >= 0) & (within < tie.outer * group.size * tie.inner)
+    return inside, np.where(inside, within // tie.inner % group.size, 0)
+
+
+def _block(leaf: Array, units: int, tie: Tie) -> Array:
+    """``[outer, units, inner, others...]`` of one tie, the others in their order."""
+    stop = tie.offset + tie.outer * units * tie.inner
+    block = jnp.moveaxis(jax.lax.slice_in_dim(leaf, tie.offset, stop, axis=tie.axis), tie.axis, 0)
+    return block.reshape(tie.outer, units, tie.inner, *block.shape[1:])
+
+
+def _map_ties(spec: AxisSpec, params: PyTree, move: Callable[[Array, Group, Tie], Array]) -> PyTree:
+    by_leaf = ties_by_leaf(spec)
+    named, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = []
+    for path, leaf in named:
+        for group, tie in by_leaf.get(key_path(path), ()):
+            leaf = move(jnp.asarray(leaf), group, tie)
+        leaves.append(leaf)
+    return jax.tree_util.tree_unflatten(structure, leaves)

@@ -1,3 +1,0 @@
-"""Infer a model's spec from the jaxpr of any function."""
-
-from wsa_jax.merging.tracing.infer import trace_spec as trace_spec

@@ -1,0 +1,1 @@
+"""What runs keep on disk: their identity, checkpoints, and how they resume."""

@@ -1,0 +1,1 @@
+"""Weight scopes: their layers, moments, fusion and divergence, and regularization towards them."""

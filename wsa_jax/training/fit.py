@@ -1,0 +1,291 @@
+"""Train one model, or many at once, for a task of `wsa_jax.training.task`."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shaped
+
+from wsa_jax.runs.checkpoint import digest
+from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.scope.regularization import check_strength, regularize_scope
+from wsa_jax.scope.scope import WeightScope, weight_scope
+from wsa_jax.scope.stability import check_bound
+from wsa_jax.training.fit_directory import FitDirectory, fit_identity
+from wsa_jax.training.labels import check_data
+from wsa_jax.training.settings import check_sgd
+from wsa_jax.training.task import Batch, Task, check_statistics
+from wsa_jax.tree import check_finite, check_floating, check_same_structure, is_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Static settings of `fit`: steps, examples per step, clipping, decay and the layers of WSA."""
+
+    steps: int
+    batch_size: int = 50
+    momentum: float | int = 0.9
+    weight_decay: float | int = 0.0
+    clip_norm: float | int | None = None
+    select: Rule = kernels
+
+    def __post_init__(self):
+        check_sgd(self)
+
+
+class FitResult(NamedTuple):
+    """A trained model, or a stack of them, and the loss of each step, ``[..., steps]``."""
+
+    params: PyTree
+    model_state: PyTree
+    loss: Float[Array, "*models steps"]
+
+
+def fit(
+    key: Key[Array, "*models"],
+    task: Task,
+    images: Array | np.ndarray,
+    labels: Shaped[Array | np.ndarray, " examples"],
+    *,
+    settings: FitSettings,
+    learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
+    target: WeightScope | None = None,
+    strength: Real[ArrayLike, ""] | optax.Schedule = 0.0,
+    params: PyTree | None = None,
+    model_state: PyTree | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    map_models: bool | None = None,
+) -> FitResult:
+    """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
+
+    Each epoch goes through whole batches of the data in a fresh order: a final incomplete batch is
+    skipped, and the next epoch reshuffles all examples. With a target, weight scope
+    regularization of the given strength acts on the gradient, before clipping and decay.
+
+    Args:
+      key: one key, or keys ``[models]``: each draws its own initial weights and data order.
+      task: what is trained, for example `classification`.
+      images: ``[examples, ...]``, shared by all models.
+      labels: ``[examples]``.
+      settings: static settings; changing one compiles again.
+      learning_rate: a number or an optax schedule of the step, warm-up and decay included.
+      target: weight scope that all models are held to, ``[layers]``.
+      strength: strength of the regularization, a number or a schedule of the step
+        (`scope_window`); ignored without a target.
+      params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
+      model_state: start from this instead of the initial one; stacked like params.
+      directory: where checkpoints go; a run found there is resumed, or returned if finished.
+      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step
+        always has one. Ignored without a directory.
+      map_models: train a stack one model after another (True, the default on the CPU) or at once
+        (False, elsewhere). A performance setting: it changes no result beyond rounding.
+
+    Guarantees: equal keys give bitwise equal results; so does a run that is saved, or killed at any
+    moment and started again. One compilation serves all segments of a run.
+
+    Raises:
+      ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
+        label outside the model's classes, a negative strength or learning rate, regularization
+        outside its stability bound, parameters of another architecture, with NaN, of integers or
+        without their statistics, legacy keys (`jax.random.PRNGKey`), or a directory that holds
+        another run.
+      CheckpointError: the newest checkpoint is torn.
+    """
+    if not is_key(key):
+        raise ValueError(
+            f"key is an array of {jnp.result_type(key)}, not of keys; give jax.random.key(seed), "
+            "or jax.random.split of it for several models"
+        )
+    count, steps = labels.shape[0], settings.steps
+    if not 0 < settings.batch_size <= count:
+        raise ValueError(
+            f"batch_size {settings.batch_size} does not fit {count} examples; "
+            "give 1 <= batch_size <= the number of examples"
+        )
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
+    rates = _values(learning_rate, steps, "learning_rate")
+    strengths = _values(strength, steps, "strength")
+    shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
+    _check_initial(params, model_state, shapes)
+    one_params, one_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype), shapes
+    )
+    check_data(task, one_params, one_state, {"the training data": (images, labels)})
+    map_models = jax.default_backend() == "cpu" if map_models is None else map_models
+    start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
+
+    state, done, every, run = start(key, params, model_state, target, count), 0, steps, None
+    if target is not None:
+        select = functools.partial(weight_scope, select=settings.select)
+        scope = (jax.vmap(select) if key.ndim else select)(state.params)
+        check_bound(scope, target, rates, strengths)
+    if directory is not None:
+        identity = fit_identity(
+            key, task.settings, settings, rates, target,
+            digest(strengths) if callable(strength) else strength,
+            (state.params, state.model_state), (images, labels),
+        )  # fmt: skip
+        run = FitDirectory(directory, identity)
+        done, state = run.resume(state)
+        every = checkpoint_every or -(-steps // 10)
+    data = jnp.asarray(images), jnp.asarray(labels)
+    while done < steps:
+        stop = min((done // every + 1) * every, steps)
+        state = advance(key, state, *data, rates, done, stop, target, strengths)
+        if run is not None:
+            run.save(stop, state)
+        done = stop
+    return FitResult(state.params, state.model_state, state.loss)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _FitState:
+    """Everything the next step needs; keys are derived from the run's key and the step."""
+
+    params: PyTree
+    model_state: PyTree
+    optimizer: PyTree
+    order: Integer[Array, "*models examples"]
+    loss: Float[Array, "*models steps"]
+
+
+class _Compiled(NamedTuple):
+    start: Callable[..., _FitState]
+    advance: Callable[..., _FitState]
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted_fit(task: Task, settings: FitSettings, many: bool, map_models: bool) -> _Compiled:
+    start = functools.partial(_start, task, settings)
+    advance = functools.partial(_advance, task, settings)
+    if not many:
+        return _Compiled(jax.jit(start, static_argnums=4), jax.jit(advance))
+
+    def start_all(
+        key: Array, params: PyTree, model_state: PyTree, target: WeightScope | None, count: int
+    ) -> _FitState:
+        one = functools.partial(start, target=target, count=count)
+        return jax.vmap(one)(key, params, model_state)
+
+    def advance_all(key: Array, state: _FitState, *shared: Any) -> _FitState:
+        def one(model: tuple[Array, _FitState]) -> _FitState:
+            return advance(*model, *shared)
+
+        return jax.lax.map(one, (key, state)) if map_models else jax.vmap(one)((key, state))
+
+    return _Compiled(jax.jit(start_all, static_argnums=4), jax.jit(advance_all))
+
+
+def _start(
+    task: Task,
+    settings: FitSettings,
+    key: Array,
+    params: PyTree | None,
+    model_state: PyTree | None,
+    target: WeightScope | None,
+    count: int,
+) -> _FitState:
+    drawn = task.init(jax.random.split(key, 3)[0])
+    params = drawn[0] if params is None else jax.tree.map(jnp.asarray, params)
+    return _FitState(
+        params=params,
+        model_state=drawn[1] if model_state is None else jax.tree.map(jnp.asarray, model_state),
+        optimizer=_optimizer(settings, 0.0, 0.0, target).init(params),
+        order=jnp.arange(count),
+        loss=jnp.zeros(settings.steps),
+    )
+
+
+def _advance(
+    task: Task,
+    settings: FitSettings,
+    key: Array,
+    state: _FitState,
+    images: Array,
+    labels: Array,
+    rates: Array,
+    start: Array,
+    stop: Array,
+    target: WeightScope | None,
+    strengths: Array,
+) -> _FitState:
+    """Run steps start to stop - 1; both are traced, so one executable serves every range."""
+    _, order_key, loss_key = jax.random.split(key, 3)
+    count, batch_size = labels.shape[0], settings.batch_size
+    per_epoch = count // batch_size
+    mask = jnp.ones(batch_size)
+
+    def step(index: Array, state: _FitState) -> _FitState:
+        position = index % per_epoch
+        order = jax.lax.cond(
+            position == 0,
+            lambda: jax.random.permutation(jax.random.fold_in(order_key, index), count),
+            lambda: state.order,
+        )
+        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        batch = Batch(images[rows], labels[rows], mask)
+        grad_fn = jax.value_and_grad(task.loss, argnums=1, has_aux=True)
+        (loss, model_state), grads = grad_fn(
+            jax.random.fold_in(loss_key, index), state.params, state.model_state, batch
+        )
+        chain = _optimizer(settings, rates[index], strengths[index], target)
+        updates, optimizer = chain.update(grads, state.optimizer, state.params, target=target)
+        return _FitState(
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            optimizer=optimizer,
+            order=order,
+            loss=state.loss.at[index].set(loss),
+        )
+
+    return jax.lax.fori_loop(start, stop, step, state)
+
+
+def _optimizer(
+    settings: FitSettings, rate: Array | float, strength: Array | float, target: Any
+) -> optax.GradientTransformationExtraArgs:
+    parts: list[Any] = (
+        [] if target is None else [regularize_scope(strength, select=settings.select)]
+    )
+    if settings.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(settings.clip_norm))
+    parts += [
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.sgd(rate, momentum=settings.momentum),
+    ]
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def _values(value: Any, steps: int, name: str) -> np.ndarray:
+    """A non-negative number or schedule at every step."""
+    if not callable(value):
+        values = np.full(steps, value, np.float32)
+    else:
+        try:
+            values = jax.jit(jax.vmap(value))(jnp.arange(steps))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            # A schedule with an `if`, or in NumPy, takes one plain number at a time.
+            values = [value(index) for index in range(steps)]
+    array = np.asarray(values, np.float32)
+    check_strength(array, name)
+    return array
+
+
+def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:
+    check_floating(shapes[0] if params is None else params)
+    check_statistics(params, model_state, shapes[1])
+    for given, like, name in zip(
+        (params, model_state), shapes, ("params", "model_state"), strict=True
+    ):
+        if given is not None:
+            check_same_structure(given, like)
+            check_finite(given, name)
