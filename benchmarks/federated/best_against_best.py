@@ -24,14 +24,7 @@ from typing import Any
 import tyro
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import (
-    Comparison,
-    Row,
-    markdown_table,
-    mean_and_error,
-    paired_curves,
-    verdict,
-)
+from benchmarks.federated.comparison import Comparison, paired_curves
 from benchmarks.federated.experiment import (
     CommonArgs,
     comparison_table,
@@ -41,9 +34,11 @@ from benchmarks.federated.experiment import (
     recorded,
     resolve,
 )
-from benchmarks.federated.figures import RowsOf, panels
+from benchmarks.federated.figures import RowsOf
 from benchmarks.federated.run_cells import run_cells
+from benchmarks.record.figures import panels
 from benchmarks.record.ledger import Ledger, is_finished
+from benchmarks.record.statistics import Row, markdown_table, mean_and_error, verdict
 from wsa_jax.plots import PALETTE
 
 INITS = ("he", "reference")

@@ -18,19 +18,17 @@ import tyro
 from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES, PRESETS, Cell
 from benchmarks.federated.comparison import (
     Comparison,
-    Row,
     accuracies,
-    markdown_table,
     paired_gains,
     paired_rows,
     rounds_done,
-    signed,
-    spread,
 )
 from benchmarks.federated.figures import RowsOf, curve_panels
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
-from benchmarks.federated.run_cells import RunOptions, missing_data, run_cells
+from benchmarks.federated.run_cells import RunOptions, run_cells
+from benchmarks.record.data import missing_data
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
+from benchmarks.record.statistics import Row, markdown_table, signed, spread
 
 Preset = Literal["smoke", "cpu", "paper"]
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.comparison import Comparison, Row, markdown_table
+from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, run_experiment
-from benchmarks.federated.figures import RowsOf, on_shared_seeds, remark_absent
+from benchmarks.federated.figures import RowsOf, on_shared_seeds
 from benchmarks.federated.paper_numbers import CLAIMS
+from benchmarks.record.figures import remark_absent
+from benchmarks.record.statistics import Row, markdown_table
 
 MOMENTS = {"mean": "mean", "std": "std", "apart": "std off the clients' mean std, %"}
 """The figure's rows."""

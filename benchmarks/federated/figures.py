@@ -1,41 +1,27 @@
 """Figures of federated runs, drawn from the rows of the ledger."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.federated.cell import ALGORITHM_NAMES
-from benchmarks.federated.comparison import (
-    Comparison,
-    Row,
-    mean_and_error,
-    paired_curves,
-    paired_gains,
-    paired_rows,
-)
+from benchmarks.federated.comparison import Comparison, paired_curves, paired_gains, paired_rows
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
-from wsa_jax.plots import PALETTE, draw_curves
+from benchmarks.record.figures import (
+    Curve,
+    draw_recorded,
+    drawn,
+    legend_below,
+    panels,
+    shared_length,
+)
+from benchmarks.record.statistics import Row, mean_and_error
+from wsa_jax.plots import PALETTE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Curve = tuple[list, list]
 RowsOf = Callable[[Any], list[Row]]
 """The recorded rows of a cell, one a seed."""
-
-
-def shared_length(runs: Sequence[Curve]) -> list[Curve]:
-    """Runs cut to the points that all of them have: an unfinished seed ends a line early.
-
-    A run of less than half of the longest one's points is left out, so that a seed just begun
-    does not take away what the others show.
-    """
-    longest = max((len(x) for x, _ in runs), default=0)
-    kept = [(x, y) for x, y in runs if x and 2 * len(x) >= longest]
-    length = min((len(x) for x, _ in kept), default=0)
-    return [(x[:length], y[:length]) for x, y in kept]
 
 
 def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
@@ -43,28 +29,6 @@ def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
     return shared_length(
         [([p[0] for p in row["curve"]], [100 * p[1] for p in row["curve"]]) for row in rows]
     )
-
-
-def legend_below(axes: "Axes", *, columns: int = 2, **shown: Any) -> None:
-    """Names under the axes, where they hide no line."""
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8,
-        **shown,
-    )  # fmt: skip
-
-
-def figure_legend(figure: "Figure", *, columns: int = 3) -> None:
-    """One legend under all panels, of the settings that any of them shows."""
-    shown: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle in _drawn(axes)["handles"]:
-            # A name that begins with an underscore is matplotlib's own, of a line that has none.
-            if not (label := str(handle.get_label())).startswith("_"):
-                shown.setdefault(label, handle)
-    figure.legend(
-        list(shown.values()), list(shown), loc="outside lower center", ncols=columns,
-        frameon=False, fontsize=8,
-    )  # fmt: skip
 
 
 def sections(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
@@ -75,23 +39,8 @@ def sections(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     return found
 
 
-def panels(count: int, *, width: float = 5.0, height: float = 4.6) -> tuple["Figure", list["Axes"]]:
-    """A figure of at most three panels a row."""
-    from matplotlib.figure import Figure
-
-    columns = min(count, 3)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, 6.4), height * lines), layout="constrained")
-    axes = list(np.ravel(figure.subplots(lines, columns, squeeze=False)))
-    for unused in axes[count:]:
-        unused.set_visible(False)
-    return figure, axes
-
-
-def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
+def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     """Accuracy against rounds, and below it the paired gain, a column a section."""
-    from matplotlib.figure import Figure
-
     groups = sections(comparisons)
     figure = Figure(figsize=(max(4.4 * len(groups), 6.4), 7.2), layout="constrained")
     grid = figure.subplots(2, len(groups), squeeze=False, sharex="col")
@@ -118,8 +67,8 @@ def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure"
         draw_recorded(upper, baselines | treated, ylabel="accuracy, %", legend=False)
         draw_recorded(lower, gains, ylabel="gain on the same seed, points", legend=False)
         lower.axhline(0, color=PALETTE[0], linewidth=1.2)
-        if drawn := _drawn(upper)["handles"]:
-            legend_below(lower, handles=drawn)
+        if lines := drawn(upper)["handles"]:
+            legend_below(lower, handles=lines)
             lower.set_xlabel("round")
             lower.xaxis.get_major_locator().set_params(integer=True)
         else:
@@ -139,50 +88,6 @@ def on_shared_seeds(group: Sequence[Comparison], rows_of: RowsOf) -> RowsOf:
     return lambda cell: [row for row in rows_of(cell) if row["config"]["seed"] in shared]
 
 
-def draw_recorded(
-    axes: "Axes",
-    series: Mapping[str, Sequence[Curve]],
-    *,
-    xlabel: str = "",
-    ylabel: str,
-    legend: bool = True,
-) -> None:
-    """`draw_curves` of the settings that have a run, each in the colour of its place in `series`.
-
-    A remark stands in their place if none has.
-    """
-    if not any(series.values()):
-        remark_absent(axes)
-        return
-    nothing: Curve = ([], [])
-    draw_curves(
-        axes,
-        {label: runs or [nothing] for label, runs in series.items()},
-        xlabel=xlabel,
-        ylabel=ylabel,
-    )
-    if legend:
-        legend_below(axes, **_drawn(axes))
-    elif (drawn := axes.get_legend()) is not None:
-        drawn.remove()
-
-
-def _drawn(axes: "Axes") -> dict[str, Any]:
-    """The lines that have a point, as a legend takes them."""
-    lines = [line for line in axes.get_lines() if np.size(line.get_xdata())]
-    return {"handles": lines, "labels": [str(line.get_label()) for line in lines]}
-
-
-def remark_absent(axes: "Axes") -> None:
-    """Say in an empty panel that nothing was recorded."""
-    axes.text(0.5, 0.5, "not run yet", ha="center", va="center", transform=axes.transAxes)
-    # The ticks of an axis that panels share are those of the others, too.
-    if len(axes.get_shared_x_axes().get_siblings(axes)) == 1:
-        axes.set_xticks([])
-    if len(axes.get_shared_y_axes().get_siblings(axes)) == 1:
-        axes.set_yticks([])
-
-
 def _baseline_name(comparison: Comparison, group: Sequence[Comparison]) -> str:
     """The algorithm, and its whole label where two baselines of a panel share the algorithm."""
     same = {c.baseline for c in group if c.baseline.algorithm == comparison.baseline.algorithm}
@@ -191,7 +96,7 @@ def _baseline_name(comparison: Comparison, group: Sequence[Comparison]) -> str:
     return ALGORITHM_NAMES[comparison.baseline.algorithm]
 
 
-def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
+def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     """Our paired gain beside the paper's, a panel a section, a line a setting."""
     groups = sections(comparisons)
     tallest = max(len(group) for group in groups.values())
@@ -223,10 +128,8 @@ def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> "Figure":
     return figure
 
 
-def _gain_legend(figure: "Figure", comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
+def _gain_legend(figure: Figure, comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
     """Says after how many rounds our gains are, of those that were run, and what their bars are."""
-    from matplotlib.lines import Line2D
-
     pairs = [paired_rows(rows_of(line.treated), rows_of(line.baseline)) for line in comparisons]
     done = sorted({pair[0]["rounds_done"] for of_line in pairs for pair in of_line})
     length = " to ".join(f"{count:,}" for count in sorted({done[0], done[-1]})) if done else "no"

@@ -24,10 +24,11 @@ import numpy as np
 import tyro
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import Row, markdown_table, spread
-from benchmarks.federated.run_cells import cell_model, cell_partition, load_split
+from benchmarks.federated.run_cells import cell_model, cell_partition
 from benchmarks.merging.merge_rows import choose_rates
 from benchmarks.merging.pairs import Bench, MergingArgs, Preset, seeds_of
+from benchmarks.record.data import load_split
+from benchmarks.record.statistics import Row, markdown_table, spread
 
 Server = Literal["mean", "fine-tuning", "NP Merge"]
 BASES: dict[Preset, dict[str, Any]] = {
@@ -198,7 +199,7 @@ def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
     """Accuracy against rounds and bytes, a panel a number of clients."""
     from matplotlib.figure import Figure
 
-    from benchmarks.federated.figures import draw_recorded
+    from benchmarks.record.figures import draw_recorded
 
     figure = Figure(figsize=(4.8 * len(found), 4.4), layout="constrained")
     for axes, (title, methods) in zip(

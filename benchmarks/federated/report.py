@@ -18,15 +18,11 @@ import numpy as np
 import tyro
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import Row, markdown_table, paired_curves, paired_gains
-from benchmarks.federated.figures import (
-    Curve,
-    accuracy_curves,
-    draw_recorded,
-    figure_legend,
-    shared_length,
-)
+from benchmarks.federated.comparison import paired_curves, paired_gains
+from benchmarks.federated.figures import accuracy_curves
+from benchmarks.record.figures import Curve, draw_recorded, figure_legend, shared_length
 from benchmarks.record.ledger import RESULTS, Ledger
+from benchmarks.record.statistics import Row, markdown_table
 
 
 @dataclass(frozen=True, kw_only=True)

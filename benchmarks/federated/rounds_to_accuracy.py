@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.federated.cell import ALGORITHM_NAMES
-from benchmarks.federated.comparison import Comparison, Row, markdown_table, rounds_done
+from benchmarks.federated.comparison import Comparison, rounds_done
 from benchmarks.federated.experiment import Experiment, run_experiment, sides
-from benchmarks.federated.figures import RowsOf, legend_below, panels, sections
+from benchmarks.federated.figures import RowsOf, sections
 from benchmarks.federated.table2_cross_silo import comparisons
+from benchmarks.record.figures import legend_below, panels
+from benchmarks.record.statistics import Row, markdown_table
 from wsa_jax.plots import PALETTE
 
 ACCURACIES = (20, 30, 40, 50, 60, 65, 70)

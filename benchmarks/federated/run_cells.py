@@ -1,7 +1,6 @@
 """Running federated cells: the data, model and algorithm of each, resumed and recorded."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 from benchmarks.federated.cell import Cell
+from benchmarks.record.data import data_digests, load_split, missing_data
 from benchmarks.record.ledger import RUNS, Ledger, cell_id, is_finished, provenance
 
 # Rounds whose client scopes a row keeps at most, evenly spaced, so that a ledger stays small.
@@ -49,36 +49,7 @@ def join_processes(options: RunOptions) -> None:
     jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
-@functools.lru_cache(maxsize=4)
-def load_split(dataset: str, split: str, data_dir: str | None) -> Any:
-    """A split of a data set, kept for the cells that follow."""
-    from wsa_jax.data import load_dataset
-
-    return load_dataset(dataset, split=split, data_dir=data_dir)
-
-
-@functools.cache
-def missing_data(dataset: str, data_dir: str | None) -> str | None:
-    """The loader's complaint if a data set is not on this machine, None if it is."""
-    try:
-        load_split(dataset, "test", data_dir)
-    except FileNotFoundError as error:
-        return str(error)
-    return None
-
-
-@functools.lru_cache(maxsize=4)
-def data_digests(dataset: str, data_dir: str | None) -> dict[str, str]:
-    """Digests of a data set's arrays: copies of it may differ, by another compression say."""
-    from wsa_jax.data import dataset_info
-    from wsa_jax.runs.checkpoint import digest
-
-    names = {"train": dataset_info(dataset).splits[0], "test": "test"}
-    parts = {part: load_split(dataset, name, data_dir) for part, name in names.items()}
-    return {part: digest(found.images, found.labels) for part, found in parts.items()}
-
-
-def cell_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+def federation_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Images and labels to train on and to evaluate on."""
     from wsa_jax.data import dataset_info, train_validation_split
 
@@ -155,7 +126,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
     from wsa_jax.training import classification
 
     info = dataset_info(cell.dataset)
-    (images, labels), test = cell_data(cell, options.data_dir)
+    (images, labels), test = federation_data(cell, options.data_dir)
     execution = options.execution
     if execution == "auto":
         execution = "map" if jax.default_backend() == "cpu" else "vmap"

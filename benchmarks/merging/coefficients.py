@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.federated.comparison import Row, markdown_table
 from benchmarks.merging.merge_rows import samples_of
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task
 from benchmarks.merging.np_merge_table import NAMES, NETWORKS, SAMPLES, STEPS
 from benchmarks.merging.pairs import Bench, MergingArgs, Preset, model_spec, pair_cells, seeds_of
 from benchmarks.record.ledger import cell_id
+from benchmarks.record.statistics import Row, markdown_table
 
 BINS = 41
 SPLITS = ("all", "classes")

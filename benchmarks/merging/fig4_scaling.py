@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.federated.comparison import Row, markdown_table, spread
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_data
+from benchmarks.merging.model_cell import ModelCell, Trained, model_data
 from benchmarks.merging.pairs import (
     Align,
     Bench,
@@ -36,6 +35,7 @@ from benchmarks.merging.pairs import (
     seeds_of,
 )
 from benchmarks.record.ledger import cell_id
+from benchmarks.record.statistics import Row, markdown_table, spread
 
 BASES: dict[Preset, list[ModelCell]] = {
     "smoke": [
@@ -91,7 +91,7 @@ def scaled_row(
 
     def make(*trained: Trained) -> Row:
         first, second = (model.variables for model in trained)
-        data, spec = cell_data(parts[0], bench.data_dir), model_spec(cell, first)
+        data, spec = model_data(parts[0], bench.data_dir), model_spec(cell, first)
         names = [group.name for group in spec.groups if group.admits != "permutation"]
         second = scale_layer(spec, second, names[len(names) // 2], scale)
         second, info = aligned(cell, first, second, align, seed)
@@ -129,7 +129,7 @@ def draw(found: Found) -> Any:
     """The paper's curves (accuracy on the line, a colour a scale), a panel a cure."""
     from matplotlib.figure import Figure
 
-    from benchmarks.federated.figures import draw_recorded, figure_legend
+    from benchmarks.record.figures import draw_recorded, figure_legend
 
     figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
     for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):

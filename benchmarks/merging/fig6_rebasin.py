@@ -24,9 +24,9 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks.federated.comparison import Row, check_same_data, markdown_table, signed, spread
 from benchmarks.merging.model_cell import ModelCell, check_cells
 from benchmarks.merging.pairs import Bench, MergingArgs, Preset, barriers, path_row, seeds_of
+from benchmarks.record.statistics import Row, check_same_data, markdown_table, signed, spread
 
 BASES: dict[Preset, ModelCell] = {
     "smoke": ModelCell(
@@ -205,7 +205,7 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
     """The paper's layout: barriers against epochs, width and depth; dashed after matching."""
     from matplotlib.figure import Figure
 
-    from benchmarks.federated.figures import figure_legend
+    from benchmarks.record.figures import figure_legend
     from wsa_jax.plots import PALETTE
 
     there = {field: lines for field, lines in panels.items() if any(lines.values())}

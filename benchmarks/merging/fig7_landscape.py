@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.federated.comparison import Row
 from benchmarks.merging.fig6_rebasin import BASES, WSA, setting
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_data, cell_task
+from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import Bench, MergingArgs, aligned, pair_cells, plain
 from benchmarks.record.ledger import cell_id
+from benchmarks.record.statistics import Row
 
 RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
 EXAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 10_000}
@@ -57,7 +57,7 @@ def plane_row(
 
         first, second = (model.variables for model in trained)
         matched, _ = aligned(cell, first, second, "weight", seed)
-        images, labels = (part[:examples] for part in cell_data(parts[0], bench.data_dir).test)
+        images, labels = (part[:examples] for part in model_data(parts[0], bench.data_dir).test)
         plane = loss_plane(
             cell_task(cell), first["params"], second["params"], matched["params"], images, labels,
             resolution=resolution,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.comparison import markdown_table, spread
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_data, cell_task
+from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import Bench, MergingArgs, model_spec, plain
 from benchmarks.record.ledger import cell_id
+from benchmarks.record.statistics import markdown_table, spread
 
 Line = dict[str, Any]
 Growth = Mapping[int, Mapping[int, dict[str, Any]]]
@@ -40,7 +40,7 @@ class TableCell:
 
 def samples_of(cell: ModelCell, count: int, seed: int, data_dir: str | None) -> tuple:
     """Samples that methods may look at: drawn from all models' training data together."""
-    images, labels = cell_data(dataclasses.replace(cell, split="all", part=0), data_dir).train
+    images, labels = model_data(dataclasses.replace(cell, split="all", part=0), data_dir).train
     rows = np.random.default_rng(1000 + seed).permutation(len(labels))[:count]
     return images[rows], labels[rows]
 
@@ -80,7 +80,7 @@ def table_row(
             models,
             spec,
             Evidence(cell_task(cells[0]), *samples_of(cells[0], samples, seed, bench.data_dir)),
-            test=getattr(cell_data(cells[0], bench.data_dir), part),
+            test=getattr(model_data(cells[0], bench.data_dir), part),
             methods={name: known[name] for name in methods},
             budget=Budget(steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1]),
         )
@@ -185,7 +185,7 @@ def report_growth(
     """
     from matplotlib.figure import Figure
 
-    from benchmarks.federated.figures import draw_recorded, figure_legend
+    from benchmarks.record.figures import draw_recorded, figure_legend
 
     bench = Bench.open(args)
     made = {count: {seed: row_of(bench, args, count, seed) for seed in seeds} for count in counts}

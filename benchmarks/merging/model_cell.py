@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from benchmarks.federated.run_cells import data_digests, load_split
+from benchmarks.record.data import data_digests, load_split
 from benchmarks.record.ledger import Ledger, cell_id, is_finished, provenance
 
 ModelName = Literal["mlp", "vgg8", "vgg11", "vgg16", "resnet"]
@@ -94,7 +94,7 @@ class Data(NamedTuple):
     test: tuple[np.ndarray, np.ndarray]
 
 
-def cell_data(cell: ModelCell, data_dir: str | None) -> Data:
+def model_data(cell: ModelCell, data_dir: str | None) -> Data:
     """Images and labels of a cell; the validation part is the same for all cells of a data set."""
     from wsa_jax.data import dataset_info, train_validation_split
 
@@ -214,7 +214,7 @@ def train_model(
     from wsa_jax.runs.checkpoint import digest
     from wsa_jax.training import FitSettings, fit
 
-    task, data = cell_task(cell), cell_data(cell, data_dir)
+    task, data = cell_task(cell), model_data(cell, data_dir)
     images, labels = data.train
     steps = max(1, cell.epochs * (len(labels) // cell.batch_size))
     begin = time.perf_counter()

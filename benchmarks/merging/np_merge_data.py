@@ -11,10 +11,10 @@ import sys
 
 import tyro
 
-from benchmarks.federated.comparison import Row
 from benchmarks.merging.merge_rows import report_growth, table_row
 from benchmarks.merging.np_merge_table import NETWORKS, SEEDS, STEPS, rates_or_exit
 from benchmarks.merging.pairs import Bench, MergingArgs, pair_cells, seeds_of
+from benchmarks.record.statistics import Row
 
 SAMPLES = {
     "smoke": (50, 200),

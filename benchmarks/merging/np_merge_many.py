@@ -16,10 +16,10 @@ from typing import Any
 
 import tyro
 
-from benchmarks.federated.comparison import Row, check_same_data
 from benchmarks.merging.merge_rows import report_growth, table_row
 from benchmarks.merging.np_merge_table import NETWORKS, STEPS, rates_or_exit
 from benchmarks.merging.pairs import Bench, MergingArgs, pair_cells, seeds_of
+from benchmarks.record.statistics import Row, check_same_data
 
 COUNTS = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
 SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.federated.comparison import Row, markdown_table, signed, spread
 from benchmarks.merging.merge_rows import (
     accuracies,
     accuracy_of,
@@ -32,6 +31,7 @@ from benchmarks.merging.merge_rows import (
 )
 from benchmarks.merging.model_cell import ModelCell, Split
 from benchmarks.merging.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
+from benchmarks.record.statistics import Row, markdown_table, signed, spread
 
 RESNET8 = ModelCell(depth=8, width=0.5, norm="batch", epochs=12, examples=5_000)
 VGG11 = ModelCell(model="vgg11", width=0.125, epochs=12, examples=5_000, learning_rate=0.05)

@@ -11,10 +11,10 @@ import numpy as np
 import tyro
 from jaxtyping import PyTree
 
-from benchmarks.federated.comparison import Row
-from benchmarks.federated.run_cells import data_digests
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_data, cell_task, train_model
+from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data, train_model
+from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, provenance
+from benchmarks.record.statistics import Row
 
 Preset = Literal["smoke", "cpu", "paper"]
 Align = Literal["none", "weight", "rescale+weight", "rescale"]
@@ -177,7 +177,7 @@ def path_row(
     def make(first: Trained, second: Trained) -> Row:
         from wsa_jax.scope.scope import scope_divergence, weight_scope
 
-        data = cell_data(pair[0], bench.data_dir)
+        data = model_data(pair[0], bench.data_dir)
         anchor = first.variables
         moved, info = aligned(cell, anchor, second.variables, align, seed)
         scopes = [weight_scope(tree["params"]) for tree in (anchor, moved)]

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import paired_gains
-from benchmarks.federated.run_cells import data_digests
 from benchmarks.record import ledger
+from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import Ledger, is_finished
 from tests.benchmarks.planting import planted_row
 

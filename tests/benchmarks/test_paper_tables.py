@@ -11,8 +11,9 @@ from benchmarks.federated import best_against_best, paper_numbers
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import Comparison, paired_curves, paired_gains
 from benchmarks.federated.experiment import Args, comparison_table, ordered_cells, recorded
-from benchmarks.federated.figures import on_shared_seeds, shared_length
+from benchmarks.federated.figures import on_shared_seeds
 from benchmarks.federated.rounds_to_accuracy import reached
+from benchmarks.record.figures import shared_length
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import plant, planted_row
 from wsa_jax.runs.checkpoint import digest
@@ -164,6 +165,7 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
     "name",
     [
         "federated.comparison",
+        "record.statistics",
         "record.ledger",
         "federated.fig10_windows",
         "federated.rounds_to_accuracy",
