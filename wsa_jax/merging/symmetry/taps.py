@@ -6,12 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
-from wsa_jax.merging.symmetry.tracing.interpreter import Step, Value, called
+from wsa_jax.merging.symmetry.tracing.equations import Equations
+from wsa_jax.merging.symmetry.tracing.steps import (
+    Contract,
+    Convolve,
+    LoopCarry,
+    Same,
+    Step,
+    Value,
+)
 from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, flatten, trace
 
 
@@ -65,56 +72,38 @@ def taps(
 
     def activations(params: PyTree, *inputs: PyTree) -> dict[str, Array]:
         traced = trace(apply_fn, params, *inputs)
-        found = {group.name: _tap(traced, spec, group, where) for group in spec.groups}
-        wanted = {(tap.position, tap.output, tap.index) for tap in found.values()}
+        places = {group.name: _tap(traced, spec, group, where) for group in spec.groups}
+        wanted = {(tap.position, tap.output, tap.index) for tap in places.values()}
         _, arrays, _ = flatten(apply_fn, params, inputs)
-        seen: dict[tuple[int, bool, int], Array] = {}
-        _Evaluation(wanted, seen).closed(traced.jaxpr, arrays)
+        evaluation = _Evaluation(wanted)
+        evaluation.run(traced.jaxpr, arrays)
         return {
-            name: _units_last(seen[tap.position, tap.output, tap.index], tap)
-            for name, tap in found.items()
+            name: _units_last(evaluation.seen[tap.position, tap.output, tap.index], tap)
+            for name, tap in places.items()
         }
 
     return activations
 
 
-class _Evaluation:
-    """Evaluate a jaxpr, counting equations as the symbolic walk does, and keep what is wanted."""
+class _Evaluation(Equations[Any]):
+    """Evaluate a jaxpr and keep the arrays at the wanted places, numbered as in the trace."""
 
-    def __init__(
-        self,
-        wanted: set[tuple[int, bool, int]],
-        seen: dict[tuple[int, bool, int], Array],
-    ) -> None:
-        self.wanted, self.seen, self.position = wanted, seen, 0
+    def __init__(self, wanted: set[tuple[int, bool, int]]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.seen: dict[tuple[int, bool, int], Array] = {}
 
-    def closed(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
-        if isinstance(jaxpr, core.ClosedJaxpr):
-            return self.run(jaxpr.jaxpr, jaxpr.consts, args)
-        return self.run(jaxpr, (), args)
+    def constant(self, array: Any) -> Any:
+        return array
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            values = [read(atom) for atom in eqn.invars]
-            inner = called(eqn)
-            results = self.closed(inner, values) if inner is not None else self.bind(eqn, values)
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def bind(self, eqn: Any, values: list[Any]) -> list[Any]:
-        self.position += 1
+    def apply(self, eqn: Any, inputs: list[Any]) -> list[Any]:
         params = eqn.primitive.get_bind_params(eqn.params)
         # Early jax 0.10 returns functions separately, as its guide to interpreters says.
         functions, params = params if isinstance(params, tuple) else ((), params)
         with eqn.ctx.manager:
-            results = eqn.primitive.bind(*functions, *values, **params)
+            results = eqn.primitive.bind(*functions, *inputs, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
-        for output, arrays in ((False, values), (True, results)):
+        for output, arrays in ((False, inputs), (True, results)):
             for index, array in enumerate(arrays):
                 if (self.position, output, index) in self.wanted:
                     self.seen[self.position, output, index] = array
@@ -128,9 +117,9 @@ def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
     places = _consumed(steps, atom) if where == "consumed" else _produced(steps, atom)
     for step, output, index in places:
         value = (step.outputs if output else step.inputs)[index]
-        held = [axis for axis in range(len(value.axes)) if _holds(value.axes[axis], atom)]
-        if held and _placed(value, held[0], units):
-            return _Tap(step.position or 0, output, index, value.axes, held[0], units)
+        holding = [axis for axis in range(len(value.axes)) if _holds(value.axes[axis], atom)]
+        if holding and _placed(value, holding[0], units):
+            return _Tap(step.position or 0, output, index, value.axes, holding[0], units)
     raise ValueError(
         f"group {group.name} has no activations outside of loops that hold its units; "
         "tap a function without lax.scan, or leave the group out"
@@ -153,15 +142,14 @@ def _consumed(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]
     """Data summed over the units: by parameters first, latest first; then any other data."""
     by_parameters, by_data = [], []
     for step in reversed(steps):
-        if step.name == "contract":
-            summed = step.params["contracted"]
-        elif step.name == "convolve":
-            features, ins = step.params["features"]
-            summed = (features,), (ins,)
-            if not _holds(step.params["summed"], atom):
+        match step.kind:
+            case Contract():
+                summed = step.kind.contracted
+            case Convolve() if _holds(step.kind.summed, atom):
+                features, ins = step.kind.features
+                summed = (features,), (ins,)
+            case _:
                 continue
-        else:
-            continue
         for index, (value, axes) in enumerate(zip(step.inputs, summed, strict=True)):
             if value.origin is None and any(_holds(value.axes[axis], atom) for axis in axes):
                 other = step.inputs[1 - index]
@@ -172,7 +160,7 @@ def _consumed(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]
 def _produced(steps: Sequence[Step], atom: Atom) -> list[tuple[Step, bool, int]]:
     places: list[tuple[Step, bool, int]] = []
     for number, step in enumerate(steps):
-        if step.name in ("contract", "convolve") and _is_data(step.outputs[0], atom):
+        if isinstance(step.kind, Contract | Convolve) and _is_data(step.outputs[0], atom):
             result, last = step.outputs[0], step
             for later in steps[number + 1 :]:
                 if later.name == "add" and any(v is result for v in later.inputs):
@@ -188,7 +176,7 @@ def _any(steps: Any, atom: Atom) -> list[tuple[Step, bool, int]]:
         (step, True, index)
         for step in steps
         for index, value in enumerate(step.outputs)
-        if _is_data(value, atom) and step.name not in ("carry", "same")
+        if _is_data(value, atom) and not isinstance(step.kind, LoopCarry | Same)
     ]
 
 

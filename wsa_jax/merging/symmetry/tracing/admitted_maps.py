@@ -7,28 +7,32 @@ moreover, no equation is more than linear in the units, any invertible matrix ma
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from wsa_jax.merging.symmetry.spec import Admits
 from wsa_jax.merging.symmetry.tracing.axes import Atom, atoms_of
-from wsa_jax.merging.symmetry.tracing.interpreter import Step, Value
+from wsa_jax.merging.symmetry.tracing.steps import (
+    Concatenate,
+    Contract,
+    Convolve,
+    Decide,
+    Elementwise,
+    LoopCarry,
+    Move,
+    Pad,
+    Power,
+    Reduce,
+    Same,
+    Scaling,
+    Stack,
+    Step,
+    Unknown,
+    Value,
+)
 
 Degree = Fraction | int
 AxisDegrees = dict[Atom, Degree]
-
-_IDENTITY = frozenset({
-    "neg", "copy", "copy_p", "convert_element_type", "reduce_precision", "name",
-    "stop_gradient", "device_put", "real", "imag", "pvary", "sharding_constraint",
-    "layout_constraint",
-})  # fmt: skip
-_POWERS = {"abs": 1, "square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
-           "cbrt": Fraction(1, 3), "sign": 0, "is_finite": 0}  # fmt: skip
-_COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
-_SUMS = frozenset(["add", "sub", "add_any"])
-_EXTREMES = frozenset(["max", "min", "clamp", "select_n"])
-_KEEPING = frozenset(["reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"])
-_LINEAR = frozenset(["reduce_sum", "reduce_window_sum", "cumsum"])
 
 
 class _Analysis:
@@ -64,120 +68,133 @@ class _Analysis:
         return max(degrees, default=0)
 
     def step(self, step: Step) -> None:
-        name = step.name
-        if name == "unknown" or not self.live:
+        if not self.live:
             return
-        if name == "decide":
-            for value in step.inputs:
-                for axis in range(len(value.axes)):
-                    for atom in self.atoms(value, axis):
-                        self.not_linear.add(atom)
-                        if self.degree(value, axis, atom):
-                            self.break_all([atom])
-        elif name == "contract":
-            self.contract(step)
-        elif name == "convolve":
-            self.convolve(step)
-        elif name == "move":
-            self.move(step)
-        elif name in ("concatenate", "stack"):
-            self.concatenate(step)
-        elif name in ("carry", "same", "pad"):
-            self.together(step)
-        elif "left" in step.params or "axes" in step.params or name.startswith(("reduce_", "top")):
-            self.reduce(step)
-        else:
-            self.elementwise(step)
+        match step.kind:
+            case Move(sources):
+                self.move(step, sources)
+            case Contract():
+                self.contract(step, step.kind)
+            case Convolve():
+                self.convolve(step, step.kind)
+            case Reduce():
+                self.reduce(step, step.kind)
+            case Elementwise():
+                self.elementwise(step, step.kind)
+            case Concatenate(dimension):
+                self.concatenate(step, dimension, new=False)
+            case Stack(dimension):
+                self.concatenate(step, dimension, new=True)
+            case Pad() | LoopCarry() | Same():
+                self.together(step)
+            case Decide():
+                self.decide(step)
+            case Unknown():
+                pass  # everything it meets is pinned
 
-    def elementwise(self, step: Step) -> None:
+    def decide(self, step: Step) -> None:
+        for value in step.inputs:
+            for axis in range(len(value.axes)):
+                for atom in self.atoms(value, axis):
+                    self.not_linear.add(atom)
+                    if self.degree(value, axis, atom):
+                        self.break_all([atom])
+
+    def elementwise(self, step: Step, kind: Elementwise) -> None:
         (result,) = step.outputs
         degrees: list[AxisDegrees] = [{} for _ in result.axes]
         for axis, entry in enumerate(degrees):
             for atom in self.atoms(result, axis):
-                holding = sum(
-                    len(v.axes) > axis and atom in self.atoms(v, axis) for v in step.inputs
-                )
-                entry[atom] = self.combined(step, axis, atom, holding)
+                entry[atom] = self.combined(step.inputs, kind, axis, atom)
         self.set(result, degrees)
 
-    def combined(self, step: Step, axis: int, atom: Atom, holding: int) -> Degree:
-        name, inputs = step.name, step.inputs
+    def combined(self, inputs: Sequence[Value], kind: Elementwise, axis: int, atom: Atom) -> Degree:
+        """The degree of an elementwise result, by the primitive's rule."""
         given = [self.degree(value, axis, atom) for value in inputs]
-        if name in _IDENTITY:
-            if given[0] and not step.params["floating"]:
-                self.break_all([atom])
-            return given[0]
-        if name in _SUMS:
-            if any(_any_degree(v.constant) and v.constant != 0 for v in inputs):
-                self.not_linear.add(atom)
-            return self.agreed(inputs, axis, atom)
-        if name in ("mul", "div"):
-            if holding > 1 or (name == "div" and given[1]):
-                self.not_linear.add(atom)
-            return given[0] + given[1] if name == "mul" else given[0] - given[1]
+        match kind.scaling:
+            case Scaling.SAME:
+                if given[0] and not kind.floating:
+                    self.break_all([atom])
+                return given[0]
+            case Scaling.SUM:
+                if any(_any_degree(v.constant) and v.constant != 0 for v in inputs):
+                    self.not_linear.add(atom)
+                return self.agreed(inputs, axis, atom)
+            case Scaling.PRODUCT | Scaling.QUOTIENT:
+                holding = sum(len(v.axes) > axis and atom in self.atoms(v, axis) for v in inputs)
+                inverted = kind.scaling is Scaling.QUOTIENT
+                if holding > 1 or (inverted and given[1]):
+                    self.not_linear.add(atom)
+                return given[0] - given[1] if inverted else given[0] + given[1]
+        # What follows is not linear in its input, whatever its degree.
         self.not_linear.add(atom)
-        if name in _EXTREMES:
-            if name == "select_n" and given[0]:
-                self.break_all([atom])
-            return self.agreed(inputs[name == "select_n" :], axis, atom)
-        if name in _COMPARISONS:
-            self.agreed(inputs, axis, atom)
-            return 0
-        if name in _POWERS or name == "integer_pow":
-            return given[0] * _POWERS.get(name, step.params["power"])
+        match kind.scaling:
+            case Scaling.EXTREME:
+                return self.agreed(inputs, axis, atom)
+            case Scaling.SELECTED:
+                if given[0]:
+                    self.break_all([atom])
+                return self.agreed(inputs[1:], axis, atom)
+            case Scaling.COMPARED:
+                self.agreed(inputs, axis, atom)
+                return 0
+            case Power(exponent) if exponent is not None:
+                return given[0] * exponent
         if any(given):
             self.break_all([atom])
         return 0
 
-    def reduce(self, step: Step) -> None:
-        (value, *_), name = step.inputs, step.name
-        left = step.params.get("left", range(len(value.axes)))
-        everywhere = [self.atoms(value, axis) for axis in range(len(value.axes))]
-        for axis, atoms in enumerate(everywhere):
-            for atom in atoms:
-                degree = self.degree(value, axis, atom)
-                if name not in _LINEAR:
-                    self.not_linear.add(atom)
-                if degree and (axis not in left or name not in _LINEAR | _KEEPING):
-                    self.break_all([atom])
+    def reduce(self, step: Step, kind: Reduce) -> None:
+        linear = kind.scaling is Scaling.LINEAR
+        for value in step.inputs:
+            for axis in range(len(value.axes)):
+                for atom in self.atoms(value, axis):
+                    if not linear:
+                        self.not_linear.add(atom)
+                    keeps = axis in kind.kept and (linear or kind.scaling is Scaling.KEPT)
+                    if self.degree(value, axis, atom) and not keeps:
+                        self.break_all([atom])
+        value = step.inputs[0]
         for result in step.outputs:
-            axes = left if len(left) == len(result.axes) else range(len(result.axes))
             self.set(
                 result,
-                [{a: self.degree(value, axis, a) for a in everywhere[axis]} for axis in axes],
+                [
+                    {atom: self.degree(value, axis, atom) for atom in self.atoms(value, axis)}
+                    for axis in kind.kept
+                ],
             )
 
-    def contract(self, step: Step) -> None:
+    def contract(self, step: Step, kind: Contract) -> None:
         left, right = step.inputs
         (result,) = step.outputs
         degrees: list[AxisDegrees] = []
-        for a, b in zip(*step.params["contracted"], strict=True):
+        for a, b in zip(*kind.contracted, strict=True):
             self.sum_over(left, a, right, b, self.atoms(left, a) | self.atoms(right, b))
-        for a, b in zip(*step.params["batch"], strict=True):
+        for a, b in zip(*kind.batch, strict=True):
             mine, other = self.atoms(left, a), self.atoms(right, b)
             self.not_linear |= mine & other
             degrees.append(
                 {g: self.degree(left, a, g) + self.degree(right, b, g) for g in mine | other}
             )
-        for value, kept in zip(step.inputs, step.params["free"], strict=True):
+        for value, kept in zip(step.inputs, kind.free, strict=True):
             for axis in kept:
                 degrees.append({g: self.degree(value, axis, g) for g in self.atoms(value, axis)})
         self.set(result, degrees)
 
-    def convolve(self, step: Step) -> None:
+    def convolve(self, step: Step, kind: Convolve) -> None:
         image, kernel = step.inputs
         (result,) = step.outputs
-        features, ins = step.params["features"]
-        out, outs = step.params["outs"]
+        features, ins = kind.features
+        out, outs = kind.outs
         degrees: list[AxisDegrees] = [{} for _ in result.axes]
-        summed = self.live.intersection(atoms_of(step.params["summed"]))
+        summed = self.live.intersection(atoms_of(kind.summed))
         self.sum_over(image, features, kernel, ins, summed)
         for atom in self.atoms(result, out):
             degrees[out][atom] = self.degree(kernel, outs, atom)
-            if step.params["groups"] > 1 and atom in self.atoms(image, features) - summed:
+            if kind.groups > 1 and atom in self.atoms(image, features) - summed:
                 degrees[out][atom] += self.degree(image, features, atom)
                 self.not_linear.add(atom)
-        for place, axis in step.params["kept"]:
+        for place, axis in kind.kept:
             degrees[place] = {g: self.degree(image, axis, g) for g in self.atoms(image, axis)}
         self.set(result, degrees)
 
@@ -188,29 +205,29 @@ class _Analysis:
             if not self.degree(a, i, atom):
                 self.not_linear.add(atom)
 
-    def move(self, step: Step) -> None:
+    def move(self, step: Step, sources: Sequence[Sequence[int]]) -> None:
         (value,), (result,) = step.inputs, step.outputs
         degrees: list[AxisDegrees] = []
-        for axis, source in enumerate(step.params["sources"]):
+        for axis, source in enumerate(sources):
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
-                found = {
+                given = {
                     self.degree(value, s, atom) for s in source if atom in self.atoms(value, s)
                 }
-                if len(found) > 1:
+                if len(given) > 1:
                     self.break_all([atom])
-                entry[atom] = max(found, default=0)
+                entry[atom] = max(given, default=0)
             degrees.append(entry)
         self.set(result, degrees)
 
-    def concatenate(self, step: Step) -> None:
-        (result,), along = step.outputs, step.params["dimension"]
+    def concatenate(self, step: Step, along: int | None, *, new: bool) -> None:
+        (result,) = step.outputs
         degrees: list[AxisDegrees] = []
         for axis in range(len(result.axes)):
-            if step.name == "stack" and axis == along:
+            if new and axis == along:
                 degrees.append({})
                 continue
-            place = axis - (step.name == "stack" and axis > along)
+            place = axis - (new and along is not None and axis > along)
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
                 values = [v for v in step.inputs if axis != along or atom in self.atoms(v, place)]
@@ -225,11 +242,11 @@ class _Analysis:
         for axis in range(len(result.axes)):
             entry: AxisDegrees = {}
             for atom in self.atoms(result, axis):
-                if step.name == "carry" and value.constant == 0:
+                if isinstance(step.kind, LoopCarry) and value.constant == 0:
                     entry[atom] = 1  # zeros scale by any power; the last iteration tells if by this
                 else:
                     entry[atom] = self.agreed([value, *others], axis, atom)
-                if step.name == "pad" and others[0].constant != 0:
+                if isinstance(step.kind, Pad) and others[0].constant != 0:
                     self.not_linear.add(atom)
             degrees.append(entry)
         self.set(result, degrees)

@@ -248,8 +248,8 @@ def _borders(axis: Axis) -> set[int]:
 
 
 def _join_positional(first: Axis, second: Axis) -> Axis:
-    held = first if is_positional(first) else second
-    reason = next((a.reason for a in atoms_of(held) if a.reason is not None), "a constant")
+    fixed = first if is_positional(first) else second
+    reason = next((a.reason for a in atoms_of(fixed) if a.reason is not None), "a constant")
     pin(first, reason)
     pin(second, reason)
     return fresh(size_of(first), reason=reason)

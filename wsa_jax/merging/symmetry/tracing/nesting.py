@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 
 from wsa_jax.merging.symmetry.spec import Tie
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
-from wsa_jax.merging.symmetry.tracing.interpreter import Value
+from wsa_jax.merging.symmetry.tracing.steps import Value
 
 
-def owners(live: Sequence[Atom], values: Iterable[Value]) -> dict[Atom, list[Atom]]:
+def possible_parents(live: Sequence[Atom], values: Iterable[Value]) -> dict[Atom, list[Atom]]:
     """For each atom, the others that occur beside it in all arrays, innermost first.
 
-    Of two that are always together, the earlier in ``live`` owns the later.
+    Of two that are always together, the earlier in ``live`` may be the later's parent.
     """
     beside: dict[Atom, set[Atom]] = {}
     seen: set[tuple[Axis, ...]] = set()
@@ -37,24 +37,24 @@ def owners(live: Sequence[Atom], values: Iterable[Value]) -> dict[Atom, list[Ato
     return result
 
 
-def fits(inner: Sequence[Tie], size: int, outer: Sequence[Tie], parent_size: int) -> bool:
-    """Whether the ties of an atom lie in whole blocks of its owner's, leaf by leaf."""
+def lies_in_units_of(
+    inner: Sequence[Tie], size: int, outer: Sequence[Tie], parent_size: int
+) -> bool:
+    """Whether the ties of an atom lie in whole blocks of its parent's, leaf by leaf."""
     for tie in inner:
-        held = [other for other in outer if other.leaf == tie.leaf]
-        same = [other for other in held if other.axis == tie.axis]
-        if same:
-            other, stop = same[0], tie.offset + tie.outer * size * tie.inner
+        in_leaf = [other for other in outer if other.leaf == tie.leaf]
+        on_axis = [other for other in in_leaf if other.axis == tie.axis]
+        if on_axis:
+            other, stop = on_axis[0], tie.offset + tie.outer * size * tie.inner
             repeats, unit = other.outer, size * tie.inner
             period = parent_size * other.inner
-            inside = (
-                other.offset <= tie.offset and stop <= other.offset + repeats * period
-                and (tie.offset - other.offset) % period == 0
-            )  # fmt: skip
-            if len(same) > 1 or not inside or other.inner % unit:
+            inside = other.offset <= tie.offset and stop <= other.offset + repeats * period
+            inside &= (tie.offset - other.offset) % period == 0
+            if len(on_axis) > 1 or not inside or other.inner % unit:
                 return False
             if (stop - tie.offset) % period:
                 return False
-        elif len(held) != 1:
+        elif len(in_leaf) != 1:
             return False
     return True
 
@@ -72,16 +72,16 @@ def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tupl
                 if atom not in live:
                     continue
                 own = [other for i, other in enumerate(segment) if i != place]
-                found = {other for other in own if own.count(other) == 1 and other is not atom}
+                beside = {other for other in own if own.count(other) == 1 and other is not atom}
                 # On other axes it must be evident which index is meant.
                 if not any(other.free for other in own):
                     for names in elsewhere:
-                        found |= {
+                        beside |= {
                             other
                             for other in names
                             if other not in own and sum(other in m for m in mentioned) == 1
                         }
-                yield atom, found & (live - {atom})
+                yield atom, beside & (live - {atom})
 
 
 def _throughout(axis: Axis) -> set[Atom]:

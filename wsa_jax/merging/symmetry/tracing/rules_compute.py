@@ -1,39 +1,40 @@
 """Rules of primitives that compute: elementwise functions, sums, products, convolutions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from wsa_jax.merging.symmetry.tracing.axes import Axis, fresh, join, pin, size_of
-from wsa_jax.merging.symmetry.tracing.interpreter import Origin, Value, Walk, merged_origin, unknown
+from wsa_jax.merging.symmetry.tracing.interpreter import Walk, merged_origin, pin_all
+from wsa_jax.merging.symmetry.tracing.steps import (
+    Contract,
+    Convolve,
+    Elementwise,
+    Origin,
+    Power,
+    Reduce,
+    Scaling,
+    Value,
+)
 
 WINDOW = "places of a kernel or image"
 
-_ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv
-erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite layout_constraint le
-lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma population_count
-pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shard_alike
-sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
-square stop_gradient sub tan tanh xor
-"""
-_SAME = {"convert_element_type", "copy", "copy_p", "device_put", "reduce_precision", "name",
-         "stop_gradient"}  # fmt: skip
-_REDUCTIONS = [
-    "reduce_sum",
-    "reduce_max",
-    "reduce_min",
-    "reduce_prod",
-    "reduce_and",
-    "reduce_or",
-    "reduce_xor",
-]
-_WINDOWS = ["reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"]
+_COPIES = frozenset(
+    [
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "device_put",
+        "name",
+        "reduce_precision",
+        "stop_gradient",
+    ]
+)
 
 
-def _elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Inputs of one shape have the same axes; numbers go with any."""
     shape = eqn.outvars[0].aval.shape
     axes: list[Axis] = [fresh(size, free=True) for size in shape]
     for value in inputs:
@@ -45,35 +46,41 @@ def _elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         for value in inputs:
             if value.origin is not None:
                 walk.produced |= frozenset().union(*value.origin)
-    same = eqn.primitive.name in _SAME
-    result = Value(tuple(axes), origin, inputs[0].constant if same else None)
-    floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
-    power = eqn.params.get("y")
-    walk.record(eqn.primitive.name, inputs, [result], power=power, floating=floating)
+    scaling = walk.scaling(eqn)
+    if scaling == Power(None):
+        scaling = Power(eqn.params["y"])
+    result = Value(
+        tuple(axes), origin, inputs[0].constant if eqn.primitive.name in _COPIES else None
+    )
+    floating = bool(jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact))
+    walk.record(eqn.primitive.name, Elementwise(scaling, floating), inputs, [result])
     return [result]
 
 
-def _pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    del eqn
+def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Each output is its input."""
     outputs = [Value(value.axes, value.origin, value.constant) for value in inputs]
-    for value, result in zip(inputs, outputs, strict=True):
-        walk.record("copy", [value], [result])
+    for value, var, result in zip(inputs, eqn.outvars, outputs, strict=True):
+        floating = bool(jnp.issubdtype(var.aval.dtype, jnp.inexact))
+        walk.record(eqn.primitive.name, Elementwise(Scaling.SAME, floating), [value], [result])
     return outputs
 
 
-def _reduce(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reduce(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Without the axes reduced over."""
     value = inputs[0]
-    left = [axis for axis in range(len(value.axes)) if axis not in eqn.params["axes"]]
-    origin = None if value.origin is None else tuple(value.origin[axis] for axis in left)
-    result = Value(tuple(value.axes[axis] for axis in left), origin)
-    walk.record(eqn.primitive.name, [value], [result], left=left, axes=eqn.params["axes"])
+    kept = [axis for axis in range(len(value.axes)) if axis not in eqn.params["axes"]]
+    origin = None if value.origin is None else tuple(value.origin[axis] for axis in kept)
+    result = Value(tuple(value.axes[axis] for axis in kept), origin)
+    walk.record(eqn.primitive.name, Reduce(kept, walk.scaling(eqn)), [value], [result])
     return [result]
 
 
-def _reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Windows of more than one position have places."""
     value, params = inputs[0], eqn.params
     if len(eqn.outvars) != 1:
-        return unknown(walk, eqn, inputs)
+        return pin_all(walk, eqn, inputs)
     axes, ones = list(value.axes), (1,) * len(value.axes)
     windows = zip(
         params["window_dimensions"],
@@ -87,11 +94,13 @@ def _reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]
             pin(axes[axis], WINDOW)
             axes[axis] = fresh(eqn.outvars[0].aval.shape[axis], reason=WINDOW)
     result = Value(tuple(axes))
-    walk.record(eqn.primitive.name, [value], [result])
+    kind = Reduce(range(len(axes)), walk.scaling(eqn))
+    walk.record(eqn.primitive.name, kind, [value], [result])
     return [result]
 
 
-def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Axes summed over are joined, and so are those of a batch."""
     (contracted, batch) = eqn.params["dimension_numbers"]
     left, right = inputs
     summed = [join(left.axes[a], right.axes[b]) for a, b in zip(*contracted, strict=True)]
@@ -114,9 +123,7 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     result = Value(tuple(axes), origin)
     # Nesting needs to know what stands side by side while the products are summed.
     inside = Value((*axes, *summed))
-    walk.record(
-        "contract", inputs, [result], contracted=contracted, batch=batch, free=free, inside=inside
-    )
+    walk.record("dot_general", Contract(contracted, batch, free, inside), inputs, [result])
     return [result]
 
 
@@ -132,10 +139,11 @@ def _mark(walk: Walk, value: Value, summed: Sequence[int], other: Value, *, firs
             walk.produced |= pairs
 
 
-def _convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Input channels are summed over, places have positions."""
     params, shape = eqn.params, eqn.outvars[0].aval.shape
     if params["batch_group_count"] != 1:
-        return unknown(walk, eqn, inputs)
+        return pin_all(walk, eqn, inputs)
     image, kernel = inputs
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     batch, features, *places = numbers.lhs_spec
@@ -166,10 +174,7 @@ def _convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         pin(kernel.axes[offset], WINDOW)
         axes[out] = fresh(shape[out], reason=WINDOW)
     result = Value(tuple(axes))
-    walk.record(
-        "convolve",
-        inputs,
-        [result],
+    kind = Convolve(
         features=(features, ins),
         outs=(numbers.out_spec[1], outs),
         summed=summed,
@@ -177,10 +182,12 @@ def _convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         kept=[(numbers.out_spec[0], batch), *zip(numbers.out_spec[2:], places, strict=True)],
         inside=Value((*axes, summed)),
     )
+    walk.record("conv_general_dilated", kind, inputs, [result])
     return [result]
 
 
-def _top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """The largest have positions."""
     reason, value = walk.where(eqn), inputs[0]
     axis = eqn.params.get("axis", -1) % len(value.axes)
     pin(value.axes[axis], reason)
@@ -189,16 +196,5 @@ def _top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         axes = list(value.axes)
         axes[axis] = fresh(var.aval.shape[axis], reason=reason)
         outputs.append(Value(tuple(axes)))
-    walk.record("top_k", inputs, outputs)
+    walk.record("top_k", Reduce(range(len(value.axes)), Scaling.NONE), inputs, outputs)
     return outputs
-
-
-RULES: dict[str, Callable[..., list[Value]]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
-    **dict.fromkeys(_WINDOWS, _reduce_window),
-    "dot_general": _dot_general,
-    "conv_general_dilated": _convolution,
-    "optimization_barrier": _pairwise,
-    "top_k": _top_k,
-}

@@ -1,7 +1,7 @@
 """Rules of primitives that move, cut or repeat elements and compute nothing with them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from wsa_jax.merging.symmetry.tracing.axes import (
@@ -17,19 +17,24 @@ from wsa_jax.merging.symmetry.tracing.axes import (
     product,
     size_of,
 )
-from wsa_jax.merging.symmetry.tracing.interpreter import (
+from wsa_jax.merging.symmetry.tracing.interpreter import AxisRule, Walk, merged_origin, pin_all
+from wsa_jax.merging.symmetry.tracing.steps import (
+    Concatenate,
+    Decide,
+    Move,
     Origin,
-    Rule,
+    Pad,
+    Reduce,
+    Stack,
     Value,
-    Walk,
-    merged_origin,
-    unknown,
 )
 
 Sources = Sequence[Sequence[int]]
 
 
-def _moved(walk: Walk, value: Value, axes: Sequence[Axis], sources: Sources) -> list[Value]:
+def _moved(
+    walk: Walk, eqn: Any, value: Value, axes: Sequence[Axis], sources: Sources
+) -> list[Value]:
     """One array whose axes come from the listed axes of another."""
     origin: Origin | None = None
     if value.origin is not None:
@@ -37,7 +42,7 @@ def _moved(walk: Walk, value: Value, axes: Sequence[Axis], sources: Sources) -> 
             frozenset().union(*(value.origin[axis] for axis in source)) for source in sources
         )
     result = Value(tuple(axes), origin, value.constant)
-    walk.record("move", [value], [result], sources=sources)
+    walk.record(eqn.primitive.name, Move(sources), [value], [result])
     return [result]
 
 
@@ -45,22 +50,24 @@ def _kept(axes: int) -> Sources:
     return [(axis,) for axis in range(axes)]
 
 
-def _broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Repeats are free: arrays are constant along them."""
     value, shape = inputs[0], eqn.outvars[0].aval.shape
     if len(inputs) > 1:  # a shape known only at run time
-        return unknown(walk, eqn, inputs)
+        return pin_all(walk, eqn, inputs)
     axes = [fresh(size, free=True) for size in shape]
     sources: list[tuple[int, ...]] = [()] * len(shape)
     for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
         if size_of(value.axes[axis]) == shape[place]:
             axes[place], sources[place] = value.axes[axis], (axis,)
-    return _moved(walk, value, axes, sources)
+    return _moved(walk, eqn, value, axes, sources)
 
 
-def _reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Flatten and unflatten runs of axes that hold the same elements."""
     value, shape = inputs[0], eqn.outvars[0].aval.shape
     if len(inputs) > 1 or eqn.params.get("dimensions") is not None:
-        return unknown(walk, eqn, inputs)
+        return pin_all(walk, eqn, inputs)
     before, axes, sources = value.shape, [], []
     start = stop = 0
     while stop < len(shape) or start < len(before):
@@ -77,20 +84,23 @@ def _reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         source = tuple(range(first, start))
         axes += distribute(product([value.axes[axis] for axis in source]), shape[place:stop])
         sources += [source] * (stop - place)
-    return _moved(walk, value, axes, sources)
+    return _moved(walk, eqn, value, axes, sources)
 
 
-def _transpose(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def transpose(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Axes in another order."""
     order = eqn.params["permutation"]
-    return _moved(walk, inputs[0], [inputs[0].axes[a] for a in order], [(a,) for a in order])
+    return _moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in order], [(a,) for a in order])
 
 
-def _squeeze(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def squeeze(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Without axes of one position."""
     left = [a for a in range(len(inputs[0].axes)) if a not in eqn.params["dimensions"]]
-    return _moved(walk, inputs[0], [inputs[0].axes[a] for a in left], [(a,) for a in left])
+    return _moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in left], [(a,) for a in left])
 
 
-def _reverse(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reverse(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Positions are counted from the other end."""
     return _positions(walk, eqn, inputs[0], eqn.params["dimensions"])
 
 
@@ -100,37 +110,43 @@ def _positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> lis
     for axis in pinned:
         pin(axes[axis], reason)
         axes[axis] = fresh(eqn.outvars[0].aval.shape[axis], reason=reason)
-    return _moved(walk, value, axes, _kept(len(axes)))
+    return _moved(walk, eqn, value, axes, _kept(len(axes)))
 
 
-def along(*keys: str) -> Rule:
+def along(*keys: str) -> AxisRule:
     """The rule for primitives for which order matters along the axes that a parameter names."""
 
     def rule(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-        reason, outputs = walk.where(eqn), []
         named = next(eqn.params[key] for key in keys if key in eqn.params)
-        axes = [named] if isinstance(named, int) else list(named)
-        for value in inputs:
-            for axis in axes:
-                pin(value.axes[axis], reason)
-        joined = list(inputs[0].axes)
-        for value in inputs[1:]:
-            joined = [join(a, b) for a, b in zip(joined, value.axes, strict=True)]
-        for var in eqn.outvars:
-            rank = len(var.aval.shape)
-            left = [a for a in range(len(joined)) if a not in axes or rank == len(joined)]
-            out = [joined[a] for a in left]
-            for place, axis in enumerate(left):
-                if axis in axes:
-                    out[place] = fresh(var.aval.shape[place], reason=reason)
-            outputs.append(Value(tuple(out)))
-        walk.record(eqn.primitive.name, inputs, outputs, axes=axes)
-        return outputs
+        return ordered(walk, eqn, inputs, [named] if isinstance(named, int) else list(named))
 
     return rule
 
 
-def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) -> list[Value]:
+    """Pin some axes, which the outputs may lack or have at another length; join the others."""
+    reason, outputs = walk.where(eqn), []
+    for value in inputs:
+        for axis in axes:
+            pin(value.axes[axis], reason)
+    joined = list(inputs[0].axes)
+    for value in inputs[1:]:
+        joined = [join(a, b) for a, b in zip(joined, value.axes, strict=True)]
+    kept: list[int] = []
+    for var in eqn.outvars:
+        shape = var.aval.shape
+        kept = [a for a in range(len(joined)) if a not in axes or len(shape) == len(joined)]
+        out = [joined[axis] for axis in kept]
+        for place, axis in enumerate(kept):
+            if axis in axes:
+                out[place] = fresh(shape[place], reason=reason)
+        outputs.append(Value(tuple(out)))
+    walk.record(eqn.primitive.name, Reduce(kept, walk.scaling(eqn)), inputs, outputs)
+    return outputs
+
+
+def concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """One axis becomes the sum of the inputs' axes."""
     dimension = eqn.params["dimension"]
     axes = list(inputs[0].axes)
     for value in inputs[1:]:
@@ -141,11 +157,12 @@ def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         reason = next(atom.reason for atom in atoms_of(axes[dimension]) if not atom.free)
         axes[dimension] = fresh(size_of(axes[dimension]), reason=reason)
     result = Value(tuple(axes), merged_origin(inputs, tuple(size_of(axis) for axis in axes)))
-    walk.record("concatenate", inputs, [result], dimension=dimension)
+    walk.record("concatenate", Concatenate(dimension), inputs, [result])
     return [result]
 
 
-def _stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A new axis of positions."""
     place, reason = eqn.params["axis"], walk.where(eqn)
     axes = list(inputs[0].axes)
     for value in inputs[1:]:
@@ -155,19 +172,21 @@ def _stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     if origin is not None:
         origin = (*origin[:place], frozenset(), *origin[place:])
     result = Value(tuple(axes), origin)
-    walk.record("stack", inputs, [result], dimension=place)
+    walk.record("stack", Stack(place), inputs, [result])
     return [result]
 
 
-def _tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Units repeated as a whole."""
     axes = [
         product([fresh(times, free=True), axis])
         for times, axis in zip(eqn.params["reps"], inputs[0].axes, strict=True)
     ]
-    return _moved(walk, inputs[0], axes, _kept(len(axes)))
+    return _moved(walk, eqn, inputs[0], axes, _kept(len(axes)))
 
 
-def _pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Numbers before and behind an axis; free, as they are all the same."""
     value, filler = inputs
     axes, reason = list(value.axes), walk.where(eqn)
     for axis, config in enumerate(eqn.params["padding_config"]):
@@ -181,7 +200,7 @@ def _pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
             axes[axis] = fresh(low, free=True) * (low > 0) + axes[axis]
             axes[axis] = expand(axes[axis] + fresh(high, free=True) * (high > 0))
     result = Value(tuple(axes), value.origin)
-    walk.record("pad", [value, filler], [result])
+    walk.record("pad", Pad(), [value, filler], [result])
     return [result]
 
 
@@ -201,7 +220,8 @@ def _part(axis: Axis, start: int, stop: int, reason: str) -> Axis:
     return tuple(inside)
 
 
-def _slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def slice_(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Parts of axes; a stride leaves positions."""
     value, reason = inputs[0], walk.where(eqn)
     axes, shape = list(value.axes), eqn.outvars[0].aval.shape
     strides = eqn.params["strides"] or (1,) * len(axes)
@@ -212,26 +232,29 @@ def _slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         else:
             pin(axes[axis], reason)
             axes[axis] = fresh(shape[axis], reason=reason)
-    return _moved(walk, value, axes, _kept(len(axes)))
+    return _moved(walk, eqn, value, axes, _kept(len(axes)))
 
 
-def _split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Parts of one axis."""
     value, axis, start, outputs = inputs[0], eqn.params["axis"], 0, []
     for size in eqn.params["sizes"]:
         axes = list(value.axes)
         axes[axis] = _part(axes[axis], start, start + int(size), walk.where(eqn))
-        outputs += _moved(walk, value, axes, _kept(len(axes)))
+        outputs += _moved(walk, eqn, value, axes, _kept(len(axes)))
         start += int(size)
     return outputs
 
 
-def _dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A part that starts where the data say."""
     shape = eqn.outvars[0].aval.shape
     moving = [axis for axis, size in enumerate(inputs[0].shape) if size != shape[axis]]
     return _positions(walk, eqn, inputs[0], moving)
 
 
-def _dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A part that is written over where the data say."""
     value, update = inputs[0], inputs[1]
     reason, axes = walk.where(eqn), []
     for axis, given in zip(value.axes, update.axes, strict=True):
@@ -242,11 +265,12 @@ def _dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list
             pin(given, reason)
             axes.append(fresh(size_of(axis), reason=reason))
     result = Value(tuple(axes))
-    walk.record("concatenate", [value, update], [result], dimension=None)
+    walk.record("dynamic_update_slice", Concatenate(None), [value, update], [result])
     return [result]
 
 
-def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Whole axes stay, and what is looked up by index has positions."""
     table, indices = inputs
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     reason, shape = walk.where(eqn), eqn.outvars[0].aval.shape
@@ -272,12 +296,13 @@ def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     for axis, pairs in enumerate(table.origin or ()):
         if axis not in gone:
             walk.produced |= pairs
-    walk.record("move", [table], [result], sources=sources)
-    walk.record("decide", [indices], [])
+    walk.record("gather", Move(sources), [table], [result])
+    walk.record("gather", Decide(), [indices], [])
     return [result]
 
 
-def _iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Counted positions."""
     del walk, inputs
     shape, along_axis = eqn.params["shape"], eqn.params["dimension"]
     reason = "positions are counted along it"
@@ -286,30 +311,3 @@ def _iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         for axis, size in enumerate(shape)
     )
     return [Value(axes, (frozenset(),) * len(shape))]
-
-
-RULES: dict[str, Callable[..., list[Value]]] = {
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "transpose": _transpose,
-    "squeeze": _squeeze,
-    "rev": _reverse,
-    "concatenate": _concatenate,
-    "stack": _stack,
-    "tile": _tile,
-    "pad": _pad,
-    "slice": _slice,
-    "split": _split,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "gather": _gather,
-    "iota": _iota,
-    "sort": along("dimension"),
-    "argmax": along("axes"),
-    "argmin": along("axes"),
-    "cumsum": along("axis"),
-    "cumprod": along("axis"),
-    "cummax": along("axis"),
-    "cummin": along("axis"),
-    "cumlogsumexp": along("axis"),
-}

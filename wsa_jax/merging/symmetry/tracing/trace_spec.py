@@ -1,5 +1,6 @@
 """Infer a model's spec from the jaxpr of the function that applies it."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,18 +10,19 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Role, Tie, check_spec
-from wsa_jax.merging.symmetry.tracing import rules_compute, rules_shape
 from wsa_jax.merging.symmetry.tracing.admitted_maps import Degree, admitted
 from wsa_jax.merging.symmetry.tracing.axes import Atom, expand, fresh, pin
-from wsa_jax.merging.symmetry.tracing.interpreter import Value, Walk
-from wsa_jax.merging.symmetry.tracing.nesting import fits, owners
+from wsa_jax.merging.symmetry.tracing.interpreter import Walk
+from wsa_jax.merging.symmetry.tracing.nesting import lies_in_units_of, possible_parents
+from wsa_jax.merging.symmetry.tracing.primitives import PRIMITIVES
+from wsa_jax.merging.symmetry.tracing.rules_compute import WINDOW
+from wsa_jax.merging.symmetry.tracing.steps import Value
 from wsa_jax.scope.layers import Rule
 from wsa_jax.tree import key_path
 
-_RULES = rules_shape.RULES | rules_compute.RULES
 _INPUT, _OUTPUT = "an input", "an output"
 # Not worth reporting: nobody expects these to move.
-_EVIDENT = frozenset({_INPUT, _OUTPUT, rules_compute.WINDOW})
+_EVIDENT = frozenset({_INPUT, _OUTPUT, WINDOW})
 _STATISTICS = frozenset({"mean", "var", "running_mean", "running_var"})
 
 
@@ -129,18 +131,13 @@ def trace(
     """Like `trace_spec`, but with what the spec was read from."""
     function, arrays, names = flatten(apply_fn, params, inputs)
     jaxpr = jax.make_jaxpr(function)(*arrays)
-    walk, count = Walk(_RULES), len(names)
-    leaves = [
-        Value(
-            tuple(fresh(size) for size in array.shape),
-            tuple(frozenset({(index, axis)}) for axis in range(len(array.shape))),
-        )
-        for index, array in enumerate(arrays[:count])
-    ]
+    walk, count = Walk(PRIMITIVES), len(names)
+    # Parameters start free to move; inputs and outputs are the function's own and never move.
+    leaves = [_leaf(index, array.shape) for index, array in enumerate(arrays[:count])]
     given = [
         Value(tuple(fresh(size, reason=_INPUT) for size in array.shape)) for array in arrays[count:]
     ]
-    for output in walk.closed(jaxpr, [*leaves, *given]):
+    for output in walk.run(jaxpr, [*leaves, *given]):
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
@@ -148,18 +145,21 @@ def trace(
     for value in walk.values():
         for axis in value.axes:
             expand(axis)
+    # What is never read could be moved alone, which would mean nothing.
     order = _order(walk)
-    unread = [index for index in range(count) if index not in order]
-    for index in unread:
+    for index in set(range(count)) - set(order):
         for axis in leaves[index].axes:
             pin(axis, "the function does not read it")
+    # Only now is it settled which atoms move, and so where each one's units lie.
     is_stat = [statistics(name, array) for name, array in zip(names, arrays, strict=False)]
     ties = _ties(walk, leaves, names, is_stat, order)
-    for atom, found in list(ties.items()):
-        if not any(tie.role == "produced" for tie in found):
+    # Units that nothing here makes are indices of something outside, such as a vocabulary.
+    for atom, places in list(ties.items()):
+        if not any(tie.role == "produced" for tie in places):
             pin(((atom,),), "nothing here produces its units")
             del ties[atom]
 
+    # Maps other than permutations need a second pass: powers follow from roles, known only now.
     degrees = [
         (leaf, [_degree(walk, index, axis, is_stat[index]) for axis in range(len(leaf.axes))])
         for index, leaf in enumerate(leaves)
@@ -167,8 +167,14 @@ def trace(
     admits = admitted(ties, walk.steps, degrees)
     groups, atoms = _groups(ties, leaves, walk, admits)
     spec = AxisSpec(groups=tuple(groups), pinned=tuple(_pinned(leaves, names, ties)))
+    # A spec written by hand is checked, so one read off a function is, too.
     check_spec(spec, dict(zip(names, arrays[:count], strict=True)))
     return Traced(spec, jaxpr, walk, atoms)
+
+
+def _leaf(index: int, shape: Sequence[int]) -> Value:
+    origin = tuple(frozenset({(index, axis)}) for axis in range(len(shape)))
+    return Value(tuple(fresh(size) for size in shape), origin)
 
 
 def _is_array(leaf: Any) -> bool:
@@ -219,8 +225,14 @@ def _ties(
                 for atom in segment:
                     if atom.reason is None:
                         inner = length // (outer * atom.size)
-                        tie = Tie(leaf=names[index], axis=axis, role=role, offset=offset,
-                                  outer=outer, inner=inner)  # fmt: skip
+                        tie = Tie(
+                            leaf=names[index],
+                            axis=axis,
+                            role=role,
+                            offset=offset,
+                            outer=outer,
+                            inner=inner,
+                        )
                         _append(ties.setdefault(atom, []), tie, atom.size)
                     outer *= atom.size
                 offset += length
@@ -232,8 +244,7 @@ def _append(ties: list[Tie], tie: Tie, size: int) -> None:
     for index, last in enumerate(ties):
         stop = last.offset + last.outer * size * last.inner
         if (last.leaf, last.axis, last.inner, stop) == (tie.leaf, tie.axis, tie.inner, tie.offset):
-            ties[index] = Tie(leaf=last.leaf, axis=last.axis, role=last.role, offset=last.offset,
-                              outer=last.outer + tie.outer, inner=last.inner)  # fmt: skip
+            ties[index] = dataclasses.replace(last, outer=last.outer + tie.outer)
             return
     ties.append(tie)
 
@@ -241,12 +252,11 @@ def _append(ties: list[Tie], tie: Tie, size: int) -> None:
 def _groups(
     ties: dict[Atom, list[Tie]], leaves: Sequence[Value], walk: Walk, admits: Any
 ) -> tuple[list[Group], dict[str, Atom]]:
-    found = owners(list(ties), [*leaves, *walk.values()])
     parents: dict[Atom, Atom | None] = {}
-    for atom, candidates in found.items():
-        parents[atom] = next(
-            (o for o in candidates if fits(ties[atom], atom.size, ties[o], o.size)), None
-        )
+    for atom, candidates in possible_parents(list(ties), [*leaves, *walk.values()]).items():
+        size, places = atom.size, ties[atom]
+        inside = (o for o in candidates if lies_in_units_of(places, size, ties[o], o.size))
+        parents[atom] = next(inside, None)
     names: dict[Atom, str] = {}
     for atom in ties:
         names[atom] = _name(ties[atom], parents[atom] is not None, names.values())
@@ -254,11 +264,11 @@ def _groups(
         Group(
             name=names[atom],
             size=atom.size,
-            ties=tuple(found_ties),
+            ties=tuple(places),
             admits=admits[atom],
             parent=None if (parent := parents[atom]) is None else names[parent],
         )
-        for atom, found_ties in ties.items()
+        for atom, places in ties.items()
     ]
     return groups, {name: atom for atom, name in names.items()}
 
@@ -280,14 +290,14 @@ def _pinned(
     leaves: Sequence[Value], names: Sequence[str], ties: dict[Atom, list[Tie]]
 ) -> Iterable[Pinned]:
     """Axes with atoms that do not move: all except the evident, and all that move in part."""
-    partial = {(tie.leaf, tie.axis) for found in ties.values() for tie in found}
+    moving = {(tie.leaf, tie.axis) for places in ties.values() for tie in places}
     for name, leaf in zip(names, leaves, strict=True):
         for axis, given in enumerate(leaf.axes):
             segments = expand(given)
             reasons = [a.reason for segment in segments for a in segment if a.reason is not None]
-            told = [reason for reason in reasons if reason not in _EVIDENT]
-            if (name, axis) not in partial:
-                if told:
-                    yield Pinned(leaf=name, axis=axis, reason=told[0])
+            telling = [reason for reason in reasons if reason not in _EVIDENT]
+            if (name, axis) not in moving:
+                if telling:
+                    yield Pinned(leaf=name, axis=axis, reason=telling[0])
             elif any(not any(atom in ties for atom in segment) for segment in segments):
-                yield Pinned(leaf=name, axis=axis, reason=[*told, *reasons, "a single unit"][0])
+                yield Pinned(leaf=name, axis=axis, reason=[*telling, *reasons, "a single unit"][0])
