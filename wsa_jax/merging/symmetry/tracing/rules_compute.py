@@ -52,7 +52,7 @@ def elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     result = Value(
         tuple(axes), origin, inputs[0].constant if eqn.primitive.name in _COPIES else None
     )
-    floating = bool(jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact))
+    floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
     walk.record(eqn.primitive.name, Elementwise(scaling, floating), inputs, [result])
     return [result]
 
@@ -61,7 +61,7 @@ def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Each output is its input."""
     outputs = [Value(value.axes, value.origin, value.constant) for value in inputs]
     for value, var, result in zip(inputs, eqn.outvars, outputs, strict=True):
-        floating = bool(jnp.issubdtype(var.aval.dtype, jnp.inexact))
+        floating = jnp.issubdtype(var.aval.dtype, jnp.inexact)
         walk.record(eqn.primitive.name, Elementwise(Scaling.SAME, floating), [value], [result])
     return outputs
 
