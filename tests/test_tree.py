@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsa_jax.tree import check_finite, check_same_structure, lerp, stack, unstack, weighted_mean
+from wsa_jax import checks
+from wsa_jax.tree import lerp, stack, unstack, weighted_mean
 
 
 def model(seed, dtype=jnp.float32):
@@ -54,7 +55,7 @@ def test_another_structure_names_the_leaf(change, message):
 
 def test_the_first_of_several_differing_leaves_is_named():
     with pytest.raises(ValueError, match="leaf a is only"):
-        check_same_structure({"a": 1.0, "b": 1.0, "c": 1.0}, {"d": 1.0, "e": 1.0})
+        checks.same_structure({"a": 1.0, "b": 1.0, "c": 1.0}, {"d": 1.0, "e": 1.0})
 
 
 @pytest.mark.parametrize("t", [0, 1, 0.25, -0.5, 1.5, np.float32(0.75), jnp.float32(0.1)])
@@ -129,6 +130,6 @@ def test_weight_0_leaves_out_nan():
 def test_check_finite_names_the_leaf(value):
     bad = model(0)
     bad["dense"]["kernel"] = bad["dense"]["kernel"].at[:, 0].set(value).astype(jnp.bfloat16)
-    check_finite(model(0))
+    checks.finite(model(0))
     with pytest.raises(ValueError, match=r"leaf dense/kernel of params holds 3 .*values of 6"):
-        check_finite(bad)
+        checks.finite(bad)

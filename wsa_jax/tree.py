@@ -5,38 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-# Attributes in which module systems hold a leaf.
-_WRAPPERS = frozenset({"value", "raw_value"})
-
-
-def key_path(path: tuple[Any, ...]) -> str:
-    """Join a JAX key path with slashes, without the wrapper names that module systems add.
-
-    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})
-    >>> key_path(path)
-    'Conv_0/kernel'
-    """
-    # Only the attribute of a wrapped leaf: a layer may be called value too, as in attention.
-    if path and getattr(path[-1], "name", None) in _WRAPPERS:
-        path = path[:-1]
-    parts = [jax.tree_util.keystr((entry,), simple=True).lstrip(".") for entry in path]
-    return "/".join(part for part in parts if part)
-
-
-def is_weight(leaf: Any) -> bool:
-    """Whether a leaf is a floating-point array (not an integer counter, a key or a function).
-
-    >>> is_weight(jnp.ones(3)), is_weight(jnp.arange(3)), is_weight(jax.nn.relu)
-    (True, False, False)
-    """
-    return (
-        hasattr(leaf, "dtype")
-        and hasattr(leaf, "shape")
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
+from wsa_jax import checks
+from wsa_jax.leaves import is_array as is_array
+from wsa_jax.leaves import is_key as is_key
+from wsa_jax.leaves import is_traced as is_traced
+from wsa_jax.leaves import is_weight as is_weight
+from wsa_jax.leaves import key_path as key_path
 
 
 def stack(models: Sequence[PyTree]) -> PyTree:
@@ -54,7 +30,7 @@ def stack(models: Sequence[PyTree]) -> PyTree:
     if not models:
         raise ValueError("stack was given no model; give at least one")
     for other in models[1:]:
-        check_same_structure(models[0], other)
+        checks.same_structure(models[0], other)
     return jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if is_array(leaves[0]) else leaves[0], *models
     )
@@ -99,7 +75,7 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     >>> lerp({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.25)["w"].item()
     1.5
     """
-    check_same_structure(first, second)
+    checks.same_structure(first, second)
 
     def mix(a: Any, b: Any) -> Any:
         if not is_weight(a):
@@ -132,15 +108,6 @@ def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree
     return jax.tree.map(mean, models)
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a number, not for example a function in an Equinox module.
-
-    >>> is_array(jnp.ones(2)), is_array(2.0), is_array(jax.nn.relu)
-    (True, True, False)
-    """
-    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
-
-
 def wide(leaf: ArrayLike) -> Array:
     """Return the leaf in float32, or in its own dtype where that is wider.
 
@@ -151,91 +118,38 @@ def wide(leaf: ArrayLike) -> Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of JAX keys.
+def as_list(models: PyTree) -> list[PyTree]:
+    """Return a plain list or tuple of models as a list, and split a stack ``[models, ...]``.
 
-    >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))
-    (True, False)
+    Raises:
+      ValueError: leading axes of unequal length, or no array that tells the number of models.
+
+    >>> [model["w"].item() for model in as_list({"w": jnp.arange(2.0)})]
+    [0.0, 1.0]
     """
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return list(models) if type(models) in (list, tuple) else unstack(as_stack(models))
 
 
-def check_same_structure(first: PyTree, second: PyTree) -> None:
-    """Raise a ValueError that names the first leaf in which two models differ in path or shape.
+def as_stack(models: PyTree) -> PyTree:
+    """Return a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
 
-    >>> check_same_structure({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
-    Traceback (most recent call last):
-    ValueError: leaf w has shape (2,) in the first model and (3,) in the second; ...
+    A list is always taken for a list of models: a stack of models that are themselves lists of
+    layers has to be given as a list of models (see `wsa_jax.tree.unstack`).
+
+    Raises:
+      ValueError: no models, models that differ (the leaf is named), or leading axes of unequal
+        length.
+
+    >>> as_stack([{"w": jnp.zeros(2)}] * 3)["w"].shape
+    (3, 2)
     """
-    ours = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(first)}
-    theirs = {key_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(second)}
-    for name in [*ours, *theirs]:
-        if name in ours and name in theirs:
-            continue
-        where = "first" if name in ours else "second"
+    if type(models) in (list, tuple):
+        return stack(models)
+    leaves = filter(is_array, jax.tree.leaves(models))
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) > 1 or lengths & {(), (0,)}:
         raise ValueError(
-            f"leaf {name} is only in the {where} model; the architectures must be equal"
+            f"models is not a stack: its leaves' leading axes are {sorted(lengths)}; "
+            "give leaves [models, ...] or a list of models"
         )
-    for name, leaf in ours.items():
-        shape, other = _shape(leaf), _shape(theirs[name])
-        if shape != other:
-            raise ValueError(
-                f"leaf {name} has shape {shape} in the first model and {other} in the second; "
-                "the architectures must be equal"
-            )
-
-
-def check_finite(params: PyTree, what: str = "params") -> None:
-    """Raise a ValueError that names the first leaf holding NaN or infinity: a host check.
-
-    >>> check_finite({"w": jnp.array([1.0, jnp.nan])})
-    Traceback (most recent call last):
-    ValueError: leaf w of params holds 1 NaN or infinite value of 2; ...
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not is_weight(leaf):
-            continue
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, np.float32)).sum())
-        if bad:
-            raise ValueError(
-                f"leaf {key_path(path)} of {what} holds {bad} NaN or infinite "
-                f"value{'s' if bad > 1 else ''} of {np.size(leaf)}; give finite weights"
-            )
-
-
-def check_floating(params: PyTree) -> None:
-    """Raise a ValueError that names the first leaf that a gradient step cannot move.
-
-    >>> check_floating({"w": np.ones(2), "count": np.arange(2, dtype=np.int32)})
-    Traceback (most recent call last):
-    ValueError: leaf count of params is of type int32; ...
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if isinstance(leaf, float) or is_weight(leaf):
-            continue
-        kind = getattr(leaf, "dtype", type(leaf).__name__)
-        raise ValueError(
-            f"leaf {key_path(path)} of params is of type {kind}; give floating-point arrays only, "
-            "and keep what is not trained in the model state or inside the task's functions"
-        )
-
-
-def check_shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
-    """Raise a ValueError if concrete weights of models are negative, not finite or all 0.
-
-    >>> check_shares([-1.0, 2.0], "weights")
-    Traceback (most recent call last):
-    ValueError: weights [-1.0, 2.0] are not shares; give finite numbers >= 0, not all 0
-    """
-    if isinstance(weights, jax.core.Tracer):
-        return
-    values = np.asarray(weights, np.float64)
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise ValueError(
-            f"{what} {values.tolist()} are not shares; give finite numbers >= 0, not all 0"
-        )
-
-
-def _shape(leaf: Any) -> tuple[int, ...]:
-    """The shape of an array; () for anything else, such as a function in an Equinox module."""
-    return tuple(getattr(leaf, "shape", ()))
+    return models

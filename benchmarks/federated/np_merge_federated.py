@@ -184,7 +184,7 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
         target = fuse_scopes(jax.vmap(weight_scope)(models))
         params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
         sums = evaluate(task, params, {}, *judged)
-        accuracy.append(float(sums.correct / sums.count))
+        accuracy.append(float(sums.means()["accuracy"]))
         loss.append(float(sums.loss / sums.count))
     wsa = WeightScopeAlignment(strength=config.strength) if config.strength else None
     sent = bytes_per_round(fed_avg(), params, wsa=wsa)

@@ -259,7 +259,7 @@ def accuracy_and_loss(
 
     sums = evaluate(task, params, model_state, *part)
     return {
-        "accuracy": float(sums.correct / sums.count),
+        "accuracy": float(sums.means()["accuracy"]),
         "loss": float(sums.loss / sums.count),
     }
 

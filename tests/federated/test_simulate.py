@@ -106,7 +106,7 @@ class TestInputs:
         self, tiny_task, tiny_data, tiny_partition, change, layers
     ):
         def loss(key, params, model_state, batch):
-            pixels = batch.images.reshape(len(batch.images), -1) / 16
+            pixels = batch.inputs.reshape(len(batch.inputs), -1) / 16
             if "in" in params:
                 logits = pixels @ params["in"] @ params["out"]
             else:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wsa_jax import checks
 from wsa_jax.merging import (
     METHODS,
     Budget,
@@ -21,7 +22,6 @@ from wsa_jax.merging import (
 )
 from wsa_jax.merging.methods import _activations
 from wsa_jax.training import evaluate
-from wsa_jax.tree import check_same_structure
 
 BUDGET = Budget(steps=4, batch_size=10)
 
@@ -65,7 +65,7 @@ def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
     result = METHODS[name](jax.random.key(3), spec, models, evidence, budget=BUDGET)
     again = METHODS[name](jax.random.key(3), spec, models, evidence, budget=BUDGET)
     assert isinstance(result, MergeResult)
-    check_same_structure(models[0].params, result.params)
+    checks.same_structure(models[0].params, result.params)
     for ours, same, other in zip(
         *map(jax.tree.leaves, (models[0].params, result.params, again.params)), strict=True
     ):

@@ -278,7 +278,7 @@ class TestEvaluate:
     def test_no_examples_count_0(self, tiny_task, tiny_data):
         params, _ = tiny_task.init(KEYS[0])
         sums = evaluate(tiny_task, params, {}, *(part[:0] for part in tiny_data))
-        assert tuple(sums) == (0, 0, 0)
+        assert (sums.loss, sums.correct, sums.count) == (0, 0, 0)
 
 
 class TestClassification:
@@ -296,7 +296,7 @@ class TestClassification:
         params, _ = tiny_task.init(jax.random.key(0))
         half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
         batch = Batch(*map(jnp.asarray, tiny_data), jnp.ones(60))
-        assert tiny_task.logits(half, {}, batch.images).dtype == jnp.bfloat16
+        assert tiny_task.logits(half, {}, batch.inputs).dtype == jnp.bfloat16
         loss, _ = tiny_task.loss(jax.random.key(0), half, {}, batch)
         assert loss.dtype == jnp.float32
         whole, _ = tiny_task.loss(jax.random.key(0), params, {}, batch)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
+from wsa_jax import checks
 from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.proximal import proximal_scope
 from wsa_jax.scope.regularization import Scale, regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
-from wsa_jax.training.settings import check_sgd
 from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import is_key, wide
 
@@ -40,7 +40,7 @@ class LocalSettings:
     momentum: float | int = 0.0
 
     def __post_init__(self):
-        check_sgd(self)
+        checks.sgd_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
+from wsa_jax import checks
 from wsa_jax.federated.add_on import WeightScopeAlignment, initial_target
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
@@ -39,10 +40,9 @@ from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
-from wsa_jax.training.labels import check_data
-from wsa_jax.training.settings import check_count
-from wsa_jax.training.task import Task, check_statistics, evaluate
-from wsa_jax.tree import check_finite, check_floating
+from wsa_jax.training.checks import check_data, check_statistics
+from wsa_jax.training.evaluation import evaluate
+from wsa_jax.training.task import Task
 
 Schedule = Callable[[int], Any]
 
@@ -154,9 +154,9 @@ def simulate(
     check_statistics(params, model_state, collections)
     collections = collections if model_state is None else model_state
     initial = initial if params is None else params
-    check_floating(initial)
+    checks.floating(initial)
     initial = jax.tree.map(jnp.asarray, initial)
-    check_finite(initial)
+    checks.finite(initial)
     sets = {"train": train} if test is None else {"train": train, "test": test}
     check_data(task, initial, collections, sets)
     select, left_out = diagnosed_layers(initial, wsa)
@@ -244,8 +244,8 @@ def simulate(
                     task, algorithm.evaluated(server, params), model_state, *held_out,
                     batch_size=execution.evaluation_batch,
                 )  # fmt: skip
-                rows[-1]["test_accuracy"] = json_number(sums.correct / sums.count)
-                rows[-1]["test_loss"] = json_number(sums.loss / sums.count)
+                for name, value in sums.means().items():
+                    rows[-1][f"test_{name}"] = json_number(value)
             history.extend(rows)
             if run is not None:
                 run.append(rows)
@@ -275,9 +275,9 @@ def _check_settings(
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
     check_participants(participants, partition.clients)
-    check_count("evaluate_every", evaluate_every)
+    checks.count("evaluate_every", evaluate_every)
     if checkpoint_every is not None:
-        check_count("checkpoint_every", checkpoint_every)
+        checks.count("checkpoint_every", checkpoint_every)
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "

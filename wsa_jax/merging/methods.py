@@ -22,7 +22,8 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
 from wsa_jax.scope.regularization import check_strength
-from wsa_jax.training.task import Task, evaluate
+from wsa_jax.training.evaluation import evaluate
+from wsa_jax.training.task import Task
 from wsa_jax.tree import stack
 
 AlignName = Literal["none", "weight", "activation", "rescaling", "rescaling, weight"]
@@ -228,9 +229,12 @@ def learned(
     scores = None
     if order == "accuracy":
         images, labels = np.asarray(evidence.images), np.asarray(evidence.labels)
-        scores = [
-            float(evaluate(evidence.task, *model, images, labels).correct) for model in models
-        ]
+        means = [evaluate(evidence.task, *model, images, labels).means() for model in models]
+        if "accuracy" not in means[0]:
+            raise ValueError(
+                "order 'accuracy' needs a task that counts correct answers; give 'given' or 'tree'"
+            )
+        scores = [float(found["accuracy"]) for found in means]
     return np_merge_many(
         key, evidence.task.loss, params, order=order, scores=scores, model_state=state, **rest
     )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Shaped
 
-from wsa_jax.merging.check import check_models
+from wsa_jax import checks
 from wsa_jax.merging.evaluate.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
@@ -20,8 +20,9 @@ from wsa_jax.merging.methods import (
     applicable,
 )
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
-from wsa_jax.training.labels import check_labels, check_one_label_each, class_count
-from wsa_jax.training.task import Metrics, evaluate
+from wsa_jax.training.checks import check_labels, check_one_label_each, class_count
+from wsa_jax.training.evaluation import evaluate
+from wsa_jax.training.task import Metrics
 
 Row = dict[str, Any]
 
@@ -114,7 +115,7 @@ def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: An
     if len(models) < 2:
         raise ValueError(f"{len(models)} model to merge; give at least two")
     check_spec(spec, models[0].variables)
-    check_models([model.variables for model in models])
+    checks.models([model.variables for model in models])
     classes = class_count(evidence.task, *models[0], evidence.images)
     for what, images, labels in (("evidence", *evidence[1:]), ("test", *test)):
         if not len(labels):
@@ -128,10 +129,10 @@ def _evaluate(evidence: Evidence, model: Model, test: Any) -> Metrics:
 
 
 def _row(name: str, sums: Metrics | None, seconds: float = 0.0, info: Any = None) -> Row:
+    found = {} if sums is None else {name: float(value) for name, value in sums.means().items()}
     return {
         "method": name,
-        "accuracy": None if sums is None else float(sums.correct / sums.count),
-        "loss": None if sums is None else float(sums.loss / sums.count),
+        **({"accuracy": None, "loss": None} | found),
         "seconds": seconds,
         "info": info or {},
     }

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
+from wsa_jax import checks
 from wsa_jax.scope.layers import Layer, Rule, kernels, select_layers
-from wsa_jax.tree import check_shares
 
 STD_FLOOR = 1e-6
 """Standard deviations below this are treated as this in divergences and their gradients."""
@@ -123,7 +123,7 @@ def fuse_scopes(
         raise ValueError(
             f"weights of shape {share.shape} for {models} models; give one weight per model"
         )
-    check_shares(share, "weights")
+    checks.shares(share, "weights")
     share = (share / share.sum()).reshape((models,) + (1,) * (stacked.mean.ndim - 1))
 
     def fuse(values: Any) -> Array:

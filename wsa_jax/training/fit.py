@@ -12,16 +12,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shaped
 
+from wsa_jax import checks
 from wsa_jax.runs.checkpoint import digest
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import check_strength, regularize_scope
 from wsa_jax.scope.scope import WeightScope, weight_scope
 from wsa_jax.scope.stability import check_bound
+from wsa_jax.training.checks import check_data, check_statistics
 from wsa_jax.training.fit_directory import FitDirectory, fit_identity
-from wsa_jax.training.labels import check_data
-from wsa_jax.training.settings import check_sgd
-from wsa_jax.training.task import Batch, Task, check_statistics
-from wsa_jax.tree import check_finite, check_floating, check_same_structure, is_key
+from wsa_jax.training.task import Batch, Task, take
+from wsa_jax.types import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class FitSettings:
     select: Rule = kernels
 
     def __post_init__(self):
-        check_sgd(self)
+        checks.sgd_settings(self)
 
 
 class FitResult(NamedTuple):
@@ -50,8 +50,8 @@ class FitResult(NamedTuple):
 def fit(
     key: Key[Array, "*models"],
     task: Task,
-    images: Array | np.ndarray,
-    labels: Shaped[Array | np.ndarray, " examples"],
+    inputs: Inputs,
+    labels: Shaped[Array | np.ndarray, "examples ..."],
     *,
     settings: FitSettings,
     learning_rate: Real[ArrayLike, ""] | optax.Schedule = 0.1,
@@ -72,8 +72,8 @@ def fit(
     Args:
       key: one key, or keys ``[models]``: each draws its own initial weights and data order.
       task: what is trained, for example `classification`.
-      images: ``[examples, ...]``, shared by all models.
-      labels: ``[examples]``.
+      inputs: ``[examples, ...]``, or a pytree of such arrays; shared by all models.
+      labels: ``[examples]``, or ``[examples, ...]`` where each example has several.
       settings: static settings; changing one compiles again.
       learning_rate: a number or an optax schedule of the step, warm-up and decay included.
       target: weight scope that all models are held to, ``[layers]``.
@@ -98,11 +98,7 @@ def fit(
         another run.
       CheckpointError: the newest checkpoint is torn.
     """
-    if not is_key(key):
-        raise ValueError(
-            f"key is an array of {jnp.result_type(key)}, not of keys; give jax.random.key(seed), "
-            "or jax.random.split of it for several models"
-        )
+    checks.key(key)
     count, steps = labels.shape[0], settings.steps
     if not 0 < settings.batch_size <= count:
         raise ValueError(
@@ -118,7 +114,7 @@ def fit(
     one_params, one_state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype), shapes
     )
-    check_data(task, one_params, one_state, {"the training data": (images, labels)})
+    check_data(task, one_params, one_state, {"the training data": (inputs, labels)})
     map_models = jax.default_backend() == "cpu" if map_models is None else map_models
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
@@ -131,12 +127,12 @@ def fit(
         identity = fit_identity(
             key, task.settings, settings, rates, target,
             digest(strengths) if callable(strength) else strength,
-            (state.params, state.model_state), (images, labels),
+            (state.params, state.model_state), (inputs, labels),
         )  # fmt: skip
         run = FitDirectory(directory, identity)
         done, state = run.resume(state)
         every = checkpoint_every or -(-steps // 10)
-    data = jnp.asarray(images), jnp.asarray(labels)
+    data = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
     while done < steps:
         stop = min((done // every + 1) * every, steps)
         state = advance(key, state, *data, rates, done, stop, target, strengths)
@@ -210,7 +206,7 @@ def _advance(
     settings: FitSettings,
     key: Array,
     state: _FitState,
-    images: Array,
+    inputs: Inputs,
     labels: Array,
     rates: Array,
     start: Array,
@@ -232,7 +228,7 @@ def _advance(
             lambda: state.order,
         )
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-        batch = Batch(images[rows], labels[rows], mask)
+        batch = Batch(take(inputs, rows), labels[rows], mask)
         grad_fn = jax.value_and_grad(task.loss, argnums=1, has_aux=True)
         (loss, model_state), grads = grad_fn(
             jax.random.fold_in(loss_key, index), state.params, state.model_state, batch
@@ -281,11 +277,11 @@ def _values(value: Any, steps: int, name: str) -> np.ndarray:
 
 
 def _check_initial(params: PyTree, model_state: PyTree, shapes: tuple[PyTree, PyTree]) -> None:
-    check_floating(shapes[0] if params is None else params)
+    checks.floating(shapes[0] if params is None else params)
     check_statistics(params, model_state, shapes[1])
     for given, like, name in zip(
         (params, model_state), shapes, ("params", "model_state"), strict=True
     ):
         if given is not None:
-            check_same_structure(given, like)
-            check_finite(given, name)
+            checks.same_structure(given, like)
+            checks.finite(given, name)

@@ -15,6 +15,7 @@ from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.runs.described import described
 from wsa_jax.tree import wide
+from wsa_jax.types import Inputs
 
 Apply = Callable[..., tuple[Array, PyTree]]
 """``(params, model_state, inputs, train, key) -> (logits, model_state)``; no key in evaluation."""
@@ -23,13 +24,19 @@ Apply = Callable[..., tuple[Array, PyTree]]
 class Batch(NamedTuple):
     """A fixed number of examples; those whose mask is 0 are padding and enter no loss or metric.
 
-    ``images`` are rows of whatever array a task takes as inputs. A layer that looks at the batch as
-    a whole (BatchNorm in training) does see the padding.
+    ``inputs`` are rows of whatever a task takes: an array ``[batch, ...]`` or a pytree of such
+    arrays. Labels are ``[batch]``, or ``[batch, ...]`` where each example has several (tokens). A
+    layer that looks at the batch as a whole (BatchNorm in training) does see the padding.
     """
 
-    images: Array
-    labels: Shaped[Array, "*models batch"]
+    inputs: Inputs
+    labels: Shaped[Array, "..."]
     mask: Float[Array, "*models batch"]
+
+    @property
+    def images(self) -> Inputs:
+        """The inputs, by their earlier name."""
+        return self.inputs
 
 
 class Task(NamedTuple):
@@ -42,20 +49,23 @@ class Task(NamedTuple):
     >>> def init(key):
     ...     return {"w": jnp.zeros(2)}, {}
     >>> def squared_errors(params, batch):
-    ...     return (batch.images @ params["w"] - batch.labels) ** 2
+    ...     return (batch.inputs @ params["w"] - batch.labels) ** 2
     >>> def loss(key, params, model_state, batch):
     ...     total = jnp.sum(squared_errors(params, batch) * batch.mask)
     ...     return total / jnp.maximum(jnp.sum(batch.mask), 1.0), model_state
     >>> def metrics(params, model_state, batch):
     ...     errors, number = squared_errors(params, batch), jnp.sum(batch.mask)
-    ...     return Metrics(jnp.sum(errors * batch.mask), jnp.zeros(()), number)
+    ...     own = {"absolute_error": jnp.sum(jnp.sqrt(errors) * batch.mask)}
+    ...     return Metrics(jnp.sum(errors * batch.mask), None, number, own)
     >>> task = Task(init, loss, metrics, settings=(("loss", "squared error"),))
-    >>> from wsa_jax.training.fit import FitSettings, fit
+    >>> from wsa_jax.training import FitSettings, evaluate, fit
     >>> x = jax.random.normal(jax.random.key(0), (64, 2))
     >>> y = x @ jnp.array([1.0, -2.0])
     >>> fitted = fit(jax.random.key(1), task, x, y, settings=FitSettings(steps=100, batch_size=32))
     >>> fitted.params["w"].round(1).tolist()
     [1.0, -2.0]
+    >>> list(evaluate(task, fitted.params, {}, x, y).means())
+    ['loss', 'absolute_error']
 
     Attributes:
       init: ``key -> (params, model_state)``; parameters are floating-point arrays, model_state is
@@ -66,23 +76,45 @@ class Task(NamedTuple):
       metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode: sums over the mask.
       settings: what distinguishes it, ``((name, value), ...)``; a run in a directory is resumed
         only by a task with the same settings, so name everything that matters.
-      logits: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode, for images
-        as they are stored; None for a task without logits.
+      logits: ``(params, model_state, inputs) -> [batch, ..., classes]``, in evaluation mode, for
+        inputs as they are stored; None for a task without logits.
+      padding_label: label of positions that are in no loss and no metric; None for none.
+      integer_labels: whether labels must be integers, one for each position of the logits.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     loss: Callable[[Array, PyTree, PyTree, Batch], tuple[Array, PyTree]]
     metrics: Callable[[PyTree, PyTree, Batch], "Metrics"]
     settings: tuple[tuple[str, str], ...] = ()
-    logits: Callable[[PyTree, PyTree, Array], Array] | None = None
+    logits: Callable[[PyTree, PyTree, Any], Array] | None = None
+    padding_label: int | None = None
+    integer_labels: bool = False
 
 
 class Metrics(NamedTuple):
-    """Sums over examples of the loss and of correct answers (0 if undefined), and their number."""
+    """Sums over examples of the loss, of correct answers and of a task's own metrics.
+
+    Attributes:
+      loss: sum of the losses.
+      correct: number of correct answers; None where the task has no such thing (regression).
+      count: number of examples, or of labels where each example has several.
+      own: sums of a task's own metrics, by name.
+
+    >>> Metrics(jnp.float32(6.0), None, jnp.float32(3.0)).means()
+    {'loss': Array(2., dtype=float32)}
+    """
 
     loss: Float[Array, "*models"]
-    correct: Float[Array, "*models"]
+    correct: Float[Array, "*models"] | None
     count: Float[Array, "*models"]
+    own: dict[str, Float[Array, "*models"]] | None = None
+
+    def means(self) -> dict[str, Array]:
+        """Means over the examples: ``loss``, ``accuracy`` if there is one, then the task's own."""
+        sums = {"loss": self.loss}
+        if self.correct is not None:
+            sums["accuracy"] = self.correct
+        return {name: total / self.count for name, total in (sums | (self.own or {})).items()}
 
 
 def classification(
@@ -153,14 +185,20 @@ def classification_task(
     apply: Apply,
     *,
     settings: tuple[tuple[str, str], ...] = (),
+    padding_label: int | None = None,
 ) -> Task:
     """Make the task of classifying with any JAX function (Equinox, nnx, plain) and cross-entropy.
 
     Args:
       init: ``key -> (params, model_state)``, see `Task`.
-      apply: ``(params, model_state, inputs, train, key) -> (logits [batch, classes], model_state)``
-        for inputs as they are stored; ``key`` is the step's in training and None in evaluation.
+      apply: ``(params, model_state, inputs, train, key) -> (logits, model_state)`` for inputs as
+        they are stored, an array or a pytree; ``key`` is the step's in training and None in
+        evaluation. Logits are ``[batch, classes]`` for labels ``[batch]``, and
+        ``[batch, ..., classes]`` for labels ``[batch, ...]``, such as one for each token.
       settings: see `Task`; name the model and everything inside ``apply``.
+      padding_label: positions with this label enter no loss and no metric; None for none.
+
+    Losses and accuracies are means over all labels that are not padding.
 
     Guarantees: equal functions and settings return the same object, so jitted callers do not
     compile twice.
@@ -170,73 +208,55 @@ def classification_task(
     >>> def apply(params, model_state, inputs, train, key):
     ...     return inputs @ params["w"], model_state
     >>> task = classification_task(init, apply, settings=(("model", "linear, 4 inputs"),))
+    >>> from wsa_jax.training import evaluate
     >>> params, model_state = task.init(jax.random.key(0))
     >>> float(evaluate(task, params, model_state, jnp.eye(4), jnp.zeros(4, int)).count)
     4.0
     """
 
+    def weights_of(batch: Batch) -> Array:
+        mask = batch.mask
+        if batch.labels.ndim > 1:
+            mask = jnp.broadcast_to(
+                mask.reshape(mask.shape + (1,) * (batch.labels.ndim - 1)), batch.labels.shape
+            )
+        return mask if padding_label is None else mask * (batch.labels != padding_label)
+
     def loss(key: Array, params: PyTree, model_state: PyTree, batch: Batch) -> tuple[Array, PyTree]:
-        logits, model_state = apply(params, model_state, batch.images, True, key)
-        entropy = _cross_entropy(logits, batch.labels)
-        mean = jnp.sum(entropy * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1.0)
+        logits, model_state = apply(params, model_state, batch.inputs, True, key)
+        weights = weights_of(batch)
+        entropy = _cross_entropy(logits, batch.labels, padding_label)
+        mean = jnp.sum(entropy * weights) / jnp.maximum(jnp.sum(weights), 1.0)
         return mean, model_state
 
-    def predict(params: PyTree, model_state: PyTree, images: Array) -> Any:
-        return apply(params, model_state, images, False, None)[0]
+    def predict(params: PyTree, model_state: PyTree, inputs: Inputs) -> Any:
+        return apply(params, model_state, inputs, False, None)[0]
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
-        logits = predict(params, model_state, batch.images)
-        entropy = _cross_entropy(logits, batch.labels)
+        logits = predict(params, model_state, batch.inputs)
+        weights = weights_of(batch)
+        entropy = _cross_entropy(logits, batch.labels, padding_label)
         correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
         return Metrics(
-            loss=jnp.sum(entropy * batch.mask),
-            correct=jnp.sum(correct * batch.mask),
-            count=jnp.sum(batch.mask),
+            loss=jnp.sum(entropy * weights),
+            correct=jnp.sum(correct * weights),
+            count=jnp.sum(weights),
         )
 
-    return Task(init, loss, metrics, settings, predict)
+    return Task(init, loss, metrics, settings, predict, padding_label, integer_labels=True)
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
+def _cross_entropy(logits: Array, labels: Array, padding_label: int | None) -> Array:
+    if padding_label is not None:
+        # A padding label is no class: any class will do, since the position has weight 0.
+        labels = jnp.where(labels == padding_label, 0, labels)
     return optax.softmax_cross_entropy_with_integer_labels(wide(logits), labels)
 
 
-@functools.partial(jax.jit, static_argnames=("task", "batch_size"))
-def evaluate(
-    task: Task,
-    params: PyTree,
-    model_state: PyTree,
-    images: Array,
-    labels: Shaped[Array, " examples"],
-    *,
-    batch_size: int = 500,
-) -> Metrics:
-    """Sum a task's metrics over a data set, in batches of bounded memory.
+def take(examples: PyTree, rows: Array, **how: Any) -> PyTree:
+    """Take rows of inputs or labels, whatever their structure.
 
-    Accuracy is ``correct / count``, mean loss ``loss / count``; an empty data set counts 0.
+    >>> take({"x": jnp.arange(4), "y": jnp.ones((4, 2))}, jnp.array([1, 3]))["x"].tolist()
+    [1, 3]
     """
-    count = labels.shape[0]
-    zero = jnp.zeros(())
-    if not count:
-        return Metrics(zero, zero, zero)
-    batch_size = max(1, min(batch_size, count))
-    num_batches = -(-count // batch_size)
-
-    def body(total: Metrics, index: Array) -> tuple[Metrics, None]:
-        rows = index * batch_size + jnp.arange(batch_size)
-        mask = (rows < count).astype(jnp.float32)
-        batch = Batch(
-            jnp.take(images, rows, 0, mode="clip"), jnp.take(labels, rows, 0, mode="clip"), mask
-        )
-        return jax.tree.map(jnp.add, total, task.metrics(params, model_state, batch)), None
-
-    return jax.lax.scan(body, Metrics(zero, zero, zero), jnp.arange(num_batches))[0]
-
-
-def check_statistics(params: PyTree, model_state: PyTree, initial_state: PyTree) -> None:
-    """Raise a ValueError if parameters are given without the statistics they need."""
-    if params is not None and model_state is None and jax.tree.leaves(initial_state):
-        raise ValueError(
-            "params are given and model_state is not, but this task has one; give both, or "
-            "model_state=task.init(key)[1] for fresh statistics"
-        )
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, 0, **how), examples)

@@ -19,7 +19,7 @@ from wsa_jax.tree import lerp, stack
 
 def linear_loss(params, model_state, batch):
     """The loss is known in closed form: (w·image - state)²; correct where w0 > 0."""
-    error = jnp.sum(batch.images * params["w"][None], axis=-1) - model_state.get("shift", 0.0)
+    error = jnp.sum(batch.inputs * params["w"][None], axis=-1) - model_state.get("shift", 0.0)
     return Metrics(
         loss=jnp.sum(error**2 * batch.mask),
         correct=jnp.sum((params["w"][0] > 0) * batch.mask),

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from wsa_jax import checks
 from wsa_jax.merging.align.assignment import Matching, assign
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import identity_permutations
-from wsa_jax.tree import check_finite, check_same_structure
 
 Activations = Callable[[PyTree, Array], Mapping[str, Float[Array, "..."]]]
 
@@ -93,10 +93,10 @@ def activation_matching(
             f"batch_size {batch_size} must be at least 1, and num_samples {num_samples} between 1 "
             f"and the {len(inputs)} examples"
         )
-    check_same_structure(first, second)
+    checks.same_structure(first, second)
     check_spec(spec, first)
-    check_finite(first, "the first model")
-    check_finite(second, "the second model")
+    checks.finite(first, "the first model")
+    checks.finite(second, "the second model")
     if num_samples is not None:
         inputs = inputs[jax.random.choice(key, len(inputs), (num_samples,), replace=False)]
     moments = _moments(activations, spec, batch_size)(first, second, jnp.asarray(inputs))

@@ -11,10 +11,9 @@ from jaxtyping import Array, Key, PyTree
 from wsa_jax.merging.align.assignment import Matching, move, moving_leaves
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
-from wsa_jax.merging.check import as_list
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import identity_permutations
-from wsa_jax.tree import stack, weighted_mean
+from wsa_jax.tree import as_list, stack, weighted_mean
 
 
 def weight_matching_many(

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
+from wsa_jax import checks
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, permute_units, scale_units
-from wsa_jax.tree import check_same_structure, is_weight, key_path
+from wsa_jax.tree import is_weight, key_path
 
 Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
 Rescale = Callable[[AxisSpec, PyTree, PyTree], Rescaling]
@@ -79,7 +80,7 @@ def rescale_and_match(
     """
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give at least one round")
-    check_same_structure(first, second)
+    checks.same_structure(first, second)
     balanced = [scale_units(spec, m, normalize_scales(spec, m).scales) for m in (first, second)]
     permutations: dict[str, np.ndarray] = {}
     log_scales: dict[str, np.ndarray] = {}

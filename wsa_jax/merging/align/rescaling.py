@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from wsa_jax import checks
 from wsa_jax.merging.align import scale_fit
 from wsa_jax.merging.align.scale_fit import Granularity
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import scope_divergence, weight_scope
-from wsa_jax.tree import check_finite, check_same_structure
 
 Objective = Literal["divergence", "log_std", "distance"]
 
@@ -107,10 +107,10 @@ def rescale(
     _check_choice("granularity", granularity, ("group", "unit"))
     _check_choice("objective", objective, ("divergence", "log_std", "distance"))
     _check_choice("weight_by", weight_by, ("layer", "size"))
-    check_same_structure(first, second)
+    checks.same_structure(first, second)
     check_spec(spec, second)
-    check_finite(first, "first")
-    check_finite(second, "second")
+    checks.finite(first, "first")
+    checks.finite(second, "second")
     problem = scale_fit.problem_of(spec, granularity, groups)
     layers = scale_fit.layer_tables(spec, problem, first, second, granularity, select, weight_by)
     tables = (
@@ -176,7 +176,7 @@ def normalize_scales(
     """
     _check_choice("granularity", granularity, ("group", "unit"))
     check_spec(spec, params)
-    check_finite(params)
+    checks.finite(params)
     problem = scale_fit.problem_of(spec, granularity, None)
     # The distance to a model of zeros is the squared norm.
     tables = [

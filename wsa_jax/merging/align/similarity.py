@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from wsa_jax import checks
 from wsa_jax.merging.align.assignment import move, moving_leaves
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
 from wsa_jax.merging.symmetry.units import permute_units, unit_rows
-from wsa_jax.tree import check_finite, check_same_structure
 
 _OWN, _LEAF = "own", "leaf"
 _BUFFER = 2**13  # Values summed at once: below the size at which BLAS starts threads for a sum.
@@ -90,10 +90,10 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     Raises:
       ValueError: architectures differ, the spec is for another model, or a weight is not finite.
     """
-    check_same_structure(first, second)
+    checks.same_structure(first, second)
     check_spec(spec, first)
-    check_finite(first, "the first model")
-    check_finite(second, "the second model")
+    checks.finite(first, "the first model")
+    checks.finite(second, "the second model")
     return lay_out(spec, first, second)
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.check import as_stack, check_weights, is_traced
-from wsa_jax.tree import check_same_structure, check_shares, is_array, is_weight, weighted_mean
+from wsa_jax import checks
+from wsa_jax.tree import as_stack, is_array, is_traced, is_weight, weighted_mean
 
 # Below this angle, great circle and line agree up to float32 rounding; this close to half a turn,
 # the circle is not determined.
@@ -57,13 +57,13 @@ def average(
         )
     if not is_traced(weights):
         known = np.asarray(weights)
-        check_shares(known, "weights")
+        checks.shares(known, "weights")
         kept = np.flatnonzero(known)
 
         def pick(leaf: Any) -> Any:
             return leaf[kept] if is_array(leaf) else leaf
 
-        check_weights(models if len(kept) == count else jax.tree.map(pick, models), "the models")
+        checks.weights(models if len(kept) == count else jax.tree.map(pick, models), "the models")
     return weighted_mean(models, weights)
 
 
@@ -100,9 +100,9 @@ def slerp(
 
     Source: Shoemake, 1985, section 3.3.
     """
-    check_same_structure(first, second)
-    check_weights(first, "the first model")
-    check_weights(second, "the second model")
+    checks.same_structure(first, second)
+    checks.weights(first, "the first model")
+    checks.weights(second, "the second model")
     if per not in ("leaf", "model"):
         raise ValueError(f"per {per!r} is unknown; give 'leaf' or 'model'")
     pairs = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from wsa_jax.training.labels import check_labels
+from wsa_jax.training.checks import check_labels
 from wsa_jax.training.task import Batch
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax.merging.check import as_list, check_models, check_weights
+from wsa_jax import checks
 from wsa_jax.merging.combine.coefficients import (
     replace_weights,
     weights_by_name,
@@ -17,7 +17,7 @@ from wsa_jax.merging.combine.coefficients import (
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training.task import Task
-from wsa_jax.tree import check_same_structure, check_shares
+from wsa_jax.tree import as_list
 
 LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
 """``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
@@ -121,16 +121,16 @@ def fisher_merge(
     models, fishers = as_list(models), as_list(fishers)
     if not models or len(models) != len(fishers):
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one per model")
-    check_models(models)
+    checks.models(models)
     for index, fisher in enumerate(fishers):
-        check_same_structure(models[0], fisher)
-        check_weights(fisher, f"fisher {index + 1}")
+        checks.same_structure(models[0], fisher)
+        checks.weights(fisher, f"fisher {index + 1}")
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(
             f"weights of shape {np.shape(scale)} for {len(models)} models; give one per model"
         )
-    check_shares(scale, "weights")
+    checks.shares(scale, "weights")
     if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
         raise ValueError(f"floor {floor} is not positive; the default is 1e-6")
     params, shares = _jitted_merge(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import as_list, check_models
+from wsa_jax import checks
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_share,
@@ -32,6 +32,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import check_strength, scope_penalty
 from wsa_jax.scope.scope import fuse_scopes, weight_scope
+from wsa_jax.tree import as_list
 
 Strength = Real[ArrayLike, ""]
 
@@ -164,7 +165,7 @@ def np_merge(
         raise ValueError(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
         )
-    check_models(models)
+    checks.models(models)
     first, second = models
     variables, center = _start(first, granularity, init)
     active = active_penalties(strengths)

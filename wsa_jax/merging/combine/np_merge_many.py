@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax.merging.check import as_list, check_models
+from wsa_jax import checks
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     coefficient_shapes,
@@ -33,7 +33,7 @@ from wsa_jax.merging.combine.np_merge import (
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import fuse_scopes, weight_scope
-from wsa_jax.tree import check_shares
+from wsa_jax.tree import as_list
 
 Order = Literal["given", "accuracy", "tree"]
 Start = Literal["average", "half"]
@@ -227,7 +227,7 @@ def np_merge_joint(
         raise ValueError(
             f"init of shape {np.shape(shares)} for {len(models)} models; give one share per model"
         )
-    check_shares(shares, "init")
+    checks.shares(shares, "init")
     shares = jnp.asarray(shares, jnp.float32)
     shares = shares / jnp.sum(shares)
     variables: Coefficients = {}
@@ -256,7 +256,7 @@ def _checked(models: PyTree) -> list[PyTree]:
     models = as_list(models)
     if not models:
         raise ValueError("no models to merge; give at least one")
-    check_models(models)
+    checks.models(models)
     return models
 
 

@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
-from wsa_jax.merging.check import as_stack, check_weights
-from wsa_jax.merging.evaluate.path import check_examples
-from wsa_jax.training.task import Batch, Metrics, Task, evaluate
+from wsa_jax import checks
+from wsa_jax.training.checks import check_evaluable
+from wsa_jax.training.evaluation import evaluate
+from wsa_jax.training.task import Batch, Metrics, Task
+from wsa_jax.tree import as_stack
+from wsa_jax.types import Inputs
 
 LogitsFn = Callable[[PyTree, PyTree, Array], Float[Array, "batch classes"]]
-"""``(params, model_state, images) -> logits``, in evaluation mode."""
+"""``(params, model_state, inputs) -> logits``, in evaluation mode."""
 
 
 def ensemble(
     logits_fn: LogitsFn,
     models: PyTree,
-    images: Array | np.ndarray,
+    inputs: Inputs,
     labels: Integer[Array | np.ndarray, " examples"],
     *,
     model_states: PyTree = None,
@@ -32,11 +35,11 @@ def ensemble(
               \text{loss} = -\sum \log p(y \mid x)
 
     Args:
-      logits_fn: ``(params, model_state, images) -> [batch, classes]``, in evaluation mode; use
+      logits_fn: ``(params, model_state, inputs) -> [batch, classes]``, in evaluation mode; use
         one function object for all calls, since a new one compiles again.
       models: parameters, a stack ``[models, ...]`` or a plain list or tuple of models; a list is
         never taken for a stack.
-      images: examples, as logits_fn takes them.
+      inputs: examples, as logits_fn takes them.
       labels: their labels.
       model_states: non-parameter collections, stacked or listed like the models; none by default.
       batch_size: examples at once.
@@ -51,7 +54,7 @@ def ensemble(
       ValueError: no models, models that differ in a leaf or hold NaN (the leaf is named), or no
         examples.
 
-    >>> linear = lambda params, model_state, images: images @ params
+    >>> linear = lambda params, model_state, inputs: inputs @ params
     >>> models = [jnp.array([[2.0, 0.0]]), jnp.array([[-1.0, 0.0]])]
     >>> sums = ensemble(linear, models, jnp.array([[1.0]]), jnp.array([0]))
     >>> round(float(jnp.exp(-sums.loss)), 4), float(sums.correct)
@@ -60,11 +63,11 @@ def ensemble(
     Source: Lakshminarayanan et al., 2017, section 2.4.
     """
     models = as_stack(models)
-    check_weights(models, "the models")
-    check_examples(labels, None, "the ensemble")
+    checks.weights(models, "the models")
+    check_evaluable(labels, None, "the ensemble")
     states = {} if model_states is None else as_stack(model_states)
     task = _ensemble_task(logits_fn)
-    return evaluate(task, models, states, images, labels, batch_size=batch_size)
+    return evaluate(task, models, states, inputs, labels, batch_size=batch_size)
 
 
 @functools.lru_cache(maxsize=16)
@@ -73,7 +76,7 @@ def _ensemble_task(logits_fn: LogitsFn) -> Task:
 
     def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
         def one(model: tuple[PyTree, PyTree]) -> Array:
-            return jax.nn.log_softmax(logits_fn(*model, batch.images).astype(jnp.float32))
+            return jax.nn.log_softmax(logits_fn(*model, batch.inputs).astype(jnp.float32))
 
         each = jax.lax.map(one, (params, model_state))
         log_mean = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))

@@ -2,18 +2,21 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
-from wsa_jax.merging.check import check_weights, is_traced
+from wsa_jax import checks
 from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
-from wsa_jax.training.task import Task, evaluate
-from wsa_jax.tree import check_same_structure, lerp
+from wsa_jax.training.checks import check_data, check_evaluable
+from wsa_jax.training.evaluation import evaluate
+from wsa_jax.training.task import Task
+from wsa_jax.tree import is_traced, lerp
+from wsa_jax.types import Inputs
 
 Definition = Literal["paper", "endpoints"]
 
@@ -26,24 +29,26 @@ class Path:
     Attributes:
       t: position, 0 at the first model and 1 at the second, ``[points]``.
       loss: mean loss, in the task's units, ``[points]``.
-      accuracy: share of correct answers in [0, 1], ``[points]``.
+      accuracy: share of correct answers in [0, 1], ``[points]``; None for a task without one.
+      own: means of the task's own metrics by name, each ``[points]``.
     """
 
     t: Float[Array, "*paths points"]
     loss: Float[Array, "*paths points"]
-    accuracy: Float[Array, "*paths points"]
+    accuracy: Float[Array, "*paths points"] | None
+    own: dict[str, Float[Array, "*paths points"]] = field(default_factory=dict)
 
 
 def interpolate_path(
     task: Task,
     first: PyTree,
     second: PyTree,
-    images: Array | np.ndarray,
-    labels: Shaped[Array | np.ndarray, " examples"],
+    inputs: Inputs,
+    labels: Shaped[Array | np.ndarray, "examples ..."],
     *,
     model_state: PyTree = None,
     second_state: PyTree = None,
-    calibration: Array | np.ndarray | None = None,
+    calibration: Inputs | None = None,
     key: Key[Array, ""] | None = None,
     t: Real[ArrayLike, " points"] | Sequence[float | int] | None = None,
     num_points: int = 25,
@@ -55,12 +60,12 @@ def interpolate_path(
       task: what the models were trained for.
       first: parameters at t = 0.
       second: parameters at t = 1, of the same structure.
-      images: examples to evaluate on.
+      inputs: examples to evaluate on.
       labels: their labels.
       model_state: non-parameter collections of the first model; none by default.
       second_state: those of the second; by default the first's. At intermediate
         points, both states are interpolated linearly, variances as well as means.
-      calibration: training images on which `reset_batch_norm` estimates the BatchNorm statistics
+      calibration: training inputs on which `reset_batch_norm` estimates the BatchNorm statistics
         of every point, ends included, instead of interpolating them.
       key: for augmentation and dropout while statistics are estimated; key 0 by default.
       t: positions, in any order and also beyond the ends; by default ``num_points`` evenly spaced
@@ -80,17 +85,17 @@ def interpolate_path(
     """
     model_state = {} if model_state is None else model_state
     second_state = model_state if second_state is None else second_state
-    check_same_structure(first, second)
-    check_same_structure(model_state, second_state)
+    checks.same_structure(first, second)
+    checks.same_structure(model_state, second_state)
     for side, tree in (("first", (first, model_state)), ("second", (second, second_state))):
-        check_weights(tree[0], f"the {side} model")
-        check_weights(tree[1], f"the {side} model's state")
+        checks.weights(tree[0], f"the {side} model")
+        checks.weights(tree[1], f"the {side} model's state")
     if t is None and num_points < 2:
         raise ValueError(f"num_points {num_points} is below 2; give at least the two ends")
     t = jnp.linspace(0.0, 1.0, num_points) if t is None else jnp.asarray(t, jnp.float32)
     if not t.size:
         raise ValueError("t is empty; give at least one point")
-    check_examples(labels, calibration, "the path")
+    check_evaluable(labels, calibration, "the path")
     if (
         calibration is None
         and second_state is not model_state
@@ -102,35 +107,28 @@ def interpolate_path(
             f"t from {float(t.min()):g} to {float(t.max()):g} would extrapolate variances; stay in "
             "[0, 1], or give calibration images to estimate them from"
         )
+    check_data(task, first, model_state, {"the path's data": (inputs, labels)})
+    checks.count("batch_size", batch_size)
     run = _path_fn(task, batch_size)
-    return run(first, second, model_state, second_state, images, labels, calibration, key, t)
-
-
-def check_examples(labels: Any, calibration: Any, where: str) -> None:
-    """Raise a ValueError where there is nothing to evaluate on or to estimate statistics from."""
-    if len(labels) == 0:
-        raise ValueError(f"no examples to evaluate {where} on; give at least one")
-    if calibration is not None and len(calibration) == 0:
-        raise ValueError("no calibration images to estimate BatchNorm statistics from; give some")
+    return run(first, second, model_state, second_state, inputs, labels, calibration, key, t)
 
 
 def measure(
     task: Task,
     params: PyTree,
     model_state: PyTree,
-    images: Array,
+    inputs: Inputs,
     labels: Array,
-    calibration: Array | None,
+    calibration: Inputs | None,
     key: Array | None,
     batch_size: int,
-) -> tuple[Array, Array]:
-    """Mean loss and accuracy of one point, with statistics estimated anew if there are images."""
+) -> dict[str, Array]:
+    """Means of one point's metrics, with statistics estimated anew if there are inputs for it."""
     if calibration is not None:
         model_state = reset_batch_norm(
             task, params, model_state, calibration, batch_size=batch_size, key=key
         )
-    sums = evaluate(task, params, model_state, images, labels, batch_size=batch_size)
-    return sums.loss / sums.count, sums.correct / sums.count
+    return evaluate(task, params, model_state, inputs, labels, batch_size=batch_size).means()
 
 
 @functools.lru_cache(maxsize=16)
@@ -141,18 +139,18 @@ def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
         second: PyTree,
         first_state: PyTree,
         second_state: PyTree,
-        images: Array,
+        inputs: Inputs,
         labels: Array,
-        calibration: Array | None,
+        calibration: Inputs | None,
         key: Array | None,
         t: Array,
     ) -> Path:
-        def point(t: Array) -> tuple[Array, Array]:
+        def point(t: Array) -> dict[str, Array]:
             params, model_state = lerp((first, first_state), (second, second_state), t)
-            return measure(task, params, model_state, images, labels, calibration, key, batch_size)
+            return measure(task, params, model_state, inputs, labels, calibration, key, batch_size)
 
-        loss, accuracy = jax.lax.map(point, t)
-        return Path(t=t, loss=loss, accuracy=accuracy)
+        own = jax.lax.map(point, t)
+        return Path(t=t, loss=own.pop("loss"), accuracy=own.pop("accuracy", None), own=own)
 
     return run
 
@@ -188,7 +186,7 @@ def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[A
               \text{endpoints:}\quad \tfrac12 [A(0) + A(1)] - \min_t A(t)
 
     Raises:
-      ValueError: as for `loss_barrier`.
+      ValueError: as for `loss_barrier`, or the task has no accuracy.
 
     >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
     >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
@@ -197,6 +195,8 @@ def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[A
 
     Source: WSA, Eq. 7, with accuracy in place of loss.
     """
+    if path.accuracy is None:
+        raise ValueError("the path has no accuracy, since its task counts none; use loss_barrier")
     return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy)
 
 
@@ -206,8 +206,7 @@ def _between_ends(t: Array, values: Array, definition: str) -> Array:
         raise ValueError(
             f"the path goes from t = {float(t[0]):g} to {float(t[-1]):g}; a barrier needs 0 to 1"
         )
+    checks.one_of("definition", definition, ("paper", "endpoints"))
     if definition == "paper":
         return (1 - t) * values[0] + t * values[-1]
-    if definition == "endpoints":
-        return 0.5 * (values[0] + values[-1])
-    raise ValueError(f"definition {definition!r} is unknown; give 'paper' or 'endpoints'")
+    return 0.5 * (values[0] + values[-1])

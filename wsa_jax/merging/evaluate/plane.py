@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from wsa_jax.merging.check import check_weights
-from wsa_jax.merging.evaluate.path import check_examples, measure
+from wsa_jax import checks
+from wsa_jax.merging.evaluate.path import measure
 from wsa_jax.merging.repair.batch_norm import find_statistics
+from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.task import Task
-from wsa_jax.tree import check_same_structure, is_weight
+from wsa_jax.tree import is_weight
+from wsa_jax.types import Inputs
 
 # Fraction of the third model's distance: a point on the line is off it by less in float32.
 _COLLINEAR = 1e-5
@@ -31,14 +33,14 @@ class LossPlane:
       x: x coordinates of the grid's columns, ``[columns]``.
       y: y coordinates of the grid's rows, ``[rows]``.
       loss: mean loss, in the task's units, ``[rows, columns]``.
-      accuracy: share of correct answers in [0, 1], ``[rows, columns]``.
+      accuracy: share of correct answers in [0, 1], ``[rows, columns]``; None for a task without.
       models: x and y of the three models, ``[3, 2]``.
     """
 
     x: Float[Array, "*planes columns"]
     y: Float[Array, "*planes rows"]
     loss: Float[Array, "*planes rows columns"]
-    accuracy: Float[Array, "*planes rows columns"]
+    accuracy: Float[Array, "*planes rows columns"] | None
     models: Float[Array, "*planes 3 2"]
 
 
@@ -47,11 +49,11 @@ def loss_plane(
     first: PyTree,
     second: PyTree,
     third: PyTree,
-    images: Array | np.ndarray,
-    labels: Shaped[Array | np.ndarray, " examples"],
+    inputs: Inputs,
+    labels: Shaped[Array | np.ndarray, "examples ..."],
     *,
     model_state: PyTree = None,
-    calibration: Array | np.ndarray | None = None,
+    calibration: Inputs | None = None,
     key: Key[Array, ""] | None = None,
     resolution: int = 21,
     margin: float | int = 0.25,
@@ -68,10 +70,10 @@ def loss_plane(
       first: parameters at the origin.
       second: parameters on the x axis.
       third: parameters off it.
-      images: examples to evaluate on.
+      inputs: examples to evaluate on.
       labels: their labels.
       model_state: non-parameter collections of all points; none by default.
-      calibration: training images on which the BatchNorm statistics of every point are estimated
+      calibration: training inputs on which the BatchNorm statistics of every point are estimated
         anew. A model with statistics needs them: outside the triangle, interpolated variances may
         be negative.
       key: for augmentation and dropout while statistics are estimated; key 0 by default.
@@ -91,13 +93,14 @@ def loss_plane(
     """
     model_state = {} if model_state is None else model_state
     for name, params in (("first", first), ("second", second), ("third", third)):
-        check_same_structure(first, params)
-        check_weights(params, f"the {name} model")
+        checks.same_structure(first, params)
+        checks.weights(params, f"the {name} model")
     if resolution < 2:
         raise ValueError(f"resolution {resolution} is below 2; give at least 2 points per side")
     if not margin >= 0:
         raise ValueError(f"margin {margin} is negative; give 0 or more")
-    check_examples(labels, calibration, "the plane")
+    check_evaluable(labels, calibration, "the plane")
+    check_data(task, first, model_state, {"the plane's data": (inputs, labels)})
     if calibration is None and find_statistics(model_state).leaves:
         raise ValueError(
             "the models have BatchNorm statistics, which the points of a plane do not share; "
@@ -114,15 +117,14 @@ def loss_plane(
     to_second = (x[None, :] - to_third[:, None] * across) / width
     shares = np.stack(np.broadcast_arrays(to_second, to_third[:, None]), axis=-1)
     run = _plane_fn(task, batch_size)
-    loss, accuracy = run(
-        first, second, third, model_state, images, labels, calibration, key,
-        jnp.asarray(shares, jnp.float32).reshape(-1, 2),
-    )  # fmt: skip
+    shares = jnp.asarray(shares, jnp.float32).reshape(-1, 2)
+    found = run((first, second, third), model_state, inputs, labels, calibration, key, shares)
+    grid = {name: values.reshape(resolution, resolution) for name, values in found.items()}
     return LossPlane(
         x=jnp.asarray(x, jnp.float32),
         y=jnp.asarray(y, jnp.float32),
-        loss=loss.reshape(resolution, resolution),
-        accuracy=accuracy.reshape(resolution, resolution),
+        loss=grid["loss"],
+        accuracy=grid.get("accuracy"),
         models=jnp.asarray(models, jnp.float32),
     )
 
@@ -161,22 +163,20 @@ def _lengths(first: PyTree, second: PyTree, third: PyTree) -> tuple[Array, Array
 
 
 @functools.lru_cache(maxsize=16)
-def _plane_fn(task: Task, batch_size: int) -> Callable[..., tuple[Array, Array]]:
+def _plane_fn(task: Task, batch_size: int) -> Callable[..., dict[str, Array]]:
     @jax.jit
     def run(
-        first: PyTree,
-        second: PyTree,
-        third: PyTree,
+        models: tuple[PyTree, PyTree, PyTree],
         model_state: PyTree,
-        images: Array,
+        inputs: Inputs,
         labels: Array,
-        calibration: Array | None,
+        calibration: Inputs | None,
         key: Array | None,
         shares: Array,
-    ) -> tuple[Array, Array]:
-        def point(share: Array) -> tuple[Array, Array]:
-            params = jax.tree.map(functools.partial(_mix, share), first, second, third)
-            return measure(task, params, model_state, images, labels, calibration, key, batch_size)
+    ) -> dict[str, Array]:
+        def point(share: Array) -> dict[str, Array]:
+            params = jax.tree.map(functools.partial(_mix, share), *models)
+            return measure(task, params, model_state, inputs, labels, calibration, key, batch_size)
 
         return jax.lax.map(point, shares)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from wsa_jax import checks
 from wsa_jax.merging.evaluate.path import Path
 from wsa_jax.merging.evaluate.plane import LossPlane
 from wsa_jax.plots import draw_curves
@@ -40,12 +41,18 @@ def draw_path(
     [0.0, 0.25, 0.0]
     """
     unit = _unit(value)
+    given = {
+        label: [paths_] if isinstance(paths_, Path) else paths_ for label, paths_ in paths.items()
+    }
+    for label, several in given.items():
+        if any(getattr(path, value) is None for path in several):
+            raise ValueError(f"{label!r} has a path without {value}, since its task counts none")
     series = {
         label: [
             (np.asarray(path.t).tolist(), (unit * np.asarray(getattr(path, value))).tolist())
-            for path in ([paths_] if isinstance(paths_, Path) else paths_)
+            for path in several
         ]
-        for label, paths_ in paths.items()
+        for label, several in given.items()
     }
     empty = [label for label, runs in series.items() if not runs]
     if empty:
@@ -131,6 +138,5 @@ def draw_plane(
 
 
 def _unit(value: str) -> float:
-    if value not in _LABELS:
-        raise ValueError(f"value {value!r} is unknown; give 'loss' or 'accuracy'")
+    checks.one_of("value", value, _LABELS)
     return 100.0 if value == "accuracy" else 1.0

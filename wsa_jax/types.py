@@ -1,0 +1,30 @@
+"""Names for the types that signatures share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, ArrayLike, PyTree, Real
+
+Params = PyTree
+"""A model's trained arrays: a Flax dict, an `nnx.State`, an Equinox module or any other pytree."""
+
+ModelState = PyTree
+"""State of a model that is not trained by gradients (BatchNorm statistics); ``{}`` for none."""
+
+Inputs = PyTree
+"""What a task takes as inputs: an array ``[examples, ...]``, or a pytree of such arrays."""
+
+Scalar = Real[ArrayLike, ""]
+"""One real number: of Python, NumPy or JAX, traced or not."""
+
+Schedule = Callable[[Any], Any]
+"""A number for each step or round, called with its index from 0."""
+
+Strength = Scalar | Schedule
+"""A strength of regularization: a number or a schedule."""
+
+LearningRate = Scalar | Schedule
+"""A learning rate: a number or a schedule."""
+
+Key = Array
+"""A JAX key, where no shape is to be checked."""
