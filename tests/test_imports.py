@@ -1,5 +1,6 @@
-"""What `import wsa_jax` may and may not do, in a fresh interpreter."""
+"""What `import wsa_jax` may and may not do, in a fresh interpreter; which room imports which."""
 
+import ast
 import json
 import os
 import subprocess
@@ -59,3 +60,45 @@ def test_sets_no_environment_variable(imported):
 
 def test_leaves_the_backend_alone(imported):
     assert not imported["backends"]
+
+
+# As docs/design.md lists them: a room imports only rooms before it.
+ROOMS = tuple(
+    [
+        "leaves",
+        "types",
+        "checks",
+        "tree",
+        "pooling",
+        "conv",
+        "scope",
+        "runs",
+        "data",
+        "models",
+        "training",
+        "plots",
+        "merging",
+        "federated",
+        "demo",
+        "cli",
+    ]
+)
+PACKAGE = Path(__file__).resolve().parent.parent / "wsa_jax"
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "wsa_jax":
+            _, *rest = node.module.split(".")
+            yield from rest[:1] or [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_rooms_import_only_those_before_them(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    known = {*ROOMS[: ROOMS.index(room) + 1], "__version__"}
+    assert set(imported_rooms(path)) <= known
