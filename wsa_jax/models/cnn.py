@@ -14,6 +14,8 @@ class CNN(nn.Module):
 
     [conv 5x5 VALID, ReLU, max-pool 2x2] x 2 -> flatten -> 384, ReLU -> 192, ReLU -> classes
 
+    `channels`, `units` and `kernel_size` make smaller and larger networks of the same form.
+
     Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
     Parameters: `Conv_0`, `Conv_1`, `Dense_0`, `Dense_1`, `Dense_2`, each with `kernel` and `bias`.
 
@@ -21,8 +23,10 @@ class CNN(nn.Module):
     The features are flattened in the order height, width, channel (PyTorch: channel, height,
     width), which matters only for weights taken from there.
 
-    Errors: `ValueError` for images smaller than 16x16 or an unknown initialization (see
-    `layer_initializers`).
+    Edge cases: a max-pool leaves out the last row and column of an odd number.
+
+    Errors: `ValueError` for images with a side below 3 · kernel_size + 1 (16 for 5x5), which leave
+    the second max-pool nothing, or an unknown initialization (see `layer_initializers`).
 
     >>> import jax, jax.numpy as jnp
     >>> model = CNN(num_classes=10)
@@ -37,18 +41,27 @@ class CNN(nn.Module):
     num_classes: int
     # Not `init`: the name would hide the module's own method.
     initialization: str = "reference"
+    channels: tuple[int, int] = (32, 64)
+    units: tuple[int, int] = (384, 192)
+    kernel_size: int = 5
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        if min(x.shape[1:3]) < 16:
-            raise ValueError(f"images must be at least 16x16, got {x.shape[1]}x{x.shape[2]}")
-        for channels in (32, 64):
-            kernel_init, bias_init = layer_initializers(self.initialization, 25 * x.shape[-1])
+        size = self.kernel_size
+        smallest = 3 * size + 1
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"images must be at least {smallest}x{smallest}, got {x.shape[1]}x{x.shape[2]}"
+            )
+        for channels in self.channels:
+            kernel_init, bias_init = layer_initializers(
+                self.initialization, size * size * x.shape[-1]
+            )
             x = nn.Conv(
                 channels,
-                (5, 5),
+                (size, size),
                 padding="VALID",
                 kernel_init=kernel_init,
                 bias_init=bias_init,
@@ -57,7 +70,7 @@ class CNN(nn.Module):
             # The maximum of rectified values is the rectified maximum, at a quarter of the work.
             x = nn.relu(max_pool(x))
         x = x.reshape(x.shape[0], -1)
-        for index, width in enumerate((384, 192, self.num_classes)):
+        for index, width in enumerate((*self.units, self.num_classes)):
             if index:
                 x = nn.relu(x)
             kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
