@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsa_jax.data import DATASETS, DatasetInfo, load_dataset, train_validation_split
+from wsa_jax.data import DATASETS, DatasetInfo, load_dataset, normalize, train_validation_split
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,6 +185,68 @@ def test_prepared_images_of_another_shape_are_refused():
     info = dataclasses.replace(DATASETS["cifar10"], image_shape=(28, 28, 3))
     with pytest.raises(ValueError, match=r"\(32, 32\).*image_shape=\(28, 28, 3\)"):
         load_dataset(info, split="test", data_dir=CIFAR_DIR)
+
+
+def block_means(images, block):
+    """Means of blocks in float64, pixel by pixel, rounded by NumPy."""
+    count, height, width, channels = images.shape
+    means = np.empty((count, height // block, width // block, channels))
+    for row, column in np.ndindex(*means.shape[1:3]):
+        rows, columns = (slice(block * at, block * at + block) for at in (row, column))
+        means[:, row, column] = images[:, rows, columns].astype(np.float64).mean(axis=(1, 2))
+    return np.rint(means).astype(np.uint8)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 6, 12])
+def test_a_side_gives_rounded_means_of_blocks(side, tmp_path):
+    write_folder(tmp_path / "mine" / "train", {"a": (12, 12), "b": (12, 12)})
+    info = folder_info(2, (12, 12, 3))
+    stored = load_dataset(info, data_dir=tmp_path)
+    data = load_dataset(info, data_dir=tmp_path, side=side)
+    assert data.images.dtype == np.uint8
+    np.testing.assert_array_equal(data.images, block_means(stored.images, 12 // side))
+    np.testing.assert_array_equal(data.labels, stored.labels)
+    assert data.info == dataclasses.replace(info, image_shape=(side, side, 3))
+
+
+def test_halves_of_block_means_are_rounded_to_even(tmp_path):
+    root = tmp_path / "mine" / "train" / "a"
+    root.mkdir(parents=True)
+    # Means 0.5, 1.5, 2.25 and 254.75.
+    blocks = [[0, 1, 0, 1], [1, 2, 1, 2], [2, 2, 2, 3], [255, 255, 255, 254]]
+    pixels = np.array(blocks, np.uint8).reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+    Image.fromarray(pixels).save(root / "image.png")
+    data = load_dataset(folder_info(1, (4, 4, 1)), data_dir=tmp_path, side=2)
+    np.testing.assert_array_equal(data.images[0, :, :, 0], [[0, 2], [2, 255]])
+
+
+def test_a_side_that_makes_no_blocks_is_refused():
+    for side in (3, 0, 16):
+        with pytest.raises(ValueError, match=f"side={side} does not.*8x8.*choose from 8, 4, 2, 1"):
+            load_dataset("digits", side=side)
+    with pytest.raises(ValueError, match=r"side=2: images of 'mine' are 4x6, not square"):
+        load_dataset(folder_info(1, (4, 6, 3)), side=2)
+
+
+def test_inputs_of_a_side_are_block_means_of_the_inputs():
+    full, half = load_dataset("digits"), load_dataset("digits", side=4)
+    expected = np.asarray(normalize(full.images, full.info), np.float64)
+    expected = expected.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    # The averages are rounded to whole pixels: half a pixel in units of scale and std.
+    bound = 0.5 / (half.info.scale * half.info.std[0])
+    assert np.abs(normalize(half.images, half.info) - expected).max() <= bound + 1e-5
+
+
+@needs_cifar
+def test_cifar10_of_side_16():
+    full = load_dataset("cifar10", split="test", data_dir=CIFAR_DIR)
+    half = load_dataset("cifar10", split="test", data_dir=CIFAR_DIR, side=16)
+    assert half.info == dataclasses.replace(full.info, image_shape=(16, 16, 3))
+    np.testing.assert_array_equal(half.images, block_means(full.images, 2))
+    np.testing.assert_array_equal(half.labels, full.labels)
+    spread = normalize(half.images, half.info).std(axis=(0, 1, 2))
+    # The documented loss of spread.
+    np.testing.assert_allclose(spread, 0.96, atol=0.01)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])

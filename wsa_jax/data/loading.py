@@ -1,5 +1,6 @@
 """Reading datasets into memory as uint8 NumPy arrays, without TensorFlow."""
 
+import dataclasses
 import io
 import math
 import os
@@ -23,9 +24,9 @@ class Dataset:
     """One split of a dataset, in memory on the host.
 
     Attributes:
-      images: uint8 `[n, height, width, channels]`, as stored, not normalised.
+      images: uint8 `[n, height, width, channels]`, as stored or averaged, not normalised.
       labels: int32 `[n]`, in `0 .. info.num_classes - 1`.
-      info: the registry's entry.
+      info: the registry's entry, with the `image_shape` of these images.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -37,7 +38,11 @@ class Dataset:
 
 
 def load_dataset(
-    name: str | DatasetInfo, *, split: str = "train", data_dir: str | Path | None = None
+    name: str | DatasetInfo,
+    *,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    side: int | None = None,
 ) -> Dataset:
     """Read one split of a dataset into memory.
 
@@ -48,6 +53,9 @@ def load_dataset(
       split: one of the info's `splits`.
       data_dir: folder that holds `<name>/`. Default: the environment variable TFDS_DATA_DIR, then
         `~/tensorflow_datasets`. Not used for digits, which scikit-learn ships.
+      side: height and width of smaller images, made of square ones: each pixel is the mean of a
+        block, 2x2 for a side of 16 and images of 32x32, rounded to the nearest integer and halves
+        to the even one, as `numpy.rint` does. It must divide the images' own side.
 
     Returns:
       A `Dataset`: uint8 images `[n, h, w, c]`, int32 labels `[n]`, info.
@@ -57,17 +65,24 @@ def load_dataset(
       * folders: classes are the sorted sub-folder names of the split. An image of another size
         is resized bilinearly so that it covers the info's shape, then cropped at the centre (no
         distortion); modes are converted to RGB or grey.
+      * a side: the info has its `image_shape`, and the `mean` and `std` of the images as stored, so
+        that the inputs are block means of the stored images' inputs, up to the rounding. They vary
+        a little less: on CIFAR-10, the inputs' std is 0.96.
 
     Raises:
       ValueError: unknown dataset or split, a folder with a different number of classes than
-        the info, or prepared images of a different shape.
+        the info, prepared images of a different shape, or a side that does not divide theirs.
       FileNotFoundError: the data is not there; the message says what to run or set.
 
     >>> train = load_dataset("digits")
     >>> train.images.shape, train.images.dtype, train.labels.shape
     ((1442, 8, 8, 1), dtype('uint8'), (1442,))
+    >>> load_dataset("digits", side=4).info.image_shape
+    (4, 4, 1)
     """
     info = dataset_info(name) if isinstance(name, str) else name
+    if side is not None:
+        _check_side(side, info)
     if split not in info.splits:
         raise ValueError(
             f"dataset {info.name!r} has no split {split!r}: choose from {', '.join(info.splits)}"
@@ -79,7 +94,10 @@ def load_dataset(
         folder = root.expanduser() / info.name
         read = _read_tfds if info.source == "tfds" else _read_folder
         images, labels = read(folder, info, split)
-    return Dataset(images, labels, info)
+    if side is None:
+        return Dataset(images, labels, info)
+    shape = (side, side, info.image_shape[2])
+    return Dataset(_block_means(images, side), labels, dataclasses.replace(info, image_shape=shape))
 
 
 def train_validation_split(
@@ -125,6 +143,35 @@ def train_validation_split(
         np.flatnonzero(~held_out).astype(np.int32),
         np.flatnonzero(held_out).astype(np.int32),
     )
+
+
+def _check_side(side: int, info: DatasetInfo) -> None:
+    height, width, _ = info.image_shape
+    if height != width:
+        raise ValueError(
+            f"side={side}: images of {info.name!r} are {height}x{width}, not square; leave it out"
+        )
+    sides = [number for number in range(height, 0, -1) if height % number == 0]
+    if side not in sides:
+        raise ValueError(
+            f"side={side} does not divide the {height}x{width} images of {info.name!r}: "
+            f"choose from {', '.join(map(str, sides))}"
+        )
+
+
+def _block_means(
+    images: UInt8[np.ndarray, "n h w c"], side: int
+) -> UInt8[np.ndarray, "n side side c"]:
+    count, height, _, channels = images.shape
+    block = height // side
+    blocks = images.reshape(count, side, block, side, block, channels)
+    sums = np.zeros((count, side, side, channels), np.uint32)
+    # Sums of integers are exact, and adding strided views takes a third of a reduction's time.
+    for row in range(block):
+        for column in range(block):
+            sums += blocks[:, :, row, :, column]
+    # float32 rounds correctly and holds these sums, so a half is a half.
+    return np.rint(sums.astype(np.float32) / np.float32(block**2)).astype(np.uint8)
 
 
 def _read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:

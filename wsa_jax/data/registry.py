@@ -17,7 +17,7 @@ class DatasetInfo:
     Attributes:
       name: key in `DATASETS`, also the folder name below the data directory.
       num_classes: labels are `0 .. num_classes - 1`.
-      image_shape: (height, width, channels) of every stored image.
+      image_shape: (height, width, channels) of every image.
       splits: names that `load_dataset` accepts as `split`; the first is the training split.
       mean: per-channel mean, in units of `scale`.
       std: per-channel standard deviation, in units of `scale`.
