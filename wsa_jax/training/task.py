@@ -118,7 +118,7 @@ class Metrics(NamedTuple):
 
 
 def classification(
-    module: nn.Module, info: DatasetInfo, *, augmentation: AugmentMode = "none"
+    module: nn.Module, info: DatasetInfo, *, augmentation: AugmentMode = "none", padding: int = 4
 ) -> Task:
     """Make the task of classifying uint8 images with a Linen module and mean cross-entropy.
 
@@ -134,14 +134,17 @@ def classification(
       info: shapes and normalisation of the data set (`wsa_jax.data.load_dataset` provides those
         of its data sets).
       augmentation: ``"none"``, ``"batch"`` (one crop and flip per batch) or ``"example"``.
+      padding: pixels by which a crop moves at most.
 
     Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
     """
-    return _classification(module, info, augmentation)
+    return _classification(module, info, augmentation, padding)
 
 
 @functools.lru_cache(maxsize=64)
-def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -> Task:
+def _classification(
+    module: Any, info: DatasetInfo, augmentation: AugmentMode, padding: int
+) -> Task:
     takes_train = "train" in inspect.signature(module.__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         augment_key, dropout_key = jax.random.split(key)
         logits, updated = module.apply(
             variables,
-            augment(augment_key, inputs, mode=augmentation),
+            augment(augment_key, inputs, mode=augmentation, padding=padding),
             mutable=list(model_state),
             rngs={"dropout": dropout_key},
             **mode(train),
@@ -174,7 +177,8 @@ def _classification(module: Any, info: DatasetInfo, augmentation: AugmentMode) -
         ("module", described(module)),
         ("dataset", info.name),
         ("normalization", f"{info.mean} {info.std} {info.scale}"),
-        ("augmentation", augmentation),
+        # Runs from before crops had a size of their own say the mode alone, and resume.
+        ("augmentation", augmentation if padding == 4 else f"{augmentation}, padding {padding}"),
     )
     return classification_task(init, apply, settings=settings)
 
