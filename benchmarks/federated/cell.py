@@ -27,7 +27,14 @@ class Cell:
     dataset: str = "cifar10"
     model: Literal["cnn", "mlp", "vgg8"] = "cnn"
     width: float = 1.0
-    """Factor on VGG8's channels."""
+    """Factor on the channels and units of the CNN and VGG8."""
+    kernel_size: int = 5
+    """Of the CNN's convolutions."""
+    side: int = 0
+    """Height and width of the images, made of block means; 0 leaves them as they are stored.
+
+    Crops for augmentation move by up to an eighth of it, as the 4 pixels of 32 do.
+    """
     init: Literal["reference", "he"] = "reference"
     partition: Literal["equal", "unequal", "iid", "shards"] = "equal"
     alpha: float = 0.5
@@ -81,8 +88,10 @@ class Cell:
             fixed["mu"] = -1.0
         elif self.mu < 0:
             fixed["mu"] = REFERENCE_MU.get(self.dataset, 0.1)
-        if self.model != "vgg8":
+        if self.model == "mlp":
             fixed["width"] = 1.0
+        if self.model != "cnn":
+            fixed["kernel_size"] = 5
         return dataclasses.replace(self, **fixed)
 
     @property
@@ -103,13 +112,24 @@ class Cell:
         parts += [f"lr {self.learning_rate:g}"] if self.learning_rate != 0.01 else []
         return ", ".join([name, *parts, *self._context()])
 
+    def _network(self) -> list[str]:
+        """What differs from the first record's CNN."""
+        name = "VGG8" if self.model == "vgg8" else "CNN"
+        traits = [f"width {self.width:g}"] if self.width != 1 else []
+        if self.kernel_size != 5:
+            traits.append(f"{self.kernel_size}x{self.kernel_size} kernels")
+        if traits:
+            return [f"{name} of {' and '.join(traits)}"]
+        return [name] if name == "VGG8" else []
+
     def _context(self) -> list[str]:
         """What differs from the first record's data, model and clients."""
         parts = []
         if self.dataset != "cifar10":
             parts.append(DATASET_NAMES.get(self.dataset, self.dataset))
-        if self.model == "vgg8":
-            parts.append("VGG8" if self.width == 1 else f"VGG8 of width {self.width:g}")
+        if self.side:
+            parts.append(f"{self.side}x{self.side}")
+        parts += self._network()
         if self.partition == "shards":
             parts.append(f"{self.shards_per_client} shards a client")
         elif self.partition == "iid":
@@ -128,6 +148,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "digits", "model": "mlp", "clients": 4, "participants": 4, "rounds": 3,
         "evaluate_every": 1, "augmentation": "none",
     },
-    "cpu": {"rounds": 100},
+    "short": {"rounds": 100},
+    "cpu": {
+        "side": 16, "width": 0.5, "kernel_size": 3, "rounds": 1500, "evaluate_every": 25,
+    },
     "paper": {"rounds": 1500, "evaluate_every": 25},
 }  # fmt: skip

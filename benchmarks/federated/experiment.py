@@ -30,7 +30,7 @@ from benchmarks.record.data import missing_data
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.record.statistics import Row, markdown_table, signed, spread
 
-Preset = Literal["smoke", "cpu", "paper"]
+Preset = Literal["smoke", "short", "cpu", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,9 @@ class CommonArgs(RunOptions):
     """Arguments of every script; finished cells are skipped, interrupted ones resume."""
 
     preset: Preset = "cpu"
-    """smoke: seconds, on embedded digits; cpu: two cores, about an hour; paper: in full."""
+    """smoke: seconds, on embedded digits; short: 100 rounds, about an hour of two cores; cpu: the
+    standard problem, half-size images and network at full length, nine minutes of a core a cell;
+    paper: in full."""
     seed: tuple[int, ...] = ()
     """Seeds instead of the preset's."""
     rounds: int | None = None

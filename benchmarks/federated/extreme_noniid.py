@@ -31,7 +31,7 @@ EXPERIMENT = Experiment(
     title="Clients less alike than the paper's",
     description=__doc__,
     comparisons=comparisons,
-    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
 )
 
 

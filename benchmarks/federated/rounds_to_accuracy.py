@@ -104,7 +104,7 @@ EXPERIMENT = Experiment(
     title="Rounds until an accuracy is reached",
     description=__doc__,
     comparisons=comparisons,
-    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     table=table,
     figure=figure,
 )

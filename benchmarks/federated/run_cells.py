@@ -1,7 +1,10 @@
 """Running federated cells: the data, model and algorithm of each, resumed and recorded."""
 
+import contextlib
 import dataclasses
+import functools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ import tyro
 from benchmarks.federated.cell import Cell
 from benchmarks.record.data import data_digests, load_split, missing_data
 from benchmarks.record.ledger import RUNS, Ledger, cell_id, is_finished, provenance
+from benchmarks.record.workers import held_alone, run_in_workers
 
 # Rounds whose client scopes a row keeps at most, evenly spaced, so that a ledger stays small.
 _KEPT_ROUNDS = 300
@@ -35,6 +39,10 @@ class RunOptions:
     ] = None
     runs: Path = RUNS / "federated"
     """Checkpoints of cells under way."""
+    workers: int = 0
+    """Run cells in so many processes of one core each; 0 runs them here, on all cores."""
+    note: str = ""
+    """Kept in the rows: what else the machine did, where seconds are no measure of speed."""
     progress: bool = True
 
 
@@ -53,9 +61,9 @@ def federation_data(cell: Cell, data_dir: str | None) -> tuple[tuple[Any, Any], 
     """Images and labels to train on and to evaluate on."""
     from wsa_jax.data import dataset_info, train_validation_split
 
-    train = load_split(cell.dataset, dataset_info(cell.dataset).splits[0], data_dir)
+    train = load_split(cell.dataset, dataset_info(cell.dataset).splits[0], data_dir, cell.side)
     if cell.evaluate_on == "test":
-        held_out = load_split(cell.dataset, "test", data_dir)
+        held_out = load_split(cell.dataset, "test", data_dir, cell.side)
         return (train.images, train.labels), (held_out.images, held_out.labels)
     kept, validation = train_validation_split(train.labels, fraction=0.1, seed=0)
     train_part, validation_part = (
@@ -77,12 +85,34 @@ def cell_partition(cell: Cell, labels: Any) -> Any:
     return make(labels, alpha=cell.alpha, **common)
 
 
+def cell_task(cell: Cell) -> Any:
+    """The task of a cell: its model on images of its size."""
+    from wsa_jax.data import dataset_info
+    from wsa_jax.training import classification
+
+    info = dataset_info(cell.dataset)
+    module = cell_model(cell, info.num_classes)
+    if not cell.side:
+        return classification(module, info, augmentation=cell.augmentation)
+    shape = (cell.side, cell.side, info.image_shape[2])
+    return classification(
+        module,
+        dataclasses.replace(info, image_shape=shape),
+        augmentation=cell.augmentation,
+        padding=cell.side // 8,
+    )
+
+
 def cell_model(cell: Cell, num_classes: int) -> Any:
     """The Linen module of a cell."""
     from wsa_jax.models import CNN, MLP, vgg8
 
     if cell.model == "cnn":
-        return CNN(num_classes=num_classes, initialization=cell.init)
+        channels, units = (
+            tuple(round(cell.width * count) for count in counts)
+            for counts in (CNN.channels, CNN.units)
+        )
+        return CNN(num_classes, cell.init, channels, units, cell.kernel_size)
     if cell.model == "vgg8":
         return vgg8(num_classes, width=cell.width, initialization=cell.init)
     return MLP(features=(64, num_classes), initialization=cell.init)
@@ -121,18 +151,21 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
     """
     import jax
 
-    from wsa_jax.data import dataset_info
     from wsa_jax.federated import Execution, LocalSettings, clients_mesh, simulate
-    from wsa_jax.training import classification
 
-    info = dataset_info(cell.dataset)
     (images, labels), test = federation_data(cell, options.data_dir)
     execution = options.execution
     if execution == "auto":
         execution = "map" if jax.default_backend() == "cpu" else "vmap"
 
     name = cell_id(cell)
-    row = new_row(cell) | {"data": data_digests(cell.dataset, options.data_dir)} | provenance()
+    row = (
+        new_row(cell)
+        | {"data": data_digests(cell.dataset, options.data_dir, cell.side)}
+        | provenance()
+    )
+    if options.note:
+        row["note"] = options.note
     found = ledger.find(name)
     kept = 0 if found is None else found["rounds_done"]
 
@@ -151,7 +184,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         record(update)
     result = simulate(
         jax.random.key(cell.seed),
-        classification(cell_model(cell, info.num_classes), info, augmentation=cell.augmentation),
+        cell_task(cell),
         (images, labels),
         cell_partition(cell, labels),
         rounds=cell.rounds,
@@ -176,9 +209,14 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
 
 
 def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> list[dict[str, Any]]:
-    """Run what is not done yet, in order; return the rows of all cells whose data is here."""
+    """Run what is not done yet, in order; return the rows of all cells whose data is here.
+
+    Cells that another process is running are left to it, without a row.
+    """
     from wsa_jax.federated.mesh import barrier
 
+    if options.workers:
+        return _run_in_workers(cells, options, ledger)
     join_processes(options)
     rows, absent = [], dict[str, str]()
     for index, cell in enumerate(cells):
@@ -190,17 +228,48 @@ def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> lis
         elif complaint := missing_data(cell.dataset, options.data_dir):
             print(f"{head}: no data here")
             absent[cell.dataset] = complaint
-        else:
-            print(f"{head} ({cell_id(cell)})", flush=True)
-            begin = time.perf_counter()
-            rows.append(run_cell(cell, options, ledger))
-            seconds = time.perf_counter() - begin
-            print(f"  {100 * rows[-1]['accuracy']:.2f} % after {seconds:.0f} s", flush=True)
+        elif (row := _run_alone(head, cell, options, ledger)) is not None:
+            rows.append(row)
     for dataset, complaint in absent.items():
         print(f"{dataset}: {complaint}")
     # The first process writes the last row while the others would already read the ledger.
     barrier("cells")
     return rows
+
+
+def _run_in_workers(
+    cells: Sequence[Cell], options: RunOptions, ledger: Ledger
+) -> list[dict[str, Any]]:
+    if options.processes > 1 or options.mesh:
+        sys.exit("--workers gives each cell one core; leave out --processes and --mesh")
+    # The bars of several processes would overwrite each other.
+    progress = options.progress and options.workers == 1
+    alone = dataclasses.replace(options, workers=0, progress=progress)
+    work = functools.partial(run_cells, cells, alone, ledger)
+    run_in_workers(options.workers, work, options.runs / "compiled")
+    found = (ledger.find(cell_id(cell)) for cell in cells)
+    return [row for row in found if row is not None and row["curve"]]
+
+
+def _run_alone(head: str, cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any] | None:
+    """Run a cell, unless another process does; one that it has finished meanwhile is not run."""
+    # Processes of one run work on each cell together.
+    together = options.processes > 1
+    name = cell_id(cell)
+    with contextlib.nullcontext() if together else held_alone(name, options.runs) as holder:
+        found = ledger.find(name)
+        if holder is not None:
+            print(f"{head}: left to {holder}")
+            return None
+        if is_finished(found):
+            print(f"{head}: done by another process")
+            return found
+        print(f"{head} ({name})", flush=True)
+        begin = time.perf_counter()
+        row = run_cell(cell, options, ledger)
+        seconds = time.perf_counter() - begin
+        print(f"  {100 * row['accuracy']:.2f} % after {seconds:.0f} s", flush=True)
+        return row
 
 
 def new_row(cell: Cell) -> dict[str, Any]:

@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
     description=__doc__,
     comparisons=comparisons,
     arguments=CommonArgs,
-    seeds={"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)},
+    seeds={"smoke": (0,), "short": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
 )
 
 

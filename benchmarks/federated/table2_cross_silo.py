@@ -16,7 +16,8 @@ from benchmarks.federated.paper_numbers import TABLE2
 ALGORITHMS = ("fed_avg", "fed_prox", "scaffold", "fed_exp")
 SETTINGS = {
     "smoke": (("digits", 0.5),),
-    "cpu": (("cifar10", 0.5), ("cifar10", 1.0)),
+    "short": (("cifar10", 0.5), ("cifar10", 1.0)),
+    "cpu": (("cifar10", 0.5), ("cifar100", 0.5), ("cifar10", 1.0), ("cifar100", 1.0)),
     "paper": tuple(TABLE2),
 }
 
@@ -32,7 +33,7 @@ EXPERIMENT = Experiment(
     title="Table 2: 10 clients, all in every round",
     description=__doc__,
     comparisons=comparisons,
-    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     figure=gain_panels,
 )
 

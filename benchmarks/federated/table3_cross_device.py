@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
     title="Table 3: 100 clients, 10 drawn a round",
     description=__doc__,
     comparisons=comparisons,
-    seeds={"smoke": (0,), "cpu": (0,), "paper": (0, 1, 2)},
+    seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     figure=gain_panels,
 )
 

@@ -7,9 +7,9 @@ from wsa_jax.runs.checkpoint import digest
 
 
 @functools.lru_cache(maxsize=4)
-def load_split(dataset: str, split: str, data_dir: str | None) -> Dataset:
-    """A split of a data set, kept for the cells that follow."""
-    return load_dataset(dataset, split=split, data_dir=data_dir)
+def load_split(dataset: str, split: str, data_dir: str | None, side: int = 0) -> Dataset:
+    """A split of a data set, kept for the cells that follow; a side of 0 is its images' own."""
+    return load_dataset(dataset, split=split, data_dir=data_dir, side=side or None)
 
 
 @functools.cache
@@ -22,9 +22,9 @@ def missing_data(dataset: str, data_dir: str | None) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=4)
-def data_digests(dataset: str, data_dir: str | None) -> dict[str, str]:
+@functools.lru_cache(maxsize=8)
+def data_digests(dataset: str, data_dir: str | None, side: int = 0) -> dict[str, str]:
     """Digests of a data set's arrays: copies of it may differ, by another compression say."""
     names = {"train": dataset_info(dataset).splits[0], "test": "test"}
-    parts = {part: load_split(dataset, name, data_dir) for part, name in names.items()}
+    parts = {part: load_split(dataset, name, data_dir, side) for part, name in names.items()}
     return {part: digest(found.images, found.labels) for part, found in parts.items()}

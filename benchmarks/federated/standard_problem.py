@@ -1,0 +1,89 @@
+"""The standard problem: WSA's Tables 2 and 3 at full length, on a problem that two cores finish.
+
+    python -m benchmarks.federated.standard_problem [--preset smoke|cpu] [--workers 2]
+
+cpu: CIFAR-10 and CIFAR-100 as images of 16x16, all 50,000 + 10,000 of them, the CNN at half its
+width, 1,500 rounds, three seeds. WSA's strength is chosen once, on a validation split, for FedAvg
+at alpha 0.5 of CIFAR-10. Cells run in ranked order: what is most decisive is finished first, and
+`table2_cross_silo` and `table3_cross_device` report them. smoke: two strengths, FedAvg on digits.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import tyro
+
+from benchmarks.federated import table2_cross_silo, table3_cross_device
+from benchmarks.federated.best_against_best import winner
+from benchmarks.federated.cell import Cell
+from benchmarks.federated.comparison import Comparison
+from benchmarks.federated.experiment import (
+    Args,
+    CommonArgs,
+    ordered_cells,
+    print_states,
+    recorded,
+    resolve,
+)
+from benchmarks.federated.run_cells import run_cells
+from benchmarks.record.ledger import Ledger
+
+STRENGTHS = (1.0, 5.0, 10.0, 50.0)
+SEEDS = (0, 1, 2)
+
+
+def trials(args: CommonArgs) -> list[Cell]:
+    """Plain FedAvg, whose row the tables share, and the strengths on validation."""
+    strengths = STRENGTHS[:2] if args.preset == "smoke" else STRENGTHS
+    return [args.cell(strength=strength, evaluate_on="validation") for strength in strengths]
+
+
+def chosen_strength(args: CommonArgs, ledger: Ledger) -> float | None:
+    """The strength of the highest validation accuracy, None while trials are missing."""
+    best = winner(trials(args), recorded(ledger, (0,)))
+    return None if best is None else best.strength
+
+
+def ranked_cells(args: CommonArgs, strength: float) -> list[Cell]:
+    """The cells of both tables: CIFAR-10 before CIFAR-100, alpha 0.5 before 1, line by line."""
+    names = {field.name for field in dataclasses.fields(Args)}
+    values = {name: getattr(args, name) for name in names - {"strength"}}
+    with_strength = Args(**values, strength=strength)
+    tables: Sequence[Callable[[Args], list[Comparison]]] = (
+        table2_cross_silo.comparisons,
+        table3_cross_device.comparisons,
+    )
+    lines = [line for table in tables for line in table(with_strength)]
+    settings = list(dict.fromkeys((line.baseline.alpha, line.baseline.dataset) for line in lines))
+    settings.sort(key=lambda setting: setting[0])
+    seeds = args.seed or (SEEDS[:1] if args.preset == "smoke" else SEEDS)
+    ranked = (
+        ordered_cells([line], seeds)
+        for alpha, dataset in settings
+        for line in lines
+        if (line.baseline.alpha, line.baseline.dataset) == (alpha, dataset)
+    )
+    return list(dict.fromkeys(chain.from_iterable(ranked)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(CommonArgs, args=argv, description=__doc__)
+    options, ledger, _ = resolve(args)
+    first = [args.cell(), *trials(args)]
+    if not args.dry_run:
+        run_cells(first, options, ledger)
+    strength = chosen_strength(args, ledger)
+    rest = [] if strength is None else ranked_cells(args, strength)
+    last = {"benchmark": "standard_problem", "preset": args.preset, "strength": strength}
+    if args.dry_run:
+        print_states(list(dict.fromkeys([*first, *rest])), ledger, args.data_dir, last)
+        return
+    rows = run_cells(rest, options, ledger)
+    print(json.dumps(last | {"cells": len(rest), "finished": len(rows)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
