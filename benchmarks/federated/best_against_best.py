@@ -1,6 +1,6 @@
 """Is there a gain once both sides are tuned? What 'confirmed' means for WSA.
 
-    python -m benchmarks.best_against_best [--preset smoke|cpu|paper]
+    python -m benchmarks.best_against_best [--preset smoke|short|cpu|paper]
 
 FedAvg and FedAvg +WSA each get the same number of trials, scored by the last accuracy on a
 validation split (a tenth of the training data): the baseline over learning rates and
@@ -9,8 +9,9 @@ and are compared on the test set on equal seeds, none of which is the trials' ow
 "gain" or "loss" where the 95 % t interval of the mean paired difference leaves out 0, and
 "undecided" elsewhere: with three seeds it reaches 4.3 standard errors to either side.
 
-paper: 12 trials a side and five seeds, 1,500 rounds. cpu: 5 trials and three seeds, 100 rounds: 16
-cells. smoke: 2 trials and two seeds, the MLP on digits.
+paper: 12 trials a side and five seeds, 1,500 rounds. short: 5 trials and three seeds, 100 rounds:
+16 cells. cpu: as short, at full length on half-size images and network. smoke: 2 trials and two
+seeds, the MLP on digits.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """Clients less alike than the paper's: Dirichlet 0.1, 0.05 and 0.01, and two shards a client.
 
-    python -m benchmarks.extreme_noniid [--preset smoke|cpu|paper]
+    python -m benchmarks.extreme_noniid [--preset smoke|short|cpu|paper]
 
 If WSA helps because clients drift apart, it should help most here. paper: 1,500 rounds, three
-seeds. cpu cuts the rounds to 100 and the seeds to one: 8 cells. smoke: alpha 0.1, digits.
+seeds. short cuts the rounds to 100 and the seeds to one: 8 cells. cpu: the standard problem. smoke:
+alpha 0.1, digits.
 """
 
 import sys

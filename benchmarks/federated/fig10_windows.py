@@ -1,10 +1,10 @@
 """WSA's Figure 10: WSA on in some rounds only, from the start, late, or in between.
 
-    python -m benchmarks.fig10_windows [--preset smoke|cpu|paper]
+    python -m benchmarks.fig10_windows [--preset smoke|short|cpu|paper]
 
 Windows end or begin after 1/12 (the paper's 125 of 1,500 rounds), 1/6 and 1/3 of the rounds. paper:
-1,500 rounds, three seeds. cpu cuts the rounds to 100 and the seeds to one: 10 cells. smoke: the MLP
-on digits.
+1,500 rounds, three seeds. short cuts the rounds to 100 and the seeds to one: 10 cells. cpu: the
+standard problem. smoke: the MLP on digits.
 """
 
 import itertools

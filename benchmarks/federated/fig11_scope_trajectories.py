@@ -1,11 +1,11 @@
 """WSA's Figure 11: mean and std of conv2 on each client over the rounds.
 
-    python -m benchmarks.fig11_scope_trajectories [--preset smoke|cpu|paper]
+    python -m benchmarks.fig11_scope_trajectories [--preset smoke|short|cpu|paper]
 
 One column a method (FedAvg, FedProx, FedAvg +WSA), a row each for mean and std, one colour a
 client, and a row for how far apart the stds are, which the paper's scale hides; the scopes are
-taken after local training, before the average. paper: 1,500 rounds, one seed. cpu cuts the rounds
-to 100: 3 cells. smoke: the last layer of the MLP on digits.
+taken after local training, before the average. paper: 1,500 rounds, one seed. short cuts the rounds
+to 100: 3 cells. cpu: the standard problem. smoke: the last layer of the MLP on digits.
 """
 
 import sys

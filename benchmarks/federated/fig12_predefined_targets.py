@@ -1,11 +1,11 @@
 """WSA's Figure 12: fixed Gaussian targets in place of the fused one.
 
-    python -m benchmarks.fig12_predefined_targets [--preset smoke|cpu|paper]
+    python -m benchmarks.fig12_predefined_targets [--preset smoke|short|cpu|paper]
 
 The paper names N(0, 0.1²) alone; the others are ours, inside the explicit step's stable range. He
 initialisation stands beside them, because a fixed target acts on the initial weights' scale as
-well. paper: 1,500 rounds, three seeds. cpu cuts the rounds to 100 and the seeds to one: 8 cells.
-smoke: the MLP on digits.
+well. paper: 1,500 rounds, three seeds. short cuts the rounds to 100 and the seeds to one: 8 cells.
+cpu: the standard problem. smoke: the MLP on digits.
 """
 
 import sys

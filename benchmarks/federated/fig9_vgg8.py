@@ -1,10 +1,11 @@
 """WSA's Figure 9: VGG8 on CIFAR-10, FedAvg with and without WSA.
 
-    python -m benchmarks.fig9_vgg8 [--preset smoke|cpu|paper]
+    python -m benchmarks.fig9_vgg8 [--preset smoke|short|cpu|paper]
 
 The paper gives neither VGG8's layers nor its initialisation, so both initialisations run. paper:
-full width, 1,500 rounds, three seeds. cpu cuts the width to a quarter, the rounds to 100 and the
-seeds to two: 8 cells, each about as long as the CNN's. smoke: the MLP on digits.
+full width, 1,500 rounds, three seeds. short cuts the width to a quarter, the rounds to 100 and the
+seeds to two: 8 cells, each about as long as the CNN's. cpu: as paper, at a quarter of the width.
+smoke: the MLP on digits.
 """
 
 import sys

@@ -47,7 +47,8 @@ class Args(CommonArgs):
     """Values given more than once make a grid; None leaves the preset's own."""
 
     preset: Preset = "cpu"
-    """smoke: seconds, on embedded digits; cpu: 100 rounds; paper: 1,500 rounds."""
+    """smoke: seconds, on embedded digits; short: 100 rounds; cpu: 1,500 rounds of half-size images
+    and network; paper: 1,500 rounds."""
     study: bool = False
     """Run the cells of the first record instead of one grid."""
     dataset: str | None = None
@@ -63,7 +64,11 @@ class Args(CommonArgs):
     """FedProx's strength; by default 0.1 on CIFAR-10, 0.001 on CIFAR-100, 1 on CINIC-10."""
     model: Literal["cnn", "mlp", "vgg8"] | None = None
     width: float | None = None
-    """Factor on VGG8's channels."""
+    """Factor on the channels and units of the CNN and VGG8."""
+    kernel_size: int | None = None
+    """Of the CNN's convolutions."""
+    side: int | None = None
+    """Height and width of the images, made of block means; 0 leaves them as they are stored."""
     form: tuple[Literal["gradient", "penalty", "proximal"], ...] = ()
     scale: tuple[Literal["sum", "size"], ...] = ()
     strength: tuple[float, ...] = ()
@@ -85,8 +90,8 @@ class Args(CommonArgs):
 
 
 _SINGLE = (
-    "dataset", "model", "width", "partition", "shards_per_client", "clients", "rounds", "mu",
-    "target_mean", "target_std", "window", "augmentation", "evaluate_on",
+    "dataset", "model", "width", "kernel_size", "side", "partition", "shards_per_client",
+    "clients", "rounds", "mu", "target_mean", "target_std", "window", "augmentation", "evaluate_on",
 )  # fmt: skip
 _LISTS = (
     "alpha", "algorithm", "form", "scale", "target", "init", "learning_rate", "strength", "seed",
@@ -96,7 +101,8 @@ _LISTS = (
 # Where else these would change nothing: cells that differ in them alone are one cell.
 _NEEDS = {
     "alpha": "--partition equal or unequal", "shards_per_client": "--partition shards",
-    "mu": "--algorithm fed_prox", "width": "--model vgg8", "form": "a --strength above 0",
+    "mu": "--algorithm fed_prox", "width": "--model cnn or vgg8",
+    "kernel_size": "--model cnn", "form": "a --strength above 0",
     "scale": "a --strength above 0", "target": "a --strength above 0",
     "window": "a --strength above 0", "target_mean": "--target fixed and a --strength above 0",
     "target_std": "--target fixed and a --strength above 0",
@@ -110,7 +116,8 @@ def cells_of(args: Args) -> list[Cell]:
     """
     base = args.base()
     if args.dataset is not None:
-        base["model"] = "mlp" if args.dataset == "digits" else "cnn"
+        # Digits are too small for the convolutions, and for smaller images.
+        base |= {"model": "mlp", "side": 0} if args.dataset == "digits" else {"model": "cnn"}
     single = {name: value for name in _SINGLE if (value := getattr(args, name)) is not None}
     base |= single
     if args.participation or args.clients:

@@ -1,6 +1,6 @@
 """Rounds until an accuracy is reached, without and with WSA, from the curves of Table 2.
 
-    python -m benchmarks.rounds_to_accuracy [--preset smoke|cpu|paper]
+    python -m benchmarks.rounds_to_accuracy [--preset smoke|short|cpu|paper]
 
 Runs the cells of table2_cross_silo that are not recorded yet; with --report-only none. The round is
 the first evaluated one at or above the accuracy, so it is exact to the evaluation interval.

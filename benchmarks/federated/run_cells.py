@@ -108,11 +108,8 @@ def cell_model(cell: Cell, num_classes: int) -> Any:
     from wsa_jax.models import CNN, MLP, vgg8
 
     if cell.model == "cnn":
-        channels, units = (
-            tuple(round(cell.width * count) for count in counts)
-            for counts in (CNN.channels, CNN.units)
-        )
-        return CNN(num_classes, cell.init, channels, units, cell.kernel_size)
+        first, second, *units = (round(cell.width * n) for n in (*CNN.channels, *CNN.units))
+        return CNN(num_classes, cell.init, (first, second), (units[0], units[1]), cell.kernel_size)
     if cell.model == "vgg8":
         return vgg8(num_classes, width=cell.width, initialization=cell.init)
     return MLP(features=(64, num_classes), initialization=cell.init)

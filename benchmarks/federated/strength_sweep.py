@@ -1,10 +1,10 @@
 """The strength of WSA, which the paper leaves open: 0, 1, 5, 10 and 50.
 
-    python -m benchmarks.strength_sweep [--preset smoke|cpu|paper]
+    python -m benchmarks.strength_sweep [--preset smoke|short|cpu|paper]
 
-paper: 1,500 rounds, three seeds. cpu cuts the rounds to 100 and the seeds to two: 10 cells. smoke:
-strengths 0, 1 and 10, the MLP on digits. Accuracy is on the test set: a strength is not to be
-chosen here (see best_against_best).
+paper: 1,500 rounds, three seeds. short cuts the rounds to 100 and the seeds to two: 10 cells. cpu:
+the standard problem. smoke: strengths 0, 1 and 10, the MLP on digits. Accuracy is on the test set:
+a strength is not to be chosen here (see best_against_best).
 """
 
 import sys

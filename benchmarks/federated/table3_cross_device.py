@@ -1,10 +1,10 @@
 """WSA's Table 3: four algorithms with and without WSA, 100 clients, 10 drawn a round.
 
-    python -m benchmarks.table3_cross_device [--preset smoke|cpu|paper]
+    python -m benchmarks.table3_cross_device [--preset smoke|short|cpu|paper]
 
-paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. cpu cuts the
-rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. smoke: FedAvg on digits, two of
-eight clients a round.
+paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. short cuts the
+rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. cpu: the standard problem.
+smoke: FedAvg on digits, two of eight clients a round.
 """
 
 import sys

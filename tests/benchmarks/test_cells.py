@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.federated.cell import Cell
+from benchmarks.federated import table2_cross_silo
+from benchmarks.federated.cell import PRESETS, Cell
+from benchmarks.federated.experiment import Args as TableArgs
 from benchmarks.federated.grid import Args, cells_of
 from benchmarks.federated.import_rows import main as import_rows
 from benchmarks.federated.report import largest_stability
@@ -15,10 +17,13 @@ from benchmarks.federated.run_cells import (
     RunOptions,
     add_round,
     cell_partition,
+    cell_task,
+    federation_data,
     new_row,
     run_cell,
     run_cells,
 )
+from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import planted_row
 
@@ -48,14 +53,49 @@ def test_the_ids_of_the_first_record_do_not_change():
     assert cell_id(Cell(strength=10.0).canonical()) == "bba5dccf782e"
 
 
+def test_the_rows_of_100_rounds_at_full_size_are_those_of_preset_short():
+    recorded = {row["id"] for row in Ledger(RESULTS / "federated.jsonl").rows()}
+    first = {cell_id(cell) for cell in cells_of(Args(preset="short", study=True))}
+    assert len(first & recorded) >= 10
+    (line, *_) = table2_cross_silo.comparisons(TableArgs(preset="short", rounds=25))
+    assert {cell_id(line.baseline), cell_id(line.treated)} <= recorded
+
+
+def test_the_standard_problem_has_small_images_and_half_the_network():
+    cell = Cell(**PRESETS["cpu"]).canonical()
+    task = cell_task(cell)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = {name: layer["kernel"].shape for name, layer in params.items()}
+    assert shapes == {
+        "Conv_0": (3, 3, 3, 16),
+        "Conv_1": (3, 3, 16, 32),
+        "Dense_0": (128, 192),
+        "Dense_1": (192, 96),
+        "Dense_2": (96, 10),
+    }
+    # An eighth of the side, as 4 pixels of 32 are.
+    assert dict(task.settings)["augmentation"] == "batch, padding 2"
+    assert dict(cell_task(Cell()).settings)["augmentation"] == "batch"
+
+
+def test_a_side_reaches_the_data_and_their_digests():
+    cell = Cell(dataset="digits", model="mlp", side=4)
+    (images, labels), (test, _) = federation_data(cell, None)
+    assert images.shape[1:] == test.shape[1:] == (4, 4, 1)
+    np.testing.assert_array_equal(labels, federation_data(Cell(dataset="digits"), None)[0][1])
+    assert data_digests("digits", None, 4) != data_digests("digits", None)
+
+
 def test_canonical_cells_ignore_what_cannot_matter():
     same = [
         Cell(mu=3.0),
-        Cell(width=0.5),
         Cell(shards_per_client=7),
         Cell(alpha=0.5, window=(3, 5), target_mean=1.0),
     ]
     assert {cell_id(cell.canonical()) for cell in same} == {cell_id(Cell().canonical())}
+    networks = (Cell(model="mlp"), Cell(model="mlp", width=0.5, kernel_size=3))
+    assert len({cell_id(cell.canonical()) for cell in networks}) == 1
+    assert Cell(model="vgg8", kernel_size=3).canonical() == Cell(model="vgg8").canonical()
     assert cell_id(Cell(alpha=1).canonical()) == cell_id(Cell(alpha=1.0).canonical())
     assert Cell(algorithm="fed_prox", dataset="cinic10").canonical().mu == 1.0
     prox = Cell(algorithm="fed_prox").canonical()
@@ -76,6 +116,7 @@ def test_canonical_cells_ignore_what_cannot_matter():
             "FedAvg, CIFAR-100, 100 clients, 10 a round, on validation",
         ),
         ({"model": "vgg8", "width": 0.5}, "FedAvg, VGG8 of width 0.5"),
+        (PRESETS["cpu"], "FedAvg, 16x16, CNN of width 0.5 and 3x3 kernels"),
         (
             {"strength": 1.0, "target": "fixed", "target_mean": 0.1, "window": (5, -1)},
             "FedAvg +WSA 1, target N(0.1, 0.1²), rounds [5, T)",

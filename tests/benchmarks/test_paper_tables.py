@@ -58,7 +58,7 @@ def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, caps
     assert after == before
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
+@pytest.mark.parametrize("preset", ["smoke", "short", "cpu", "paper"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_cells_of_every_preset_are_canonical_and_distinct(name, preset):
     args = Args(preset=preset)
@@ -137,7 +137,7 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
 
 
 def test_baseline_counts_only_the_settings_seeds(tmp_path):
-    line = script("strength_sweep").comparisons(Args(preset="cpu"))[0]
+    line = script("strength_sweep").comparisons(Args(preset="short"))[0]
     ledger = Ledger(tmp_path / "rows.jsonl")
     for seed, accuracy in ((0, 0.40), (1, 0.50)):
         ledger.write(planted_row(line.baseline, accuracy, seed=seed))
@@ -204,7 +204,7 @@ def test_a_seed_just_begun_does_not_cut_the_others():
 
 
 def test_panels_show_the_seeds_that_all_their_settings_have(tmp_path):
-    group = script("strength_sweep").comparisons(Args(preset="cpu"))[:3]
+    group = script("strength_sweep").comparisons(Args(preset="short"))[:3]
     ledger = Ledger(tmp_path / "rows.jsonl")
     for cell, seeds in ((group[0].baseline, (0, 1)), (group[0].treated, (0, 1))):
         for seed in seeds:

@@ -131,7 +131,7 @@ def test_figures_are_drawn_from_what_there_is(tmp_path):
 
 
 def test_baselines_alone_keep_their_rounds(tmp_path):
-    lines = sweep(Args(preset="cpu"))
+    lines = sweep(Args(preset="short"))
     rows = Ledger(tmp_path / "rows.jsonl")
     rows.write(planted_row(lines[0].baseline, 0.5))
     picture = curve_panels(lines, recorded(rows, (0,)))

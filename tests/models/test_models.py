@@ -50,6 +50,20 @@ def test_cnn_has_the_reference_shapes_and_size():
     assert sum(leaf.size for leaf in leaves.values()) == 744_330
 
 
+@pytest.mark.parametrize(("side", "kernel_size", "flat"), [(16, 3, 2), (16, 5, 1), (10, 3, 1)])
+def test_cnn_of_other_sizes(side, kernel_size, flat):
+    model = CNN(10, channels=(16, 32), units=(192, 96), kernel_size=kernel_size)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, side, side, 3)))
+    kernels = {name: layer["kernel"].shape for name, layer in shapes["params"].items()}
+    assert kernels == {
+        "Conv_0": (kernel_size, kernel_size, 3, 16),
+        "Conv_1": (kernel_size, kernel_size, 16, 32),
+        "Dense_0": (32 * flat**2, 192),
+        "Dense_1": (192, 96),
+        "Dense_2": (96, 10),
+    }
+
+
 def test_cnn_equals_its_definition_with_flax_layers():
     params = jax.jit(CNN(num_classes=7).init)(jax.random.key(0, impl="rbg"), IMAGE)
     x = jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
@@ -116,6 +130,8 @@ def test_unknown_initialization_is_refused(model_class):
 def test_sizes_that_make_no_model_are_refused():
     with pytest.raises(ValueError, match="at least 16x16, got 8x32"):
         CNN(num_classes=10).init(jax.random.key(0), jnp.ones((1, 8, 32, 3)))
+    with pytest.raises(ValueError, match="at least 10x10, got 9x9"):
+        CNN(10, kernel_size=3).init(jax.random.key(0), jnp.ones((1, 9, 9, 3)))
     with pytest.raises(ValueError, match="at least one layer"):
         MLP(features=()).init(jax.random.key(0), IMAGE)
     with pytest.raises(ValueError, match="fan_in must be at least 1, got 0"):

@@ -1,0 +1,121 @@
+"""Cells dealt out to processes: locks, pinning, failures, and a cell taken over by another."""
+
+import functools
+import json
+import operator
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.federated.grid import Args, cells_of
+from benchmarks.federated.run_cells import RunOptions, run_cell, run_cells
+from benchmarks.record.ledger import Ledger, cell_id
+from benchmarks.record.workers import held_alone, run_in_workers, usable_cores
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from benchmarks.record.workers import held_alone
+with held_alone("cell", Path(sys.argv[1])) as holder:
+    print(os.getpid(), holder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_holder(folder):
+    """Another process that holds the lock until it is killed; returns it and its pid."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid, holder = process.stdout.readline().split()
+    assert holder == "None"
+    return process, int(pid)
+
+
+def test_a_lock_names_its_holder_and_that_of_a_dead_process_is_free(tmp_path):
+    process, pid = start_holder(tmp_path)
+    try:
+        with held_alone("cell", tmp_path) as holder:
+            assert json.loads(holder) == {"host": os.uname().nodename, "pid": pid}
+        with held_alone("other", tmp_path) as holder:
+            assert holder is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert json.loads((tmp_path / ".cell.lock").read_text())["pid"] == pid
+    with held_alone("cell", tmp_path) as holder:
+        assert holder is None
+    assert json.loads((tmp_path / ".cell.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_cell_of_another_process_is_left_to_it(tmp_path, capsys):
+    (cell,) = cells_of(Args(preset="smoke"))
+    options = RunOptions(runs=tmp_path / "runs", progress=False)
+    ledger = Ledger(tmp_path / "rows.jsonl")
+    with held_alone(cell_id(cell), options.runs):
+        assert run_cells([cell], options, ledger) == []
+    assert f'left to {{"host": "{os.uname().nodename}", "pid": {os.getpid()}}}' in (
+        capsys.readouterr().out
+    )
+    assert ledger.rows() == []
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class Interrupting(Ledger):
+    """A ledger whose second evaluation is the last one of its process."""
+
+    def write(self, row):
+        super().write(row)
+        if row["rounds_done"] == 2:
+            raise InterruptedRunError
+
+
+def test_another_worker_ends_an_interrupted_cell_as_if_nothing_had_happened(tmp_path):
+    cells = cells_of(Args(preset="smoke", strength=(0.0, 1.0)))
+    whole = RunOptions(runs=tmp_path / "whole", progress=False)
+    expected = run_cell(cells[0], whole, Ledger(tmp_path / "whole.jsonl"))
+    options = RunOptions(runs=tmp_path / "runs", workers=2, progress=False, note="a test")
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(InterruptedRunError):
+        run_cell(cells[0], options, Interrupting(path))
+    rows = run_cells(cells, options, Ledger(path))
+    assert [row["id"] for row in rows] == [cell_id(cell) for cell in cells]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row["note"] for row in rows] == ["a test", "a test"]
+    assert rows[0]["before"][0]["rounds_done"] == 2
+    assert (rows[0]["curve"], rows[0]["rounds_done"]) == (expected["curve"], 3)
+
+
+def test_workers_take_one_core_each_and_share_a_folder_of_compiled_code(tmp_path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    run_in_workers(2, functools.partial(describe_worker, seen), tmp_path / "compiled")
+    found = [json.loads(path.read_text()) for path in seen.iterdir()]
+    assert len(found) == 2
+    cores = usable_cores()
+    # Two workers share the only core of a small machine.
+    assert {tuple(worker["cores"]) for worker in found} == {(core,) for core in cores[:2]}
+    assert {worker["cache"] for worker in found} == {str(tmp_path / "compiled")}
+
+
+def describe_worker(folder):
+    import jax
+
+    text = json.dumps({"cores": usable_cores(), "cache": jax.config.jax_compilation_cache_dir})
+    (folder / str(os.getpid())).write_text(text)
+
+
+def test_a_worker_that_fails_is_reported(tmp_path, capfd):
+    with pytest.raises(SystemExit, match=r"1 of 1 workers failed \(exit 1, see above\)"):
+        run_in_workers(1, functools.partial(operator.floordiv, 1, 0), tmp_path)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_workers_are_not_for_runs_over_several_processes():
+    for options in (RunOptions(workers=2, processes=2), RunOptions(workers=1, mesh=True)):
+        with pytest.raises(SystemExit, match="leave out --processes and --mesh"):
+            run_cells([], options, None)
