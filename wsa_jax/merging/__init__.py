@@ -40,6 +40,7 @@ from wsa_jax.merging.methods import align_models as align_models
 from wsa_jax.merging.repair import reset_batch_norm as reset_batch_norm
 from wsa_jax.merging.result import MergeResult as MergeResult
 from wsa_jax.merging.symmetry.equivalence import check_equivalence as check_equivalence
+from wsa_jax.merging.symmetry.explain import explain_spec as explain_spec
 from wsa_jax.merging.symmetry.scaling import scale_layer as scale_layer
 from wsa_jax.merging.symmetry.spec import AxisSpec as AxisSpec
 from wsa_jax.merging.symmetry.spec import Group as Group

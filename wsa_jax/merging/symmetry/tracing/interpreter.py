@@ -5,6 +5,7 @@ these.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -35,11 +36,31 @@ class Primitive(NamedTuple):
     scaling: ScalingRule = Scaling.NONE
 
 
+@dataclass(eq=False)
+class Equation:
+    """An equation as a person reads it: loops stand before what is inside them.
+
+    Attributes:
+      name: name of the primitive.
+      line: line of the user's code that it comes from, or an empty string.
+      depth: number of loops around it.
+      inputs: input values.
+      outputs: output values.
+    """
+
+    name: str
+    line: str
+    depth: int
+    inputs: Sequence[Value]
+    outputs: Sequence[Value] = ()
+
+
 class Walk(Equations[Value]):
     """A symbolic walk, and what it has seen.
 
     Attributes:
       primitives: what is known of each primitive; those that are missing pin all their axes.
+      equations: equations in the order in which they were met.
       steps: steps in the order of execution.
       consumed: (leaf, axis) pairs that a product with data sums over.
       produced: (leaf, axis) pairs that end up in data.
@@ -48,6 +69,7 @@ class Walk(Equations[Value]):
     def __init__(self, primitives: Mapping[str, Primitive]) -> None:
         super().__init__()
         self.primitives = primitives
+        self.equations: list[Equation] = []
         self.steps: list[Step] = []
         self.consumed: set[tuple[int, int]] = set()
         self.produced: set[tuple[int, int]] = set()
@@ -68,11 +90,16 @@ class Walk(Equations[Value]):
 
     def apply(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """Apply the rule of an equation's primitive; without one, pin everything."""
-        known = self.primitives.get(eqn.primitive.name)
+        name = eqn.primitive.name
+        equation = Equation(name, self._line(), self.depth, inputs)
+        self.equations.append(equation)
+        known = self.primitives.get(name)
         empty = 0 in [n for var in (*eqn.invars, *eqn.outvars) for n in _shape(var)]
         if known is None or (empty and not _has_jaxpr(eqn)):
-            return pin_all(self, eqn, inputs)
-        return known.axes(self, eqn, inputs)
+            equation.outputs = pin_all(self, eqn, inputs)
+        else:
+            equation.outputs = known.axes(self, eqn, inputs)
+        return list(equation.outputs)
 
     def scaling(self, eqn: Any) -> ScalingRule:
         """How the result of an equation scales."""
@@ -95,8 +122,10 @@ class Walk(Equations[Value]):
 
     def where(self, eqn: Any) -> str:
         """The primitive and the line of the user's code that an equation comes from."""
-        line = next((line for line in reversed(self._lines) if line), "an unknown line")
-        return f"{eqn.primitive.name} at {line}"
+        return f"{eqn.primitive.name} at {self._line() or 'an unknown line'}"
+
+    def _line(self) -> str:
+        return next((line for line in reversed(self._lines) if line), "")
 
 
 def constant_value(array: Any) -> Value:

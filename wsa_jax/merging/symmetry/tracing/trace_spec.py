@@ -34,12 +34,16 @@ class Traced(NamedTuple):
       jaxpr: jaxpr of the function, parameters' arrays first.
       walk: steps and marks of the walk through it.
       atoms: the atom that stands for each group's units, by group name.
+      leaves: the parameters' values, by name.
+      inputs: the other arguments' values.
     """
 
     spec: AxisSpec
     jaxpr: core.ClosedJaxpr
     walk: Walk
     atoms: dict[str, Atom]
+    leaves: dict[str, Value]
+    inputs: list[Value]
 
 
 def is_statistic(name: str, leaf: Any) -> bool:
@@ -169,7 +173,7 @@ def trace(
     spec = AxisSpec(groups=tuple(groups), pinned=tuple(_pinned(leaves, names, ties)))
     # A spec written by hand is checked, so one read off a function is, too.
     check_spec(spec, dict(zip(names, arrays[:count], strict=True)))
-    return Traced(spec, jaxpr, walk, atoms)
+    return Traced(spec, jaxpr, walk, atoms, dict(zip(names, leaves, strict=True)), given)
 
 
 def _leaf(index: int, shape: Sequence[int]) -> Value:
