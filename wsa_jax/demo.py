@@ -17,7 +17,7 @@ from wsa_jax.data import Dataset, load_dataset
 from wsa_jax.federated import LocalSettings, WeightScopeAlignment, dirichlet_equal, simulate
 from wsa_jax.merging import interpolate_path, loss_barrier
 from wsa_jax.models import MLP
-from wsa_jax.runs.checkpoint import write_atomically
+from wsa_jax.runs.files import write_atomically
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.training.fit import FitSettings, fit

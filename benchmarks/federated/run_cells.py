@@ -210,7 +210,7 @@ def run_cells(cells: Sequence[Cell], options: RunOptions, ledger: Ledger) -> lis
 
     Cells that another process is running are left to it, without a row.
     """
-    from wsa_jax.federated.mesh import barrier
+    from wsa_jax.runs.processes import barrier
 
     if options.workers:
         return _run_in_workers(cells, options, ledger)

@@ -211,7 +211,7 @@ def train_model(
     import jax
     import optax
 
-    from wsa_jax.runs.checkpoint import digest
+    from wsa_jax.runs.identity import digest
     from wsa_jax.training import FitSettings, fit
 
     task, data = cell_task(cell), model_data(cell, data_dir)

@@ -3,7 +3,7 @@
 import functools
 
 from wsa_jax.data import Dataset, dataset_info, load_dataset
-from wsa_jax.runs.checkpoint import digest
+from wsa_jax.runs.identity import digest
 
 
 @functools.lru_cache(maxsize=4)

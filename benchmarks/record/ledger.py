@@ -88,7 +88,7 @@ class Ledger:
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
         """Put a row in, or in the place of the row of the same id; return it `as_recorded`."""
-        from wsa_jax.runs.checkpoint import write_atomically
+        from wsa_jax.runs.files import write_atomically
 
         row = as_recorded(row)
         with self._lock():

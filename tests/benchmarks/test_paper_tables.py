@@ -16,7 +16,7 @@ from benchmarks.federated.rounds_to_accuracy import reached
 from benchmarks.record.figures import shared_length
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import plant, planted_row
-from wsa_jax.runs.checkpoint import digest
+from wsa_jax.runs.identity import digest
 
 SCRIPTS = (
     "table2_cross_silo",

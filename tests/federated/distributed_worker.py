@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.federated.digits import first_digits, simulate_digits
 from wsa_jax.federated import Execution, WeightScopeAlignment, clients_mesh, scaffold
-from wsa_jax.federated.mesh import on_host
+from wsa_jax.runs.processes import on_host
 
 
 def federate(directory: Path | None, execution: Execution, rounds: int = 3):

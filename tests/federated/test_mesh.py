@@ -16,7 +16,8 @@ from wsa_jax.federated import (
     fed_exp,
     scaffold,
 )
-from wsa_jax.federated.mesh import on_host, place_on_mesh, state_spec
+from wsa_jax.federated.mesh import place_on_mesh, state_spec
+from wsa_jax.runs.processes import on_host
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

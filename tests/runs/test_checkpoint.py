@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from wsa_jax import weight_scope
-from wsa_jax.runs.checkpoint import CheckpointError, Checkpoints, write_atomically
+from wsa_jax.runs.checkpoint import CheckpointError, Checkpoints
+from wsa_jax.runs.files import write_atomically
 
 
 @jax.tree_util.register_dataclass

@@ -75,31 +75,6 @@ def local_copy(tree: PyTree) -> PyTree:
     return jax.tree.map(first, tree)
 
 
-def on_host(tree: PyTree) -> PyTree:
-    """Gather arrays that lie on other processes' devices as NumPy; every process must call it.
-
-    Arrays that lie on this process's devices alone are returned as they are.
-    """
-    from jax.experimental import multihost_utils
-
-    def fetch(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            return leaf
-        if leaf.is_fully_replicated:
-            return np.asarray(leaf.addressable_data(0))
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(fetch, tree)
-
-
-def barrier(name: str) -> None:
-    """Wait until every process has called this."""
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def take_states(
     own: PyTree, chosen: Integer[Array, " participants"], sharded: bool, devices: int
 ) -> PyTree:

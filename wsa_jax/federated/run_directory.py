@@ -1,9 +1,6 @@
-"""What a run keeps on disk: its identity, one row per round and checkpoints; how it resumes."""
+"""What `simulate` keeps in its run directory: the run's identity and one row per round."""
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,93 +12,14 @@ from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.client import LocalSettings, ScopeForm
 from wsa_jax.federated.diagnostics import RoundInfo
-from wsa_jax.federated.mesh import barrier, on_host
 from wsa_jax.federated.partition import Partition
-from wsa_jax.federated.round import ServerState
-from wsa_jax.runs.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    as_json,
-    check_identity,
-    digest,
-    write_atomically,
-)
+from wsa_jax.runs.described import task_settings
+from wsa_jax.runs.identity import digest, run_identity
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training.task import Task
 
 
-class RunDirectory:
-    """Metrics, identity and checkpoints of one run, on disk.
-
-    With several processes, all share a file system and call every method, and the first writes.
-
-    Raises:
-      ValueError: the directory holds another run; the message names the setting that differs.
-    """
-
-    def __init__(self, directory: Path, identity: dict[str, Any]):
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writes = jax.process_index() == 0
-        self._metrics = directory / "metrics.jsonl"
-        settings = directory / "run.json"
-        check_identity(settings, identity)
-        self._write(settings, json.dumps(identity, indent=1))
-        self._checkpoints = Checkpoints(directory / "checkpoints")
-
-    def resume(
-        self, state: ServerState, rates: np.ndarray, strengths: np.ndarray
-    ) -> tuple[ServerState, list[dict[str, Any]]]:
-        """Return the newest state and the rows up to it, or the given state and no rows."""
-        done = self._checkpoints.latest()
-        if done is None:
-            self._write(self._metrics, "")
-            return state, []
-        if done > len(rates):
-            raise ValueError(
-                f"{self._metrics.parent} holds a run of {done} rounds, more than rounds "
-                f"{len(rates)}; give rounds >= {done} or another directory"
-            )
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        if len(lines) < done:
-            raise CheckpointError(
-                f"{self._metrics} has {len(lines)} rows, but the checkpoint is of round {done}; "
-                f"delete {self._metrics.parent} to start again"
-            )
-        rows = [json.loads(line) for line in lines[:done]]
-        for row in rows:
-            for name, values in (("learning_rate", rates), ("strength", strengths)):
-                i = row["round"] - 1
-                if not np.isclose(row[name], values[i], rtol=1e-6):
-                    raise ValueError(
-                        f"{self._metrics.parent} holds a run with {name} {row[name]} in round "
-                        f"{i + 1}, but this one has {values[i]}; give another directory"
-                    )
-        # Rows past the checkpoint belong to rounds that will be run again.
-        self._write(self._metrics, "".join(line + "\n" for line in lines[:done]))
-        return self._checkpoints.restore(done, state), rows
-
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to the metrics and wait until they are on disk."""
-        if not self._writes:
-            return
-        with self._metrics.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def save(self, step: int, state: ServerState) -> None:
-        """Write a checkpoint; the rows up to it must have been appended."""
-        self._checkpoints.save(step, on_host(state))
-
-    def _write(self, path: Path, text: str) -> None:
-        """Write a file once all processes have read what was there."""
-        barrier(str(path))
-        if self._writes:
-            write_atomically(path, text)
-        barrier(str(path))
-
-
-def run_identity(
+def simulation_identity(
     key: Array,
     task: Task,
     initial: tuple[PyTree, PyTree],
@@ -125,9 +43,7 @@ def run_identity(
             if scope is None
             else [np.asarray(scope.mean).tolist(), np.asarray(scope.std).tolist()]
         )
-    identity = {
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
-        "task": [list(pair) for pair in task.settings],
+    parts = {
         "initial parameters": digest(*jax.tree.leaves(initial[0])),
         "initial model_state": digest(*jax.tree.leaves(initial[1])),
         "algorithm": [algorithm.name, dict(algorithm.settings)],
@@ -137,10 +53,21 @@ def run_identity(
         "form": None if form is None else [form.form, form.scale],
         "layers": list(layers),
         "target": target,
-        "data": digest(partition.indices, partition.sizes, *train),
-        "test": None if test is None else digest(*test),
+        "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(train)),
+        "test": None if test is None else digest(*jax.tree.leaves(test)),
     }
-    return as_json(identity)
+    return run_identity("simulate", key, task_settings(task), parts)
+
+
+def other_schedules(
+    rates: np.ndarray, strengths: np.ndarray, rows: list[dict[str, Any]]
+) -> str | None:
+    """Return where rounds were run with other numbers than these schedules give, if they were."""
+    for i, row in enumerate(rows):
+        for name, values in (("learning_rate", rates), ("strength", strengths)):
+            if not np.isclose(row[name], values[i], rtol=1e-6):
+                return f"{name} {row[name]} in round {i + 1}, but this one has {values[i]}"
+    return None
 
 
 def round_row(

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +35,13 @@ from wsa_jax.federated.round import (
     initial_state,
     make_round,
 )
-from wsa_jax.federated.run_directory import RunDirectory, json_number, round_row, run_identity
+from wsa_jax.federated.run_directory import (
+    json_number,
+    other_schedules,
+    round_row,
+    simulation_identity,
+)
+from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
@@ -138,7 +143,8 @@ def simulate(
       ValueError: invalid settings or arrays, NaN in the parameters, parameters that are not
         floating-point arrays, a target of other layers, explicit WSA outside its stability bound,
         or a directory that holds another run.
-      CheckpointError: the newest checkpoint is torn.
+      CheckpointError: a file of the directory is torn or cannot be written, or another process uses
+        the directory.
 
     Source: WSA, Algorithm 1 and section 5.3.
     """
@@ -188,12 +194,12 @@ def simulate(
     run = None
     history: list[dict[str, Any]] = []
     if directory is not None:
-        identity = run_identity(
+        identity = simulation_identity(
             key, task, (initial, collections), algorithm, partition, participants, local,
             aggregation, wsa, form, target.names, train, test,
         )  # fmt: skip
-        run = RunDirectory(Path(directory), identity)
-        state, history = run.resume(state, rates, strengths)
+        run = RunDirectory(directory, identity, total=rounds)
+        _, state, history = run.resume(state, functools.partial(other_schedules, rates, strengths))
 
     done = int(state.round)
     data = FederatedData(*map(jnp.asarray, (images, labels, partition.indices, partition.sizes)))
@@ -210,7 +216,10 @@ def simulate(
     checkpoint_every = checkpoint_every or evaluate_every
     pending: list[tuple[int, RoundInfo]] = []
     since = time.perf_counter()
-    with _progress(progress and jax.process_index() == 0, done, rounds) as advance:
+    with (
+        run or contextlib.nullcontext(),
+        _progress(progress and jax.process_index() == 0, done, rounds) as advance,
+    ):
         for index in range(done, rounds):
             numbers = RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index]))
             settings = put(numbers)

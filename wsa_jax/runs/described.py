@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from wsa_jax.runs.checkpoint import digest
+from wsa_jax.runs.identity import digest
 
 # Deeper than fields of modules nest; closures may be circular.
 _DEPTH = 8
@@ -65,6 +65,11 @@ def described(value: Any, depth: int = _DEPTH) -> str:
         fields = dict(sorted(getattr(value, "__dict__", {}).items()))
     inside = ", ".join(f"{name}={inner(field)}" for name, field in fields.items())
     return f"{type(value).__qualname__}({inside})" if fields else type(value).__qualname__
+
+
+def task_settings(task: Any) -> tuple[tuple[str, str], ...]:
+    """Return what tells a task from others."""
+    return task.settings
 
 
 def _function(value: Any, inner: Any) -> str:

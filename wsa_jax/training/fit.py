@@ -1,5 +1,6 @@
 """Train one model, or many at once, for a task of `wsa_jax.training.task`."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -13,13 +14,15 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shaped
 
 from wsa_jax import checks
-from wsa_jax.runs.checkpoint import digest
+from wsa_jax.runs.described import task_settings
+from wsa_jax.runs.identity import digest
+from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import check_strength, regularize_scope
 from wsa_jax.scope.scope import WeightScope, weight_scope
 from wsa_jax.scope.stability import check_bound
 from wsa_jax.training.checks import check_data, check_statistics
-from wsa_jax.training.fit_directory import FitDirectory, fit_identity
+from wsa_jax.training.fit_directory import fit_identity
 from wsa_jax.training.task import Batch, Task, take
 from wsa_jax.types import Inputs
 
@@ -96,7 +99,8 @@ def fit(
         outside its stability bound, parameters of another architecture, with NaN, of integers or
         without their statistics, legacy keys (`jax.random.PRNGKey`), or a directory that holds
         another run.
-      CheckpointError: the newest checkpoint is torn.
+      CheckpointError: a file of the directory is torn or cannot be written, or another process uses
+        the directory.
     """
     checks.key(key)
     count, steps = labels.shape[0], settings.steps
@@ -118,27 +122,30 @@ def fit(
     map_models = jax.default_backend() == "cpu" if map_models is None else map_models
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
-    state, done, every, run = start(key, params, model_state, target, count), 0, steps, None
+    state, done, every = start(key, params, model_state, target, count), 0, steps
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
         check_bound(scope, target, rates, strengths)
+    kept: contextlib.AbstractContextManager[RunDirectory | None] = contextlib.nullcontext()
     if directory is not None:
         identity = fit_identity(
-            key, task.settings, settings, rates, target,
+            key, task_settings(task), settings, rates, target,
             digest(strengths) if callable(strength) else strength,
             (state.params, state.model_state), (inputs, labels),
         )  # fmt: skip
-        run = FitDirectory(directory, identity)
-        done, state = run.resume(state)
+        kept = RunDirectory(directory, identity, total=steps, unit="step", keeps_rows=False)
         every = checkpoint_every or -(-steps // 10)
     data = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
-    while done < steps:
-        stop = min((done // every + 1) * every, steps)
-        state = advance(key, state, *data, rates, done, stop, target, strengths)
+    with kept as run:
         if run is not None:
-            run.save(stop, state)
-        done = stop
+            done, state, _ = run.resume(state)
+        while done < steps:
+            stop = min((done // every + 1) * every, steps)
+            state = advance(key, state, *data, rates, done, stop, target, strengths)
+            if run is not None:
+                run.save(stop, state)
+            done = stop
     return FitResult(state.params, state.model_state, state.loss)
 
 
