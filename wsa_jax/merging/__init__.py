@@ -1,55 +1,100 @@
 """Model merging: specs of a model's symmetries, then align, combine, repair, evaluate."""
 
-from wsa_jax.merging.align import Matching as Matching
-from wsa_jax.merging.align import Rescaling as Rescaling
-from wsa_jax.merging.align import ScaledMatching as ScaledMatching
-from wsa_jax.merging.align import activation_matching as activation_matching
-from wsa_jax.merging.align import align as align
-from wsa_jax.merging.align import normalize_scales as normalize_scales
-from wsa_jax.merging.align import rescale as rescale
-from wsa_jax.merging.align import rescale_and_match as rescale_and_match
-from wsa_jax.merging.align import straight_through as straight_through
-from wsa_jax.merging.align import weight_matching as weight_matching
-from wsa_jax.merging.align import weight_matching_many as weight_matching_many
-from wsa_jax.merging.combine import LearningSettings as LearningSettings
-from wsa_jax.merging.combine import LearningState as LearningState
-from wsa_jax.merging.combine import Strengths as Strengths
-from wsa_jax.merging.combine import average as average
-from wsa_jax.merging.combine import diagonal_fisher as diagonal_fisher
-from wsa_jax.merging.combine import fine_tune as fine_tune
-from wsa_jax.merging.combine import fisher_merge as fisher_merge
-from wsa_jax.merging.combine import labelled_examples as labelled_examples
-from wsa_jax.merging.combine import np_merge as np_merge
-from wsa_jax.merging.combine import np_merge_joint as np_merge_joint
-from wsa_jax.merging.combine import np_merge_many as np_merge_many
-from wsa_jax.merging.combine import slerp as slerp
-from wsa_jax.merging.combine import task_log_likelihood as task_log_likelihood
-from wsa_jax.merging.evaluate.ensemble import ensemble as ensemble
-from wsa_jax.merging.evaluate.path import Path as Path
-from wsa_jax.merging.evaluate.path import accuracy_barrier as accuracy_barrier
-from wsa_jax.merging.evaluate.path import interpolate_path as interpolate_path
-from wsa_jax.merging.evaluate.path import loss_barrier as loss_barrier
-from wsa_jax.merging.evaluate.plane import LossPlane as LossPlane
-from wsa_jax.merging.evaluate.plane import loss_plane as loss_plane
-from wsa_jax.merging.methods import METHODS as METHODS
-from wsa_jax.merging.methods import Budget as Budget
-from wsa_jax.merging.methods import Evidence as Evidence
-from wsa_jax.merging.methods import Model as Model
-from wsa_jax.merging.methods import Pipeline as Pipeline
-from wsa_jax.merging.methods import align_models as align_models
-from wsa_jax.merging.repair import reset_batch_norm as reset_batch_norm
-from wsa_jax.merging.result import MergeResult as MergeResult
-from wsa_jax.merging.symmetry.equivalence import check_equivalence as check_equivalence
-from wsa_jax.merging.symmetry.explain import explain_spec as explain_spec
-from wsa_jax.merging.symmetry.scaling import scale_layer as scale_layer
-from wsa_jax.merging.symmetry.spec import AxisSpec as AxisSpec
-from wsa_jax.merging.symmetry.spec import Group as Group
-from wsa_jax.merging.symmetry.spec import Pinned as Pinned
-from wsa_jax.merging.symmetry.spec import Tie as Tie
-from wsa_jax.merging.symmetry.spec import check_spec as check_spec
-from wsa_jax.merging.symmetry.spec import hand_written as hand_written
-from wsa_jax.merging.symmetry.taps import taps as taps
-from wsa_jax.merging.symmetry.tracing import trace_spec as trace_spec
-from wsa_jax.merging.symmetry.units import permute_units as permute_units
-from wsa_jax.merging.symmetry.units import scale_units as scale_units
-from wsa_jax.merging.table import merge_table as merge_table
+from wsa_jax.merging.align import (
+    Matching,
+    Rescaling,
+    ScaledMatching,
+    activation_matching,
+    align,
+    normalize_scales,
+    rescale,
+    rescale_and_match,
+    straight_through,
+    weight_matching,
+    weight_matching_many,
+)
+from wsa_jax.merging.combine import (
+    LearningSettings,
+    LearningState,
+    Strengths,
+    average,
+    diagonal_fisher,
+    fine_tune,
+    fisher_merge,
+    labelled_examples,
+    np_merge,
+    np_merge_joint,
+    np_merge_many,
+    slerp,
+    task_log_likelihood,
+)
+from wsa_jax.merging.evaluate.ensemble import ensemble
+from wsa_jax.merging.evaluate.path import Path, accuracy_barrier, interpolate_path, loss_barrier
+from wsa_jax.merging.evaluate.plane import LossPlane, loss_plane
+from wsa_jax.merging.methods import METHODS, Budget, Evidence, Model, Pipeline, align_models
+from wsa_jax.merging.repair import reset_batch_norm
+from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.symmetry.equivalence import check_equivalence
+from wsa_jax.merging.symmetry.explain import explain_spec
+from wsa_jax.merging.symmetry.scaling import scale_layer
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Tie, check_spec, hand_written
+from wsa_jax.merging.symmetry.taps import taps
+from wsa_jax.merging.symmetry.tracing import trace_spec
+from wsa_jax.merging.symmetry.units import permute_units, scale_units
+from wsa_jax.merging.table import merge_table
+
+__all__ = [
+    "METHODS",
+    "AxisSpec",
+    "Budget",
+    "Evidence",
+    "Group",
+    "LearningSettings",
+    "LearningState",
+    "LossPlane",
+    "Matching",
+    "MergeResult",
+    "Model",
+    "Path",
+    "Pinned",
+    "Pipeline",
+    "Rescaling",
+    "ScaledMatching",
+    "Strengths",
+    "Tie",
+    "accuracy_barrier",
+    "activation_matching",
+    "align",
+    "align_models",
+    "average",
+    "check_equivalence",
+    "check_spec",
+    "diagonal_fisher",
+    "ensemble",
+    "explain_spec",
+    "fine_tune",
+    "fisher_merge",
+    "hand_written",
+    "interpolate_path",
+    "labelled_examples",
+    "loss_barrier",
+    "loss_plane",
+    "merge_table",
+    "normalize_scales",
+    "np_merge",
+    "np_merge_joint",
+    "np_merge_many",
+    "permute_units",
+    "rescale",
+    "rescale_and_match",
+    "reset_batch_norm",
+    "scale_layer",
+    "scale_units",
+    "slerp",
+    "straight_through",
+    "taps",
+    "task_log_likelihood",
+    "trace_spec",
+    "weight_matching",
+    "weight_matching_many",
+]

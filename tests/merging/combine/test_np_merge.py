@@ -20,7 +20,8 @@ from wsa_jax.merging.combine.coefficients import (
 from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import fine_tune
 from wsa_jax.merging.combine.learning import LearningSettings
-from wsa_jax.merging.combine.np_merge import Strengths, active_penalties, np_merge
+from wsa_jax.merging.combine.np_merge import np_merge
+from wsa_jax.merging.combine.penalties import Strengths, active_penalties
 from wsa_jax.training import classification
 from wsa_jax.tree import stack
 
@@ -96,8 +97,8 @@ class TestPlanted:
         assert 0.05 < best < 0.95
         result = np_merge(
             KEY, line, [{"w": jnp.asarray(x, jnp.float32)} for x in (a, b)],
-            jnp.asarray(data, jnp.float32), granularity="scalar",
-            settings=LearningSettings(steps=200, batch_size=32), learning_rate=0.1,
+            jnp.asarray(data, jnp.float32), learning_rate=0.1,
+            settings=LearningSettings(steps=200, batch_size=32, granularity="scalar"),
         )  # fmt: skip
         np.testing.assert_allclose(result.info["coefficients"]["all"], best, atol=1e-3)
 
@@ -272,6 +273,21 @@ class TestDivergence:
         assert result.info["diverged"]
         assert result.info["diverged_step"] == 0
         assert_bitwise(result.params, interpolate({"all": jnp.array(0.0)}, (A, B)))
+
+    def test_a_held_out_loss_that_is_no_number_after_the_last_step_is_told(self):
+        def loss_fn(key, params, model_state, batch):
+            # Held-out examples are 2, and lose their loss as soon as the weight moves.
+            moved = params["w"] < 0.5
+            return jnp.where(moved & (batch[0] > 1), jnp.nan, params["w"]) + 0 * batch[0], {}
+
+        models = {"w": jnp.array(1.0)}, {"w": jnp.array(0.0)}
+        result = np_merge(
+            KEY, loss_fn, models, jnp.ones(2), held_out=jnp.full(2, 2.0),
+            settings=LearningSettings(steps=1, batch_size=1),
+        )  # fmt: skip
+        assert np.isnan(result.info["held_out_loss"]).tolist() == [False, True]
+        assert (bool(result.info["diverged"]), int(result.info["diverged_step"])) == (True, 1)
+        assert (float(result.params["w"]), int(result.info["best_step"])) == (0.5, 0)
 
     def test_stops_and_returns_the_best_so_far(self):
         def loss_fn(key, params, model_state, batch):
@@ -453,6 +469,8 @@ class TestErrors:
     def test_options(self):
         with pytest.raises(ValueError, match="granularity 'row' is unknown; give one of 'param"):
             coefficient_shapes(A, "row")
+        with pytest.raises(ValueError, match="granularity 'row' is unknown; give one of 'param"):
+            LearningSettings(steps=1, granularity="row")
         with pytest.raises(ValueError, match="init of hidden/bias 2.0 is not a share"):
             self.merge(init=2.0)
         with pytest.raises(ValueError, match="do not both name hidden/bias"):

@@ -1,5 +1,6 @@
 """NP Merge of many models: orders, starts, joint shares."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from wsa_jax.merging.combine.learning import LearningSettings
-from wsa_jax.merging.combine.np_merge import Strengths, np_merge
+from wsa_jax.merging.combine.np_merge import np_merge
 from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
+from wsa_jax.merging.combine.penalties import Strengths
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -53,10 +55,6 @@ class TestPairs:
         assert info["merges"] == expected[order]
         assert len(info["loss"]) == len(info["diverged"]) == len(info["coefficients"]) == 4
 
-    def test_half_gives_early_models_little(self):
-        shares, _ = start_of(4, start="half")
-        np.testing.assert_allclose(shares, [1 / 8, 1 / 8, 1 / 4, 1 / 2], atol=1e-5)
-
     def test_equals_np_merge_by_hand(self):
         settings = LearningSettings(steps=5, batch_size=2)
         many = np_merge_many(KEY, loss_fn, MODELS[:3], DATA, settings=settings)
@@ -99,8 +97,6 @@ class TestPairs:
             merge([*MODELS, {"kernel": jnp.ones((3, 2))}])
         with pytest.raises(ValueError, match="order 'random' is unknown; give one of 'given'"):
             merge(order="random")
-        with pytest.raises(ValueError, match="start 'zero' is unknown"):
-            merge(start="zero")
         with pytest.raises(ValueError, match="needs a score for each of 5 models, got none"):
             merge(order="accuracy")
 
@@ -151,9 +147,8 @@ class TestJoint:
 
     def test_granularities_share_the_code(self):
         def shares(granularity):
-            result = np_merge_joint(
-                KEY, loss_fn, MODELS, DATA, settings=ONE, granularity=granularity
-            )
+            settings = dataclasses.replace(ONE, granularity=granularity)
+            result = np_merge_joint(KEY, loss_fn, MODELS, DATA, settings=settings)
             return result.info["coefficients"]
 
         for granularity, shape in (("channel", (5, 1, 3)), ("layer", (5,))):

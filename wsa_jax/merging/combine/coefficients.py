@@ -57,6 +57,18 @@ def replace_weights(params: PyTree, weights: dict[str, Array]) -> PyTree:
     )
 
 
+def check_granularity(granularity: str) -> None:
+    """Raise a ValueError unless the granularity is known.
+
+    >>> check_granularity("row")
+    Traceback (most recent call last):
+    ValueError: granularity 'row' is unknown; give one of 'parameter', 'channel', 'layer', 'scalar'
+    """
+    if granularity not in get_args(Granularity):
+        known = ", ".join(repr(name) for name in get_args(Granularity))
+        raise ValueError(f"granularity {granularity!r} is unknown; give one of {known}")
+
+
 def coefficient_shapes(params: PyTree, granularity: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of each leaf's coefficients; ``"scalar"`` has one for all leaves.
 
@@ -69,9 +81,7 @@ def coefficient_shapes(params: PyTree, granularity: str) -> dict[str, tuple[int,
     >>> coefficient_shapes(params, "layer"), coefficient_shapes(params, "scalar")
     ({'bias': (), 'kernel': ()}, {'all': ()})
     """
-    if granularity not in get_args(Granularity):
-        known = ", ".join(repr(name) for name in get_args(Granularity))
-        raise ValueError(f"granularity {granularity!r} is unknown; give one of {known}")
+    check_granularity(granularity)
     weights = weights_by_name(params)
     if granularity == "scalar":
         return {_EVERY_LEAF: ()}

@@ -1,18 +1,17 @@
 """Fine-tuning of a merged model: the baseline of NP Merge on the same examples and steps."""
 
-from typing import Any
-
 from jaxtyping import Array, Key, PyTree
 
 from wsa_jax.merging.combine.coefficients import replace_weights, weights_by_name
+from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
-    Form,
+    Learning,
     LearningRate,
     LearningSettings,
     LearningState,
     LossFn,
+    Objective,
     Repair,
-    learn,
 )
 from wsa_jax.merging.result import MergeResult
 
@@ -23,7 +22,7 @@ def _combine(weights: dict[str, Array], models: tuple[PyTree, ...]) -> PyTree:
 
 
 # Module-level, so that every call reuses the compiled function.
-_FORM: Any = Form(_combine)
+_WEIGHTS = Objective(_combine)
 
 
 def fine_tune(
@@ -41,17 +40,13 @@ def fine_tune(
 ) -> MergeResult:
     """Train a model further on a few examples, with the budget and batches of `np_merge`.
 
-    Args:
-      key: the key given to `np_merge` draws the same batches in the same order.
-      loss_fn: as in `np_merge`.
-      params: the start, such as the average of the models; all floating-point leaves are trained.
-      examples: as in `np_merge`.
-      settings: as in `np_merge`.
-      learning_rate: a number or an optax schedule, for weights.
-      model_state: as in `np_merge`.
-      held_out: as in `np_merge`; the start is among the candidates.
-      repair: as in `np_merge`.
-      state: as in `np_merge`.
+    The arguments are those of `np_merge`, except that
+
+      params: are the start, such as the average of the models; all floating-point leaves are
+        trained.
+      learning_rate: is for weights.
+
+    The key given to `np_merge` draws the same batches in the same order.
 
     Returns:
       The trained model; ``info`` as in `np_merge`, without ``coefficients``.
@@ -70,8 +65,8 @@ def fine_tune(
     >>> round(float(result.params["w"]), 1)
     1.0
     """
-    return learn(
-        key, loss_fn, _FORM, weights_by_name(params), (params,), examples,
-        settings=settings, learning_rate=learning_rate, model_state=model_state,
-        held_out=held_out, reference=None, strengths=None, repair=repair, state=state,
+    learning = Learning(
+        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
+        model_state=model_state, held_out=held_out, repair=repair,
     )  # fmt: skip
+    return learn(key, learning, _WEIGHTS, weights_by_name(params), (params,), state=state)

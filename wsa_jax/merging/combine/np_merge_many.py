@@ -1,5 +1,6 @@
 """NP Merge of any number of models: pair by pair, or all at once by softmax coefficients."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,29 +15,22 @@ from wsa_jax.merging.combine.coefficients import (
     coefficient_shapes,
     mixture,
 )
+from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
-    Form,
+    Learning,
     LearningRate,
     LearningSettings,
     LearningState,
     LossFn,
+    Objective,
     Repair,
-    learn,
 )
-from wsa_jax.merging.combine.np_merge import (
-    NO_PENALTY,
-    Penalty,
-    Strengths,
-    active_penalties,
-    np_merge,
-)
+from wsa_jax.merging.combine.np_merge import merge_pair
+from wsa_jax.merging.combine.penalties import NO_PENALTY, Strengths, penalise
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.scope import fuse_scopes, weight_scope
 from wsa_jax.tree import as_list
 
 Order = Literal["given", "accuracy", "tree"]
-Start = Literal["average", "half"]
 
 
 class _Node(NamedTuple):
@@ -57,11 +51,8 @@ def np_merge_many(
     settings: LearningSettings,
     order: str = "given",
     scores: Sequence[float] | Real[ArrayLike, " models"] | None = None,
-    start: str = "average",
     learning_rate: LearningRate = 0.1,
-    granularity: str = "parameter",
     strengths: Strengths = NO_PENALTY,
-    select: Rule = kernels,
     model_state: PyTree = None,
     held_out: PyTree | None = None,
     repair: Repair | None = None,
@@ -71,25 +62,13 @@ def np_merge_many(
     .. math:: M_1 = W_1, \qquad M_{i+1} = \mathrm{NP}(M_i, W_{i+1}) \text{ from } a_0 =
               \operatorname{logit} \tfrac{i}{i + 1}
 
-    Args:
-      key: as in `np_merge`; each merge draws from a key of its own.
-      loss_fn: as in `np_merge`.
-      models: aligned models of one structure, a list, or a stack ``[models, ...]``, which is split
-        first and so copied.
-      examples: as in `np_merge`, used by every merge.
-      settings: settings of each merge.
+    Each merge begins at the plain average of all models that went into it, draws from a key of its
+    own and passes its model state on; ``repair`` is applied to the last one only. Beside the
+    arguments of `np_merge` it takes
+
       order: ``"given"``; ``"accuracy"``, the highest score first; or ``"tree"``, neighbours in
         pairs, then their merges in pairs, and so on.
       scores: scores of the models, for ``order="accuracy"``: accuracies on non-test examples.
-      start: ``"average"`` begins each merge at the plain average of all models that went into it;
-        ``"half"`` at 1/2, which gives the first model a share of :math:`2^{-(n-1)}`.
-      learning_rate: as in `np_merge`.
-      granularity: as in `np_merge`.
-      strengths: as in `np_merge`.
-      select: as in `np_merge`.
-      model_state: as in `np_merge`, for every model; each merge passes its own on.
-      held_out: as in `np_merge`.
-      repair: as in `np_merge`, applied to the last merge only.
 
     Returns:
       The merged model; ``info`` holds ``order``, the positions of models in the order used;
@@ -99,14 +78,14 @@ def np_merge_many(
 
     Guarantees: time is linear in the number of models, and one compilation serves all merges.
     Besides the models, memory holds one merge (``"tree"``: half as many as there are models) and
-    the coefficients of each.
+    the coefficients of each. A stack of models is split first, and so copied.
 
     Edge cases: one model is returned as it is, and ``info`` has only ``order`` and ``merges``. A
     merge that diverges gives its best so far.
 
     Raises:
-      ValueError: no models, an unknown order or start, scores that are missing or of the wrong
-        number, or as for `np_merge`.
+      ValueError: no models, an unknown order, scores that are missing or of the wrong number, or
+        as for `np_merge`.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((params["w"][None] - batch) ** 2), model_state
@@ -119,31 +98,31 @@ def np_merge_many(
     >>> result.params["w"].tolist(), result.info["merges"]
     ([3.0, 0.0], [(1, 2), (1, 0)])
 
-    Source: NP Merge (see `np_merge`) merges many models by successive pairwise merges; orders and
-    starts are ours.
+    Source: NP Merge (see `np_merge`) merges many models by successive pairwise merges; the orders
+    are ours.
     """
     models = _checked(models)
-    if start not in get_args(Start):
-        raise ValueError(f"start {start!r} is unknown; give 'average' or 'half'")
     positions = _positions(order, scores, len(models))
-    nodes = [_Node(models[p], model_state, 1, p) for p in positions]
+    learning = Learning(
+        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
+        model_state=model_state, held_out=held_out, repair=None,
+    )  # fmt: skip
     histories: list[dict[str, Any]] = []
     merges: list[tuple[int, int]] = []
 
     def merge(first: _Node, second: _Node) -> _Node:
         count = first.count + second.count
-        result = np_merge(
+        result = merge_pair(
             jax.random.fold_in(key, len(merges)),
-            loss_fn, (first.params, second.params), examples,
-            settings=settings, learning_rate=learning_rate, granularity=granularity,
-            init=np.float32(first.count / count if start == "average" else 0.5),
-            strengths=strengths, select=select, model_state=first.model_state, held_out=held_out,
+            dataclasses.replace(learning, model_state=first.model_state),
+            first.params, second.params, np.float32(first.count / count), strengths,
         )  # fmt: skip
         # Without the state, which would keep every merge's optimiser state in memory.
         histories.append({k: v for k, v in result.info.items() if k != "state"})
         merges.append((first.position, second.position))
         return _Node(result.params, result.model_state, count, first.position)
 
+    nodes = [_Node(models[p], model_state, 1, p) for p in positions]
     while len(nodes) > 1:
         if order == "tree":
             pairs = zip(nodes[::2], nodes[1::2], strict=False)
@@ -151,6 +130,8 @@ def np_merge_many(
             nodes = [merge(*pair) for pair in pairs] + odd
         else:
             nodes = [merge(nodes[0], nodes[1]), *nodes[2:]]
+
+    # What is true of the last merge only: the statistics; and one list for each diagnostic.
     (node,) = nodes
     state = {} if node.model_state is None else node.model_state
     if repair is not None:
@@ -168,10 +149,8 @@ def np_merge_joint(
     *,
     settings: LearningSettings,
     learning_rate: LearningRate = 0.1,
-    granularity: str = "parameter",
     init: Sequence[float] | Real[ArrayLike, " models"] | None = None,
     strengths: Strengths = NO_PENALTY,
-    select: Rule = kernels,
     model_state: PyTree = None,
     held_out: PyTree | None = None,
     repair: Repair | None = None,
@@ -181,22 +160,12 @@ def np_merge_joint(
 
     .. math:: W = \sum_m p_m \odot W_m, \qquad p = \operatorname{softmax}_m(a)
 
-    Args:
-      key: as in `np_merge`.
-      loss_fn: as in `np_merge`.
-      models: aligned models of one structure, a list, or a stack, which is split first and so
-        copied.
-      examples: as in `np_merge`.
-      settings: as in `np_merge`.
-      learning_rate: as in `np_merge`.
-      granularity: as in `np_merge`.
+    Beside the arguments of `np_merge` it takes
+
       init: share of each model at the start, normalised here; equal shares if None.
-      strengths: as in `np_merge`; the scope's target is fused from all models.
-      select: as in `np_merge`.
-      model_state: as in `np_merge`.
-      held_out: as in `np_merge`.
-      repair: as in `np_merge`.
-      state: as in `np_merge`.
+
+    Penalties measure the scope from that fused of all models. A stack of models is split first, and
+    so copied.
 
     Returns:
       The merged model; ``info`` as in `np_merge`, but ``coefficients`` are the shares
@@ -228,23 +197,22 @@ def np_merge_joint(
             f"init of shape {np.shape(shares)} for {len(models)} models; give one share per model"
         )
     checks.shares(shares, "init")
+    learning = Learning(
+        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
+        model_state=model_state, held_out=held_out, repair=repair,
+    )  # fmt: skip
+
     shares = jnp.asarray(shares, jnp.float32)
     shares = shares / jnp.sum(shares)
     variables: Coefficients = {}
     center: dict[str, Array] = {}
-    for name, shape in coefficient_shapes(models[0], granularity).items():
+    for name, shape in coefficient_shapes(models[0], settings.granularity).items():
         center[name] = shares.reshape(-1, *(1,) * len(shape))
         variables[name] = jnp.broadcast_to(jnp.log(center[name]), (len(models), *shape))
-    active = active_penalties(strengths)
-    target = None
-    if active[2]:
-        target = fuse_scopes([weight_scope(model, select=select) for model in models])
-    penalty = Penalty(active, True, select) if any(active) else None
+    penalty, penalty_inputs = penalise(strengths, models, center, joint=True)
     return learn(
-        key, loss_fn, Form(mixture, penalty, _shares), variables, tuple(models), examples,
-        settings=settings, learning_rate=learning_rate, model_state=model_state,
-        held_out=held_out, reference=(center, target), strengths=strengths, repair=repair,
-        state=state,
+        key, learning, Objective(mixture, penalty, _shares), variables, tuple(models),
+        penalty_inputs=penalty_inputs, state=state,
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 """Repair a merged model's activations."""
 
-from wsa_jax.merging.repair.batch_norm import reset_batch_norm as reset_batch_norm
-from wsa_jax.merging.repair.batch_norm import running_statistics as running_statistics
+from wsa_jax.merging.repair.batch_norm import reset_batch_norm, running_statistics
+
+__all__ = ["reset_batch_norm", "running_statistics"]
