@@ -10,7 +10,10 @@ from scipy.optimize import linear_sum_assignment
 
 from tests.merging.align.architectures import ARCHITECTURES, draw, plant, residual
 from wsa_jax.merging.align import Matching, align, assign, weight_matching
-from wsa_jax.merging.align.similarity import prepare, products, update_products
+from wsa_jax.merging.align.cached_scores import CachedScores
+from wsa_jax.merging.align.similarity import prepare
+from wsa_jax.merging.align.views import products, update_products
+from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.symmetry.spec import Tie, hand_written
 from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
 
@@ -111,13 +114,57 @@ def test_updated_products_are_those_made_anew():
         new = old.copy()
         new[:count] = np.roll(old[:count], 1)
         moved = np.resize(np.flatnonzero(new != old), 50) if count else np.zeros(50, int)
-        start, _ = products(view.local, view.layout, *pair, {"0": old})
-        expected, _ = products(view.local, view.layout, *pair, {"0": new})
+        (start,) = products(view.local, view.layout, *pair, {"0": old})
+        (expected,) = products(view.local, view.layout, *pair, {"0": new})
         updated = update_products(start, *pair, moved, count, new, old)
         np.testing.assert_allclose(updated, expected, rtol=1e-4, atol=1e-4)
         by_hand = np.asarray(draw(0, shapes)["up0"]) @ np.asarray(draw(1, shapes)["up0"])[:, new].T
         np.testing.assert_allclose(expected, by_hand, rtol=1e-4, atol=1e-4)
     assert np.abs(expected - start).max() > 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_cached_scores_are_the_plain_ones(name):
+    shapes, spec = ARCHITECTURES[name]()
+    similarity = prepare(spec, draw(0, shapes), draw(1, shapes))
+    cached, rng = CachedScores(similarity), np.random.default_rng(0)
+    permutations, updated = identity_permutations(spec), 0
+    for step in range(40):
+        # Two units of one group change places: few enough for an update in place of a product.
+        group = spec.groups[step % len(spec.groups)]
+        order = permutations[group.name]
+        order = rng.permuted(order, axis=-1) if step % 7 == 0 else _swapped(rng, order)
+        permutations[group.name] = order
+        for block in range(len(similarity.blocks)):
+            found = cached.scores(block, permutations)
+            plain = similarity.scores(block, permutations)
+            assert found.keys() == plain.keys()
+            for signature, values in plain.items():
+                np.testing.assert_allclose(found[signature], values, rtol=1e-4, atol=1e-4)
+                updated += not np.array_equal(found[signature], values)
+    if name in ("mlp", "conv", "residual"):
+        assert updated  # Else nothing was brought up to date.
+
+
+def _swapped(rng, order):
+    a, b = rng.choice(order.shape[-1], 2, replace=False)
+    order = order.copy()
+    order[..., [a, b]] = order[..., [b, a]]
+    return order
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_both_scores_descend_to_the_same_orders(name):
+    shapes, spec = ARCHITECTURES[name]()
+    similarity = prepare(spec, draw(3, shapes), draw(4, shapes))
+    start = identity_permutations(spec)
+    ends = [
+        descend(generator(KEY), scores, start, max_sweeps=50)
+        for scores in (similarity, CachedScores(similarity))
+    ]
+    assert ends[0].sweeps == ends[1].sweeps and ends[0].converged and ends[1].converged
+    for group in spec.names:
+        np.testing.assert_array_equal(ends[0].permutations[group], ends[1].permutations[group])
 
 
 def test_nested_groups_are_matched_as_well_as_by_brute_force():

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from jaxtyping import PyTree
 
-from wsa_jax.merging.align.assignment import Matching, move, rescaled
+from wsa_jax.merging.align.assignment import Matching, permuted, rescaled
 from wsa_jax.merging.align.rescale_and_match import ScaledMatching
 from wsa_jax.merging.align.rescaling import Rescaling
 from wsa_jax.merging.symmetry.spec import AxisSpec
@@ -39,4 +39,4 @@ def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
     """
     if not isinstance(found, Matching):
         second = rescaled(spec, second, found.scales)
-    return second if isinstance(found, Rescaling) else move(spec, second, found.permutations)
+    return second if isinstance(found, Rescaling) else permuted(spec, second, found.permutations)

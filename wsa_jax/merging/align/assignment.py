@@ -29,7 +29,7 @@ class Matching(NamedTuple):
     info: dict[str, Any]
 
 
-def move(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
+def permuted(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
     """`permute_units` under jit; leaves that do not move, arrays or not, are kept."""
     return _replace(params, _permute(spec, moving_leaves(spec, params), permutations))
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from wsa_jax.merging.align.assignment import Matching, move, moving_leaves
+from wsa_jax.merging.align.assignment import Matching, moving_leaves, permuted
+from wsa_jax.merging.align.cached_scores import CachedScores
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.symmetry.spec import AxisSpec
@@ -67,8 +68,8 @@ def weight_matching_many(
         raise ValueError(
             f"max_rounds {max_rounds} and max_sweeps {max_sweeps} must both be at least 1"
         )
-    problems = [prepare(spec, models[0], other) for other in models[1:]]
-    names = tuple(problems[0].first)
+    pairs = [prepare(spec, models[0], other) for other in models[1:]]
+    names = tuple(pairs[0].first)
     rng = generator(key)
     permutations = [identity_permutations(spec) for _ in models]
     leaves = [moving_leaves(spec, model) for model in models]
@@ -79,14 +80,16 @@ def weight_matching_many(
         converged = True
         for index in rng.permutation(len(models)).tolist():
             others = [model for position, model in enumerate(moved) if position != index]
-            problem = lay_out(spec, _mean(stack(others), np.ones(len(others))), leaves[index])
-            before, _ = compare(problem, permutations[index])
-            found, _, _ = descend(rng, problem, permutations[index], max_sweeps=max_sweeps)
-            after, _ = compare(problem, found)
+            similarity = lay_out(spec, _mean(stack(others), np.ones(len(others))), leaves[index])
+            before, _ = compare(similarity, permutations[index])
+            found = descend(
+                rng, CachedScores(similarity), permutations[index], max_sweeps=max_sweeps
+            ).permutations
+            after, _ = compare(similarity, found)
             objectives[index] = max(before, after)
             if after > before:
                 converged, permutations[index] = False, found
-                moved[index] = move(spec, leaves[index], found)
+                moved[index] = permuted(spec, leaves[index], found)
         rounds += 1
         spread.append(_spread(moved, names))
     shared = {

@@ -12,7 +12,7 @@ from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
 from wsa_jax.merging.align import scale_fit
-from wsa_jax.merging.align.scale_fit import Granularity
+from wsa_jax.merging.align.scale_fit import ScaleGranularity
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
@@ -41,7 +41,7 @@ def rescale(
     first: PyTree,
     second: PyTree,
     *,
-    granularity: Granularity = "group",
+    granularity: ScaleGranularity = "group",
     objective: Objective = "divergence",
     groups: Sequence[str] | None = None,
     select: Rule = kernels,
@@ -111,14 +111,14 @@ def rescale(
     check_spec(spec, second)
     checks.finite(first, "first")
     checks.finite(second, "second")
-    problem = scale_fit.problem_of(spec, granularity, groups)
-    layers = scale_fit.layer_tables(spec, problem, first, second, granularity, select, weight_by)
+    variables = scale_fit.log_scales_of(spec, granularity, groups)
+    layers = scale_fit.layer_tables(spec, variables, first, second, granularity, select, weight_by)
     tables = (
-        layers if objective != "distance" else scale_fit.leaf_tables(spec, problem, first, second)
+        layers if objective != "distance" else scale_fit.leaf_tables(spec, variables, first, second)
     )
-    free = scale_fit.movable(tables, problem.size)
+    free = scale_fit.movable(tables, variables.size)
 
-    starts = [np.zeros(problem.size)]
+    starts = [np.zeros(variables.size)]
     log_std = scale_fit.scope_fun(layers, free, scale_fit.log_std)
     if granularity == "group":
         starts.append(scale_fit.closed_form(layers, free))
@@ -131,12 +131,12 @@ def rescale(
     }[objective]
     x, info = scale_fit.minimise(fun, starts, max_steps)
 
-    scales = scale_fit.scales_of(problem, x)
+    scales = scale_fit.scales_of(variables, x)
     target = weight_scope(first, select=select)
     before = weight_scope(second, select=select)
     after = weight_scope(scale_units(spec, second, scales), select=select)
     info |= {
-        "frozen": scale_fit.frozen(problem, free),
+        "frozen": scale_fit.frozen(variables, free),
         "layers": target.names,
         "divergence_before": np.asarray(scope_divergence(before, target)),
         "divergence_after": np.asarray(scope_divergence(after, target)),
@@ -145,7 +145,7 @@ def rescale(
 
 
 def normalize_scales(
-    spec: AxisSpec, params: PyTree, *, granularity: Granularity = "unit", max_steps: int = 500
+    spec: AxisSpec, params: PyTree, *, granularity: ScaleGranularity = "unit", max_steps: int = 500
 ) -> Rescaling:
     r"""Find the scales that make a model's weights smallest: the balanced gauge.
 
@@ -177,18 +177,18 @@ def normalize_scales(
     _check_choice("granularity", granularity, ("group", "unit"))
     check_spec(spec, params)
     checks.finite(params)
-    problem = scale_fit.problem_of(spec, granularity, None)
+    variables = scale_fit.log_scales_of(spec, granularity, None)
     # The distance to a model of zeros is the squared norm.
     tables = [
         table._replace(first_square=np.zeros_like(table.count), cross=np.zeros_like(table.count))
-        for table in scale_fit.leaf_tables(spec, problem, params, params)
+        for table in scale_fit.leaf_tables(spec, variables, params, params)
     ]
-    free = scale_fit.movable(tables, problem.size, of_first=False)
+    free = scale_fit.movable(tables, variables.size, of_first=False)
     x, info = scale_fit.minimise(
-        scale_fit.distance_fun(tables, free), [np.zeros(problem.size)], max_steps
+        scale_fit.distance_fun(tables, free), [np.zeros(variables.size)], max_steps
     )
     return Rescaling(
-        scale_fit.scales_of(problem, x), info | {"frozen": scale_fit.frozen(problem, free)}
+        scale_fit.scales_of(variables, x), info | {"frozen": scale_fit.frozen(variables, free)}
     )
 
 

@@ -20,8 +20,8 @@ from wsa_jax.scope.layers import Rule, select_layers
 from wsa_jax.scope.scope import STD_FLOOR
 from wsa_jax.tree import is_weight, key_path
 
-Granularity = Literal["group", "unit"]
-Fun = Callable[[np.ndarray], tuple[float, np.ndarray]]
+ScaleGranularity = Literal["group", "unit"]
+ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 class _Axis(NamedTuple):
@@ -31,7 +31,7 @@ class _Axis(NamedTuple):
     sign: np.ndarray
 
 
-class _Rows(NamedTuple):
+class _Scopes(NamedTuple):
     """Scopes to match in one leaf: dimensions that each sums over, and the first model's scopes."""
 
     over: tuple[int, ...]
@@ -51,10 +51,10 @@ class Table(NamedTuple):
     second_sum: np.ndarray
     second_square: np.ndarray
     cross: np.ndarray
-    rows: tuple[_Rows, ...] = ()
+    rows: tuple[_Scopes, ...] = ()
 
 
-class Problem(NamedTuple):
+class LogScales(NamedTuple):
     """The fitted groups and where the log scales of each lie in the vector x."""
 
     groups: tuple[Group, ...]
@@ -62,7 +62,9 @@ class Problem(NamedTuple):
     size: int
 
 
-def problem_of(spec: AxisSpec, granularity: Granularity, names: Sequence[str] | None) -> Problem:
+def log_scales_of(
+    spec: AxisSpec, granularity: ScaleGranularity, names: Sequence[str] | None
+) -> LogScales:
     """Lay out one log scale per unit, or per group, for the groups to be scaled."""
     able = [g for g in spec.groups if g.admits != "permutation" and g.parent is None]
     for name in names or ():
@@ -82,15 +84,15 @@ def problem_of(spec: AxisSpec, granularity: Granularity, names: Sequence[str] | 
         stop = start + (group.size if granularity == "unit" else 1)
         slices[group.name] = slice(start, stop)
         start = stop
-    return Problem(chosen, slices, start)
+    return LogScales(chosen, slices, start)
 
 
 def layer_tables(
     spec: AxisSpec,
-    problem: Problem,
+    variables: LogScales,
     first: PyTree,
     second: PyTree,
-    granularity: Granularity,
+    granularity: ScaleGranularity,
     select: Rule,
     weight_by: str,
 ) -> list[Table]:
@@ -102,7 +104,7 @@ def layer_tables(
         pair = [np.asarray(named[layer.leaf][1]), np.asarray(others[layer.leaf])]
         if layer.axis is not None:
             pair = [np.take(leaf, np.asarray([layer.position]), layer.axis) for leaf in pair]
-        table = _table(spec, problem, key_path(named[layer.leaf][0]), *pair)
+        table = _table(spec, variables, key_path(named[layer.leaf][0]), *pair)
         if table is None:
             continue
         if granularity == "unit":  # a unit's few weights have no mean of their own
@@ -124,18 +126,20 @@ def layer_tables(
     ]
 
 
-def leaf_tables(spec: AxisSpec, problem: Problem, first: PyTree, second: PyTree) -> list[Table]:
+def leaf_tables(spec: AxisSpec, variables: LogScales, first: PyTree, second: PyTree) -> list[Table]:
     """Tables of all leaves that move, biases included."""
     named = jax.tree_util.tree_leaves_with_path(first)
     pairs = [(key_path(p), a, b) for (p, a), b in zip(named, jax.tree.leaves(second), strict=True)]
-    tables = [_table(spec, problem, name, a, b) for name, a, b in pairs if is_weight(a)]
+    tables = [_table(spec, variables, name, a, b) for name, a, b in pairs if is_weight(a)]
     return [table for table in tables if table is not None]
 
 
-def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any) -> Table | None:
+def _table(
+    spec: AxisSpec, variables: LogScales, name: str, first: Any, second: Any
+) -> Table | None:
     a, b = (np.asarray(leaf).astype(np.float64) for leaf in (first, second))
     ties: dict[int, list[tuple[Group, Tie]]] = {}
-    for group in problem.groups:
+    for group in variables.groups:
         for tie in group.ties:
             if tie.leaf == name and tie.role != "statistic":
                 ties.setdefault(tie.axis, []).append((group, tie))
@@ -148,7 +152,7 @@ def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any)
     sums += [b.sum(-1), (b * b).sum(-1), (a * b).sum(-1)]
     axes = []
     for dim, axis in enumerate(sorted(ties)):
-        variable, sign = _positions(spec, problem, shape[dim], ties[axis])
+        variable, sign = _positions(spec, variables, shape[dim], ties[axis])
         code = np.where(sign == 0, -1, 2 * variable + (sign > 0))
         kept, index, inverse = np.unique(code, return_index=True, return_inverse=True)
         if kept.size == code.size:
@@ -167,7 +171,7 @@ def _table(spec: AxisSpec, problem: Problem, name: str, first: Any, second: Any)
 
 
 def _positions(
-    spec: AxisSpec, problem: Problem, size: int, ties: list[tuple[Group, Tie]]
+    spec: AxisSpec, variables: LogScales, size: int, ties: list[tuple[Group, Tie]]
 ) -> tuple[np.ndarray, np.ndarray]:
     variable, sign = np.zeros(size, int), np.zeros(size)
     for group, tie in ties:
@@ -175,20 +179,20 @@ def _positions(
             spec, jnp.arange(size, dtype=jnp.float32), group, dataclasses.replace(tie, axis=0)
         )
         at = np.asarray(at).astype(int)
-        where = problem.slices[group.name]
+        where = variables.slices[group.name]
         owner = np.arange(where.start, where.stop)
         variable[at] = np.broadcast_to(owner[:, None], (group.size, 1))
         sign[at] = -1.0 if tie.role == "consumed" else 1.0
     return variable, sign
 
 
-def _rows(table: Table, over: tuple[int, ...], share: float) -> _Rows:
+def _rows(table: Table, over: tuple[int, ...], share: float) -> _Scopes:
     count = table.count.sum(over, keepdims=True)
     mean, var = _moments(table.first_sum, table.first_square, over, count)
     _, other = _moments(table.second_sum, table.second_square, over, count)
     live = (var > STD_FLOOR**2) & (other > STD_FLOOR**2)
     weight = live * count / table.count.sum() * share
-    return _Rows(over, count, mean, np.where(live, var, 1.0), weight)
+    return _Scopes(over, count, mean, np.where(live, var, 1.0), weight)
 
 
 def _moments(
@@ -216,7 +220,7 @@ def _pull(table: Table, cells: np.ndarray, size: int) -> np.ndarray:
 
 
 def log_std(
-    mean: np.ndarray, var: np.ndarray, rows: _Rows
+    mean: np.ndarray, var: np.ndarray, rows: _Scopes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squared log ratio of stds, and its derivatives with respect to mean and variance."""
     ratio = 0.5 * np.log(var / rows.var)
@@ -224,7 +228,7 @@ def log_std(
 
 
 def divergence(
-    mean: np.ndarray, var: np.ndarray, rows: _Rows
+    mean: np.ndarray, var: np.ndarray, rows: _Scopes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """WSA's Eq. 3, and its derivatives with respect to mean and variance."""
     ratio, shift = var / rows.var, mean - rows.mean
@@ -232,7 +236,7 @@ def divergence(
     return value, shift / rows.var, 0.5 * (1.0 / rows.var - 1.0 / var)
 
 
-def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -> Fun:
+def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -> ValueAndGradient:
     """Weighted mean of a loss of each row's scope, together with its derivatives."""
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -254,7 +258,7 @@ def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -
     return fun
 
 
-def distance_fun(tables: list[Table], free: np.ndarray) -> Fun:
+def distance_fun(tables: list[Table], free: np.ndarray) -> ValueAndGradient:
     """Squared distance in units of the two models' squared norms."""
     norm = sum(table.first_square.sum() + table.second_square.sum() for table in tables)
     norm = norm or 1.0
@@ -288,7 +292,7 @@ def closed_form(tables: list[Table], free: np.ndarray) -> np.ndarray:
 
 
 def minimise(
-    fun: Fun, starts: list[np.ndarray], max_steps: int
+    fun: ValueAndGradient, starts: list[np.ndarray], max_steps: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Descend from the best of the starts, and never end above it."""
     values = [fun(x)[0] for x in starts]
@@ -325,16 +329,16 @@ def movable(tables: list[Table], size: int, *, of_first: bool = True) -> np.ndar
     return free
 
 
-def frozen(problem: Problem, free: np.ndarray) -> dict[str, int]:
+def frozen(variables: LogScales, free: np.ndarray) -> dict[str, int]:
     """Count, by group, the units that keep scale 1."""
-    return {name: int(np.sum(free[where] == 0)) for name, where in problem.slices.items()}
+    return {name: int(np.sum(free[where] == 0)) for name, where in variables.slices.items()}
 
 
-def scales_of(problem: Problem, x: np.ndarray) -> dict[str, np.ndarray]:
+def scales_of(variables: LogScales, x: np.ndarray) -> dict[str, np.ndarray]:
     """Scales by group, one per unit."""
     return {
         group.name: np.broadcast_to(
-            np.exp(x[problem.slices[group.name]]).astype(np.float32), (group.size,)
+            np.exp(x[variables.slices[group.name]]).astype(np.float32), (group.size,)
         ).copy()
-        for group in problem.groups
+        for group in variables.groups
     }

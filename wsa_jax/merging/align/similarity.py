@@ -1,65 +1,34 @@
-"""Similarity of two models' units, as sums of products of their weights: static plan and products.
+"""Similarity of two models' units as sums of products of their weights, made anew at every look."""
 
-A *block* is what one assignment moves: a group and the groups nested in it. A *view* is one of
-its ties, in a layout in which the product is a plain matrix product. Views of equal geometry share
-a compilation.
-"""
-
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
-from wsa_jax.merging.align.assignment import move, moving_leaves
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
-from wsa_jax.merging.symmetry.units import permute_units, unit_rows
+from wsa_jax.merging.align.assignment import moving_leaves, permuted
+from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, tree
+from wsa_jax.merging.align.views import Matrices, View, lay, products, views_of
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, check_spec, ties_by_leaf
 
-_OWN, _LEAF = "own", "leaf"
+__all__ = ["Block", "WeightSimilarity", "compare", "lay_out", "prepare", "summed"]
+
+# The score of two units is off by about this fraction of their norms: float32 products.
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 _BUFFER = 2**13  # Values summed at once: below the size at which BLAS starts threads for a sum.
-_CHUNK = 16  # Units that `update_products` takes at once.
-
-
-Products = tuple[Float[Array, "units units"], tuple[Float[Array, "outer outer inner inner"], ...]]
-
-
-class View(NamedTuple):
-    """One tie of a block's group.
-
-    Attributes:
-      leaf: key path of the leaf.
-      tie: the tie of the block's group in that leaf.
-      local: the leaf's symmetries under local names, so that equal geometries are equal static
-        arguments; ``"own"`` is the block's group.
-      others: groups that move the rest of the leaf, as ``(name in local, name in spec)``.
-      nested: groups nested in the block's group that lie in the leaf, in the same form.
-      layout: ``"pair"``: one other group moves the rest, ``[its units, rest, units]``; ``"flat"``:
-        ``[..., units]``; ``"leaf"``: as in the model.
-    """
-
-    leaf: str
-    tie: Tie
-    local: AxisSpec
-    others: tuple[tuple[str, str], ...]
-    nested: tuple[tuple[str, str], ...]
-    layout: Literal["pair", "flat", "leaf"]
 
 
 class Block(NamedTuple):
-    """What one assignment moves; `coupled` if its own order enters its scores."""
+    """A group that lies in no other, those nested in it (parents first), and where they lie."""
 
-    group: Group
-    nested: tuple[Group, ...]
+    groups: tuple[Group, ...]
     views: tuple[View, ...]
-    coupled: bool
 
 
-class Problem(NamedTuple):
+class WeightSimilarity(NamedTuple):
     """Two models, ready to be compared group by group.
 
     Attributes:
@@ -67,6 +36,7 @@ class Problem(NamedTuple):
       first: leaves of the first model that move, on the host, by name.
       second: leaves of the second model, statistics among them.
       blocks: the blocks, in the spec's order.
+      moves: the steps of a sweep over the blocks.
       pairs: both models' leaf of each view, in the view's layout; None for a view whose products no
         other group changes: those products are in `constants`.
       constants: the products of those views.
@@ -79,12 +49,47 @@ class Problem(NamedTuple):
     first: dict[str, np.ndarray]
     second: dict[str, Array | np.ndarray]
     blocks: tuple[Block, ...]
+    moves: tuple[Move, ...]
     pairs: list[list[tuple[Array, Array] | None]]
-    constants: list[list[Products | None]]
+    constants: list[list[Any]]
     norms: list[float]
 
+    def scores(self, block: int, permutations: Orders, *, ordered: bool = False) -> Products:
+        """Products of a block's units, in float64, given the orders of all other groups.
 
-def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
+        Args:
+          block: index of the block.
+          permutations: orders of all groups.
+          ordered: the greatest products that other orders could give (`views.products`).
+        """
+        found = []
+        for position, view in enumerate(self.blocks[block].views):
+            pair, constant = self.pairs[block][position], self.constants[block][position]
+            if pair is None:
+                found.append(constant)
+                continue
+            others = {local: permutations[name] for local, name in view.others}
+            found.append(products(view.local, view.layout, *pair, others, ordered=ordered))
+        return summed(self.blocks[block], found)
+
+    def gain(self, move: Move, scores: Products, now: Orders, proposal: Orders) -> float:
+        """How much a step raises the sum of products, exactly where orders enter their own scores.
+
+        A kernel with one group on both axes is quadratic in its order; its scores are linearised.
+        """
+        new = {**now, **proposal}
+        if all(np.array_equal(now[name], order) for name, order in proposal.items()):
+            return 0.0
+        if move.coupled:
+            return compare(self, new)[0] - compare(self, now)[0]
+        return score(move, scores, new) - score(move, scores, now)
+
+    def rounding(self, move: Move) -> float:
+        """A gain that is no more than rounding."""
+        return _ROUNDING * self.norms[move.block]
+
+
+def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
     """Check two models against each other and the spec, and lay their leaves out.
 
     Raises:
@@ -97,10 +102,10 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
     return lay_out(spec, first, second)
 
 
-def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
+def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
     """`prepare` without its checks, for models that have passed them."""
     ours, theirs = moving_leaves(spec, first), moving_leaves(spec, second)
-    blocks = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
+    blocks, steps = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
     names = sorted({view.leaf for block in blocks for view in block.views})
     host = {name: np.asarray(ours[name]) for name in names}
     pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in names})
@@ -110,18 +115,19 @@ def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> Problem:
         squares[name] = [float(np.dot(x, x)) for x in both]
     norms = []
     for block in blocks:
-        total = np.sum([squares[view.leaf] for view in block.views], axis=0)
-        norms.append(float(np.sqrt(np.prod(total) / block.group.size)))
-    return Problem(spec, host, theirs, blocks, pairs, constants, norms)
+        leaves = {(view.leaf, view.tie): view.leaf for view in block.views}.values()
+        total = np.sum([squares[leaf] for leaf in leaves], axis=0)
+        norms.append(float(np.sqrt(np.prod(total) / block.groups[0].size)))
+    return WeightSimilarity(spec, host, theirs, blocks, steps, pairs, constants, norms)
 
 
-def compare(problem: Problem, permutations: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def compare(similarity: WeightSimilarity, permutations: Orders) -> tuple[float, float]:
     """Sum of products and Euclidean distance of all weights that move, each once, in float64."""
-    moved = move(problem.spec, problem.second, permutations)
+    moved = permuted(similarity.spec, similarity.second, permutations)
     # Through two small buffers: float64 copies of whole models cost more than the sums.
     ours, theirs = np.empty((2, _BUFFER))
     total = squares = 0.0
-    for name, leaf in problem.first.items():
+    for name, leaf in similarity.first.items():
         first, second = leaf.ravel(), np.asarray(moved[name]).ravel()
         for start in range(0, first.size, _BUFFER):
             size = min(_BUFFER, first.size - start)
@@ -133,123 +139,31 @@ def compare(problem: Problem, permutations: Mapping[str, np.ndarray]) -> tuple[f
     return total, float(np.sqrt(squares))
 
 
-@functools.partial(jax.jit, static_argnames=("local", "layout", "ordered"))
-def products(
-    local: AxisSpec,
-    layout: str,
-    first: Array,
-    second: Array,
-    permutations: Mapping[str, Array],
-    ordered: bool = False,
-) -> Products:
-    """Multiply each unit's weights in the first model by each unit's in the second.
-
-    Args:
-      local: symmetries of the leaf.
-      layout: layout of the leaf, see `View`.
-      first: the leaf in the first model.
-      second: the leaf in the second model.
-      permutations: permutations of the groups that move the rest of the leaf.
-      ordered: sort along the rest instead of permuting: the greatest value that each product can
-        take, whatever the other groups' orders (rearrangement inequality).
-
-    Returns:
-      The products of units and, for each nested group, the products of its units within each pair
-      of units. The former leave out what the latter count.
-    """
-    highest = jax.lax.Precision.HIGHEST
-    if ordered and layout == "pair":
-        first, second = jnp.sort(first, axis=0), jnp.sort(second, axis=0)
-    elif ordered:
-        first, second = _ordered(local, first), _ordered(local, second)
-    elif layout == "pair":
-        ((_, permutation),) = permutations.items()
-        second = second[permutation]
-    else:
-        second = permute_units(local, {_LEAF: second}, permutations)[_LEAF]
-    own = local[_OWN]
-    if layout != "leaf":
-        rows = (x.reshape(-1, own.size) for x in (first, second))
-        return jnp.einsum("kn,km->nm", *rows, precision=highest), ()
-    rest, inside = first, []
-    for group in local.groups:
-        if group.parent != _OWN:
-            continue
-        scores = jnp.zeros((own.size, own.size, group.size, group.size), jnp.float32)
-        for tie in group.ties:
-            rows_of = functools.partial(unit_rows, local, group=group, tie=tie)
-            rows = (rows_of(first), rows_of(second))
-            scores += jnp.einsum("unk,vmk->uvnm", *rows, precision=highest)
-            # Rows only gather, so their transpose puts ones back where the rows came from.
-            (covered,) = jax.linear_transpose(rows_of, first)(jnp.ones_like(rows[0]))
-            rest = jnp.where(covered > 0, 0.0, rest)
-        inside.append(scores)
-    rows = (unit_rows(local, x, own, own.ties[0]) for x in (rest, second))
-    return jnp.einsum("nk,mk->nm", *rows, precision=highest), tuple(inside)
-
-
-@jax.jit
-def update_products(
-    scores: Float[Array, "units units"],
-    first: Float[Array, "others rest units"],
-    second: Float[Array, "others rest units"],
-    moved: Array,
-    count: Array,
-    new: Array,
-    old: Array,
-) -> Float[Array, "units units"]:
-    """Bring the products of a ``"pair"`` view up to date after ``count`` other units moved.
-
-    The work is proportional to ``count``, not to the number of all units: ``moved[:count]`` lists
-    those that moved, and ``new`` and ``old`` are the other group's orders.
-    """
-    chunk = min(_CHUNK, moved.shape[0])
-
-    def body(index: Array, scores: Array) -> Array:
-        place = index * chunk + jnp.arange(chunk)
-        units = jnp.take(moved, place, mode="clip")
-        change = second[new[units]] - second[old[units]]
-        change = jnp.where((place < count)[:, None, None], change, 0.0)
-        rows = (x.reshape(-1, scores.shape[0]) for x in (first[units], change))
-        return scores + jnp.einsum("kn,km->nm", *rows, precision=jax.lax.Precision.HIGHEST)
-
-    return jax.lax.fori_loop(0, -(-count // chunk), body, scores)
-
-
-def _ordered(local: AxisSpec, leaf: Array) -> Array:
-    moved = {_OWN} | {group.name for group in local.groups if group.parent == _OWN}
-    axes = sorted({t.axis for g in local.groups if g.name not in moved for t in g.ties})
-    if not axes:
-        return leaf
-    last = tuple(range(leaf.ndim - len(axes), leaf.ndim))
-    leaf = jnp.moveaxis(leaf, axes, last)
-    ordered = jnp.sort(leaf.reshape(*leaf.shape[: -len(axes)], -1), axis=-1)
-    return jnp.moveaxis(ordered.reshape(leaf.shape), last, axes)
+def summed(block: Block, matrices: Sequence[Matrices]) -> Products:
+    """Sum the matrices of a block's views by signature, in float64."""
+    sizes = {group.name: group.size for group in block.groups}
+    totals: dict[tuple[str, ...], np.ndarray] = {}
+    for view, found in zip(block.views, matrices, strict=True):
+        for signature, matrix in zip(view.signatures, found, strict=True):
+            if signature not in totals:
+                totals[signature] = np.zeros(matrix.shape)
+            totals[signature] += np.asarray(matrix)
+    return {
+        signature: total.reshape([sizes[name] for name in signature] * 2)
+        for signature, total in totals.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnames="blocks")
 def _lay_out(
     blocks: tuple[Block, ...], first: Mapping[str, Array], second: Mapping[str, Array]
-) -> tuple[list, list]:
+) -> tuple[list[list[Any]], list[list[Any]]]:
     """Both models' leaf of each view, in its layout and in float32, or its constant products."""
-
-    def lay(block: Block, view: View, leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf, jnp.float32)
-        if view.layout == "leaf":
-            return leaf
-        rows = unit_rows(AxisSpec(groups=(block.group,)), leaf, block.group, view.tie)
-        others = [n for axis, n in enumerate(leaf.shape) if axis != view.tie.axis]
-        flat = jnp.moveaxis(rows.reshape(block.group.size, -1, *others), 0, -1)
-        if view.layout == "flat":
-            return flat
-        other = view.local.groups[1]
-        rows = unit_rows(view.local, flat, other, other.ties[0])
-        return rows.reshape(other.size, -1, block.group.size)
-
     pairs, constants = [], []
     for block in blocks:
+        root = block.groups[0]
         laid = [
-            (lay(block, view, first[view.leaf]), lay(block, view, second[view.leaf]))
+            (lay(root, view, first[view.leaf]), lay(root, view, second[view.leaf]))
             for view in block.views
         ]
         fixed = [not view.others for view in block.views]
@@ -264,82 +178,23 @@ def _lay_out(
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Block, ...]:
-    by_leaf = ties_by_leaf(spec)
-    blocks = []
-    for group in spec.groups:
-        if group.parent is not None:
+def _plan(
+    spec: AxisSpec, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[tuple[Block, ...], tuple[Move, ...]]:
+    by_leaf, shape_of = ties_by_leaf(spec), dict(shapes)
+    blocks, steps = [], []
+    for root in spec.groups:
+        if root.parent is not None:
             continue
-        nested = tuple(inner for inner in spec.groups if inner.parent == group.name)
+        groups = tree(spec, root)
         views = [
-            _view(spec, group, tie, by_leaf[tie.leaf], dict(shapes)[tie.leaf])
-            for tie in group.ties
+            view
+            for tie in root.ties
             if tie.role != "statistic"
+            for view in views_of(spec, groups, tie, by_leaf[tie.leaf], shape_of[tie.leaf])
         ]
-        own = {group.name, *(inner.name for inner in nested)}
-        coupled = any(
-            own & {name for _, name in view.others} or len(view.nested) > 1 for view in views
-        )
-        blocks.append(Block(group, nested, tuple(views), coupled))
-    return tuple(blocks)
-
-
-def _view(
-    spec: AxisSpec,
-    group: Group,
-    tie: Tie,
-    here: Sequence[tuple[Group, Tie]],
-    shape: tuple[int, ...],
-) -> View:
-    nested = [
-        (inner, t)
-        for inner, t in here
-        if inner.parent == group.name and spec.parent_tie(inner, t) == tie
-    ]
-    others = [
-        (other, t)
-        for other, t in here
-        if (other, t) not in nested
-        and t.axis != tie.axis
-        and (other.parent is None or spec.parent_tie(other, t).axis != tie.axis)
-    ]
-
-    def placed(t: Tie) -> Tie:
-        # Without nesting the leaf is laid out anew: repeats first, then other axes, units last.
-        axis = t.axis if nested else t.axis + 1 - (t.axis > tie.axis)
-        return dataclasses.replace(t, leaf=_LEAF, axis=axis, role="produced")
-
-    own = placed(tie) if nested else Tie(leaf=_LEAF, axis=len(shape))
-    groups = [Group(name=_OWN, size=group.size, ties=(own,))]
-    inside: dict[str, str] = {}
-    for inner, t in nested:
-        name = inside.setdefault(inner.name, f"{_OWN}/{len(inside)}")
-        groups = _with(groups, name, inner.size, placed(t), _OWN)
-    outside: dict[str, str] = {}
-    for other, t in sorted(others, key=lambda pair: pair[0].parent is not None):
-        name = outside.setdefault(other.name, str(len(outside)))
-        parent = None if other.parent is None else outside[other.parent]
-        groups = _with(groups, name, other.size, placed(t), parent)
-    layout = "leaf" if nested else "flat"
-    if not nested and len(others) == 1 and others[0][0].parent is None:
-        other, t = others[0]
-        if t.offset == 0 and t.outer * other.size * t.inner == shape[t.axis]:
-            layout = "pair"
-    return View(
-        leaf=tie.leaf,
-        tie=tie,
-        local=AxisSpec(groups=tuple(groups)),
-        others=tuple((local, name) for name, local in outside.items()),
-        nested=tuple((local, name) for name, local in inside.items()),
-        layout=layout,
-    )
-
-
-def _with(groups: list[Group], name: str, size: int, tie: Tie, parent: str | None) -> list[Group]:
-    """Add a tie to a group, which is created if it is new, and return all groups."""
-    if all(group.name != name for group in groups):
-        groups = [*groups, Group(name=name, size=size, ties=(), parent=parent)]
-    return [
-        dataclasses.replace(group, ties=(*group.ties, tie)) if group.name == name else group
-        for group in groups
-    ]
+        signatures = [signature for view in views for signature in view.signatures]
+        others = dict.fromkeys(name for view in views for _, name in view.others)
+        steps += moves(len(blocks), groups, signatures, tuple(others))
+        blocks.append(Block(groups, tuple(views)))
+    return tuple(blocks), tuple(steps)

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real, Shaped
 
-from wsa_jax.merging.align.assignment import Matching, move
+from wsa_jax.merging.align.assignment import Matching, permuted
+from wsa_jax.merging.align.cached_scores import CachedScores
 from wsa_jax.merging.align.similarity import lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.symmetry.spec import AxisSpec
@@ -96,14 +97,14 @@ def straight_through(
     order = np.zeros(0, int)
     for index in range(steps):
         start = time.perf_counter()
-        problem = lay_out(spec, free, second)
-        permutations, _, _ = descend(rng, problem, permutations, max_sweeps=max_sweeps)
+        scores = CachedScores(lay_out(spec, free, second))
+        permutations = descend(rng, scores, permutations, max_sweeps=max_sweeps).permutations
         matching_seconds += time.perf_counter() - start
         if len(order) < size:
             order = rng.permutation(len(labels))
         rows, order = order[:size], order[size:]
         batch = Batch(jnp.asarray(images[rows]), jnp.asarray(labels[rows]), jnp.ones(size))
-        projected = move(spec, second, permutations)
+        projected = permuted(spec, second, permutations)
         free, velocity, loss = step(
             jax.random.fold_in(key, index), first, projected, free, velocity, state, batch,
             jnp.float32(learning_rate), jnp.float32(momentum),

@@ -1,31 +1,62 @@
 """Weight matching: permute one model's units so that its weights come closest to another's."""
 
+import operator
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
-from wsa_jax.merging.align.assignment import Matching, assign, score_of
-from wsa_jax.merging.align.similarity import (
-    Block,
-    Problem,
-    Products,
-    View,
-    compare,
-    prepare,
-    products,
-    update_products,
-)
+from wsa_jax.merging.align.assignment import Matching
+from wsa_jax.merging.align.blocks import Move, Orders, Products, best_orders
+from wsa_jax.merging.align.cached_scores import CachedScores
+from wsa_jax.merging.align.similarity import WeightSimilarity, compare, prepare
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, check_maps, identity_permutations
 
-# The score of two units is off by about this fraction of their norms: float32 products.
-_ROUNDING = 4 * float(np.finfo(np.float32).eps)
-_REFRESH = 16  # Updates after which products are computed anew, so that rounding stays small.
+__all__ = ["Descent", "Scores", "descend", "generator", "weight_matching"]
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What coordinate descent asks of a similarity of two models."""
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The steps of a sweep."""
+        ...
+
+    def scores(self, block: int, permutations: Orders, *, ordered: bool = False) -> Products:
+        """Products of a block's units, given all other groups' orders, or whatever they are."""
+        ...
+
+    def gain(self, move: Move, scores: Products, now: Orders, proposal: Orders) -> float:
+        """How much a step raises the objective."""
+        ...
+
+    def rounding(self, move: Move) -> float:
+        """A gain that is no more than rounding."""
+        ...
+
+
+class Descent(NamedTuple):
+    """Where a descent ended, and what it cost.
+
+    Attributes:
+      permutations: by group, as in `Matching`.
+      sweeps: sweeps over all groups.
+      converged: the last sweep found no group, alone or with those nested in it, that another order
+        improves by more than rounding.
+      assignments: how many times a group, with those nested in it, was assigned.
+      solver_seconds: the time that took.
+    """
+
+    permutations: dict[str, Integer[np.ndarray, "*parent units"]]
+    sweeps: int
+    converged: bool
+    assignments: int
+    solver_seconds: float
 
 
 def weight_matching(
@@ -95,174 +126,61 @@ def weight_matching(
     starts = _starts(spec, init, restarts)
     if max_sweeps < 1:
         raise ValueError(f"max_sweeps {max_sweeps} is below 1; give at least one sweep")
-    problem = prepare(spec, first, second)
-    ends, clock = [], _Clock()
+    similarity = prepare(spec, first, second)
+    ends, compared, costs = [], [], []
     for index, start in enumerate(starts):
         rng = generator(key, index)
-        permutations = _begin(rng, problem, start, clock)
-        end = descend(rng, problem, permutations, max_sweeps=max_sweeps, clock=clock)
-        ends.append((*compare(problem, end[0]), *end))
-    best, distance, permutations, _, converged = max(ends, key=lambda end: end[0])
+        given, assignments, seconds = _begin(rng, similarity, start)
+        end = descend(rng, CachedScores(similarity), given, max_sweeps=max_sweeps)
+        costs.append((assignments + end.assignments, seconds + end.solver_seconds))
+        ends.append(end)
+        # Scores are float32; the starts' ends are judged in float64.
+        compared.append(compare(similarity, end.permutations))
+    objectives = [objective for objective, _ in compared]
+    best = objectives.index(max(objectives))
     info = {
-        "objective": best,
-        "distance": distance,
-        "objectives": tuple(end[0] for end in ends),
-        "sweeps": tuple(end[3] for end in ends),
-        "converged": converged,
-        "assignments": clock.assignments,
+        "objective": objectives[best],
+        "distance": compared[best][1],
+        "objectives": tuple(objectives),
+        "sweeps": tuple(end.sweeps for end in ends),
+        "converged": ends[best].converged,
+        "assignments": sum(assignments for assignments, _ in costs),
         "seconds": time.perf_counter() - begin,
-        "solver_seconds": clock.seconds,
+        "solver_seconds": sum(seconds for _, seconds in costs),
     }
-    return Matching(permutations, info)
+    return Matching(ends[best].permutations, info)
 
 
-class _Known(NamedTuple):
-    """Products of a view, the orders they belong to, and updates since they were computed anew."""
-
-    versions: tuple[int, ...]
-    others: dict[str, np.ndarray]
-    scores: Products
-    age: int
-
-
-@dataclass
-class _Clock:
-    """The solver's cost so far."""
-
-    seconds: float = 0.0
-    assignments: int = 0
-
-    def assign(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        begin = time.perf_counter()
-        answer = assign(scores)
-        self.seconds += time.perf_counter() - begin
-        self.assignments += 1
-        return answer
+def descend(
+    rng: np.random.Generator, similarity: Scores, start: Permutations, *, max_sweeps: int
+) -> Descent:
+    """Git Re-Basin's Algorithm 1: each group in turn gets its best order, until none improves."""
+    permutations = {name: np.array(order) for name, order in start.items()}
+    looked: dict[int, list[np.ndarray]] = {}
+    progress, sweeps, assignments, seconds = True, 0, 0, 0.0
+    while progress and sweeps < max_sweeps:
+        progress, sweeps = False, sweeps + 1
+        for index in rng.permutation(len(similarity.moves)).tolist():
+            move = similarity.moves[index]
+            # A group whose neighbours have not moved since it was last assigned would stay, too.
+            around = [permutations[name] for name in move.around]
+            if index in looked and all(map(operator.is_, looked[index], around)):
+                continue
+            looked[index] = around
+            scores = similarity.scores(move.block, permutations)
+            begin = time.perf_counter()
+            proposal = best_orders(move, scores, permutations)
+            seconds, assignments = seconds + time.perf_counter() - begin, assignments + 1
+            # Gains of the size of rounding are not taken: two orders could alternate for ever.
+            gain = similarity.gain(move, scores, permutations, proposal)
+            if gain > similarity.rounding(move):
+                progress, permutations = True, permutations | proposal
+    return Descent(permutations, sweeps, not progress, assignments, seconds)
 
 
 def generator(key: Array, start: int = 0) -> np.random.Generator:
     """A host generator derived from a key, which draws orders without compiling anything."""
     return np.random.default_rng((*np.ravel(jax.random.key_data(key)).tolist(), start))
-
-
-def descend(
-    rng: np.random.Generator,
-    problem: Problem,
-    start: Permutations,
-    *,
-    max_sweeps: int,
-    clock: _Clock | None = None,
-) -> tuple[dict[str, Integer[np.ndarray, "*parent units"]], int, bool]:
-    """Sweep from one start until no group improves: permutations, sweeps, whether it converged."""
-    clock = _Clock() if clock is None else clock
-    permutations = {name: np.array(value) for name, value in start.items()}
-    versions = dict.fromkeys(permutations, 0)
-    seen: dict[int, tuple[int, ...]] = {}
-    cache: dict[tuple[int, int], _Known] = {}
-    for sweep in range(max_sweeps):
-        progress = False
-        for index in rng.permutation(len(problem.blocks)).tolist():
-            block = problem.blocks[index]
-            now = tuple(versions[name] for view in block.views for _, name in view.others)
-            if seen.get(index) == now:
-                continue
-            seen[index] = now
-            plain, inside = _scores(problem, index, permutations, versions, cache)
-            proposal, gain = _propose(block, plain, inside, permutations, clock)
-            if all(np.array_equal(permutations[name], new) for name, new in proposal.items()):
-                continue
-            if block.coupled:  # Its scores hold only for the current order of its other axes.
-                proposed = permutations | proposal
-                gain = compare(problem, proposed)[0] - compare(problem, permutations)[0]
-            if gain > _ROUNDING * problem.norms[index]:
-                progress = True
-                for name, new in proposal.items():
-                    permutations[name] = new
-                    versions[name] += 1
-        if not progress:
-            return permutations, sweep + 1, True
-    return permutations, max_sweeps, False
-
-
-def _scores(
-    problem: Problem,
-    index: int,
-    permutations: Mapping[str, np.ndarray],
-    versions: Mapping[str, int],
-    cache: dict[tuple[int, int], _Known],
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Scores of a block's units and of each nested group's, in float64; reuses unchanged views."""
-    block, parts = problem.blocks[index], []
-    for position, (view, pair) in enumerate(zip(block.views, problem.pairs[index], strict=True)):
-        if pair is None:
-            parts.append((view, problem.constants[index][position]))
-            continue
-        now = tuple(versions[name] for _, name in view.others)
-        known = cache.get((index, position))
-        if known is None or known.versions != now:
-            known = _renewed(view, pair, permutations, now, known)
-            cache[index, position] = known
-        parts.append((view, known.scores))
-    return _summed(block, parts)
-
-
-def _renewed(
-    view: View,
-    pair: tuple[Array, Array],
-    permutations: Mapping[str, np.ndarray],
-    versions: tuple[int, ...],
-    known: _Known | None,
-) -> _Known:
-    """A view's products for the other groups' current orders, updated where few units moved."""
-    others = {local: permutations[name] for local, name in view.others}
-    if view.layout == "pair" and known is not None and known.age < _REFRESH:
-        ((local, new),) = others.items()
-        old = known.others[local]
-        moved = np.flatnonzero(new != old)
-        if 2 * len(moved) <= len(new):
-            listed = np.resize(moved, len(new))
-            rest = update_products(known.scores[0], *pair, listed, len(moved), new, old)
-            return _Known(versions, others, (rest, ()), known.age + 1)
-    return _Known(versions, others, products(view.local, view.layout, *pair, others), 0)
-
-
-def _summed(
-    block: Block, parts: list[tuple[View, Any]]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    units = block.group.size
-    plain = np.zeros((units, units))
-    inside = {g.name: np.zeros((units, units, g.size, g.size)) for g in block.nested}
-    for view, (rest, nested) in parts:
-        plain += np.asarray(rest)
-        for (_, name), scores in zip(view.nested, nested, strict=True):
-            inside[name] += np.asarray(scores)
-    return plain, inside
-
-
-def _propose(
-    block: Block,
-    plain: np.ndarray,
-    inside: Mapping[str, np.ndarray],
-    permutations: Mapping[str, np.ndarray],
-    clock: _Clock,
-) -> tuple[dict[str, np.ndarray], float]:
-    """The best orders of a block's group and of those nested in it, and their gain."""
-    total, current = plain, permutations[block.group.name]
-    before = score_of(plain, current).item()
-    best: dict[str, np.ndarray] = {}
-    units = np.arange(block.group.size)
-    for name, scores in inside.items():
-        best[name], values = clock.assign(scores)
-        total = total + values
-        matched = scores[units, current]
-        before += score_of(matched, permutations[name][current]).sum().item()
-    chosen, after = clock.assign(total)
-    proposal = {block.group.name: chosen}
-    for name, orders in best.items():
-        # Counted in the second model's own units, before these move.
-        proposal[name] = np.empty_like(permutations[name])
-        proposal[name][chosen] = orders[units, chosen]
-    return proposal, after.item() - before
 
 
 def _starts(
@@ -294,24 +212,26 @@ def _identity(like: np.ndarray) -> np.ndarray:
 
 
 def _begin(
-    rng: np.random.Generator, problem: Problem, start: Permutations | str, clock: _Clock
-) -> Permutations:
-    identity = identity_permutations(problem.spec)
+    rng: np.random.Generator, similarity: WeightSimilarity, start: Permutations | str
+) -> tuple[Permutations, int, float]:
+    """Where a start begins, the assignments that this took, and their time."""
+    identity = identity_permutations(similarity.spec)
     if not isinstance(start, str):
-        return start
+        return start, 0, 0.0
     if start == "identity":
-        return identity
+        return identity, 0, 0.0
     if start == "random":
-        return {name: rng.permuted(given, axis=-1) for name, given in identity.items()}
-    result = dict(identity)
-    for index, block in enumerate(problem.blocks):
-        parts = []
-        for position, view in enumerate(block.views):
-            pair, scores = problem.pairs[index][position], problem.constants[index][position]
-            if pair is not None:
-                others = {local: identity[name] for local, name in view.others}
-                scores = products(view.local, view.layout, *pair, others, ordered=True)
-            parts.append((view, scores))
-        proposal, _ = _propose(block, *_summed(block, parts), identity, clock)
-        result |= proposal
-    return result
+        return {name: rng.permuted(given, axis=-1) for name, given in identity.items()}, 0, 0.0
+    return by_bounds(similarity, identity)
+
+
+def by_bounds(similarity: Scores, identity: Orders) -> tuple[dict[str, np.ndarray], int, float]:
+    """Each block's best orders by bounds on its scores that hold whatever the others' orders."""
+    result, seconds = dict(identity), 0.0
+    steps = [move for move in similarity.moves if move.alone is None]
+    for move in steps:
+        bounds = similarity.scores(move.block, identity, ordered=True)
+        begin = time.perf_counter()
+        result |= best_orders(move, bounds, identity)
+        seconds += time.perf_counter() - begin
+    return result, len(steps), seconds
