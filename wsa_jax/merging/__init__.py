@@ -28,9 +28,16 @@ from wsa_jax.merging.combine import (
     slerp,
     task_log_likelihood,
 )
-from wsa_jax.merging.evaluate.ensemble import ensemble
-from wsa_jax.merging.evaluate.path import Path, accuracy_barrier, interpolate_path, loss_barrier
-from wsa_jax.merging.evaluate.plane import LossPlane, loss_plane
+from wsa_jax.merging.evaluate import (
+    LossPath,
+    LossPlane,
+    Path,
+    accuracy_barrier,
+    ensemble,
+    interpolate_path,
+    loss_barrier,
+    loss_plane,
+)
 from wsa_jax.merging.methods import METHODS, Budget, Evidence, Model, Pipeline, align_models
 from wsa_jax.merging.repair import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
@@ -51,6 +58,7 @@ __all__ = [
     "Group",
     "LearningSettings",
     "LearningState",
+    "LossPath",
     "LossPlane",
     "Matching",
     "MergeResult",

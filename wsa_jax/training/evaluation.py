@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.training.checks import check_data
 from wsa_jax.training.task import Batch, Metrics, Task, take
 from wsa_jax.types import Inputs
 
 
+@door
 def evaluate(
     task: Task,
     params: PyTree,

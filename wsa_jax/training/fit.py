@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shaped
 
 from wsa_jax import checks
+from wsa_jax.door import check_fields, door
 from wsa_jax.runs.described import task_settings
 from wsa_jax.runs.identity import digest
 from wsa_jax.runs.run_directory import RunDirectory
@@ -40,6 +41,23 @@ class FitSettings:
 
     def __post_init__(self):
         checks.sgd_settings(self)
+        check_fields(self)
+
+
+class Running(TypedDict, total=False):
+    """How `fit` runs and what it keeps; nothing here changes a result beyond rounding.
+
+    Attributes:
+      directory: where checkpoints go; a run found there is resumed, or returned if finished.
+      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step
+        always has one. Ignored without a directory.
+      map_models: train a stack one model after another (True, the default on the CPU) or at once
+        (False, elsewhere).
+    """
+
+    directory: str | os.PathLike[str] | None
+    checkpoint_every: int | None
+    map_models: bool | None
 
 
 class FitResult(NamedTuple):
@@ -50,6 +68,7 @@ class FitResult(NamedTuple):
     loss: Float[Array, "*models steps"]
 
 
+@door
 def fit(
     key: Key[Array, "*models"],
     task: Task,
@@ -62,9 +81,7 @@ def fit(
     strength: Real[ArrayLike, ""] | optax.Schedule = 0.0,
     params: PyTree | None = None,
     model_state: PyTree | None = None,
-    directory: str | os.PathLike[str] | None = None,
-    checkpoint_every: int | None = None,
-    map_models: bool | None = None,
+    **running: Unpack[Running],
 ) -> FitResult:
     """Train one model, or a stack of models from a stack of keys, by SGD with momentum.
 
@@ -84,11 +101,8 @@ def fit(
         (`scope_window`); ignored without a target.
       params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
       model_state: start from this instead of the initial one; stacked like params.
-      directory: where checkpoints go; a run found there is resumed, or returned if finished.
-      checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step
-        always has one. Ignored without a directory.
-      map_models: train a stack one model after another (True, the default on the CPU) or at once
-        (False, elsewhere). A performance setting: it changes no result beyond rounding.
+      running: how it runs and what it keeps: ``directory``, ``checkpoint_every``, ``map_models``;
+        see `Running`.
 
     Guarantees: equal keys give bitwise equal results; so does a run that is saved, or killed at any
     moment and started again. One compilation serves all segments of a run.
@@ -102,15 +116,15 @@ def fit(
       CheckpointError: a file of the directory is torn or cannot be written, or another process uses
         the directory.
     """
+    # Whatever can be wrong is refused before anything is compiled.
     checks.key(key)
-    count, steps = labels.shape[0], settings.steps
+    directory, save_every, map_models = _checked_running(running)
+    count, steps = len(labels), settings.steps
     if not 0 < settings.batch_size <= count:
         raise ValueError(
             f"batch_size {settings.batch_size} does not fit {count} examples; "
             "give 1 <= batch_size <= the number of examples"
         )
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every {checkpoint_every} is not positive; give at least 1")
     rates = _values(learning_rate, steps, "learning_rate")
     strengths = _values(strength, steps, "strength")
     shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
@@ -119,34 +133,47 @@ def fit(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype), shapes
     )
     check_data(task, one_params, one_state, {"the training data": (inputs, labels)})
-    map_models = jax.default_backend() == "cpu" if map_models is None else map_models
-    start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
 
-    state, done, every = start(key, params, model_state, target, count), 0, steps
+    # Only the initial weights say whether explicit regularization is stable.
+    start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
+    state = start(key, params, model_state, target, count)
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
         check_bound(scope, target, rates, strengths)
+
+    # A run is cut into segments only where it is kept: one executable serves them all.
     kept: contextlib.AbstractContextManager[RunDirectory | None] = contextlib.nullcontext()
     if directory is not None:
+        # A number reads better in a refusal than the digest of a schedule.
+        recorded = digest(strengths) if callable(strength) else strength
+        initial, data = (state.params, state.model_state), (inputs, labels)
         identity = fit_identity(
-            key, task_settings(task), settings, rates, target,
-            digest(strengths) if callable(strength) else strength,
-            (state.params, state.model_state), (inputs, labels),
-        )  # fmt: skip
+            key, task_settings(task), settings, rates, target, recorded, initial, data
+        )
         kept = RunDirectory(directory, identity, total=steps, unit="step", keeps_rows=False)
-        every = checkpoint_every or -(-steps // 10)
-    data = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
+    segment = steps if directory is None else save_every or -(-steps // 10)
+    arrays = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
     with kept as run:
-        if run is not None:
-            done, state, _ = run.resume(state)
+        done, state, _ = (0, state, ()) if run is None else run.resume(state)
         while done < steps:
-            stop = min((done // every + 1) * every, steps)
-            state = advance(key, state, *data, rates, done, stop, target, strengths)
+            stop = min((done // segment + 1) * segment, steps)
+            state = advance(key, state, *arrays, rates, done, stop, target, strengths)
             if run is not None:
                 run.save(stop, state)
             done = stop
     return FitResult(state.params, state.model_state, state.loss)
+
+
+def _checked_running(running: Running) -> tuple[Any, int | None, bool]:
+    """The directory, the steps between checkpoints, and whether models run one by one."""
+    save_every = running.get("checkpoint_every")
+    if save_every is not None and save_every < 1:
+        raise ValueError(f"checkpoint_every {save_every} is not positive; give at least 1")
+    map_models = running.get("map_models")
+    if map_models is None:
+        map_models = jax.default_backend() == "cpu"
+    return running.get("directory"), save_every, map_models
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
 from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.door import door
 from wsa_jax.runs.described import described
 from wsa_jax.tree import wide
 from wsa_jax.types import Inputs
@@ -117,6 +118,7 @@ class Metrics(NamedTuple):
         return {name: total / self.count for name, total in (sums | (self.own or {})).items()}
 
 
+@door
 def classification(
     module: nn.Module, info: DatasetInfo, *, augmentation: AugmentMode = "none", padding: int = 4
 ) -> Task:
@@ -183,6 +185,7 @@ def _classification(
     return classification_task(init, apply, settings=settings)
 
 
+@door
 @functools.lru_cache(maxsize=64)
 def classification_task(
     init: Callable[[Array], tuple[PyTree, PyTree]],

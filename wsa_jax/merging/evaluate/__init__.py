@@ -1,9 +1,22 @@
 """How good a merge is: loss along a path and over a plane, barriers, and the ensemble."""
 
-from wsa_jax.merging.evaluate.ensemble import ensemble as ensemble
-from wsa_jax.merging.evaluate.path import Path as Path
-from wsa_jax.merging.evaluate.path import accuracy_barrier as accuracy_barrier
-from wsa_jax.merging.evaluate.path import interpolate_path as interpolate_path
-from wsa_jax.merging.evaluate.path import loss_barrier as loss_barrier
-from wsa_jax.merging.evaluate.plane import LossPlane as LossPlane
-from wsa_jax.merging.evaluate.plane import loss_plane as loss_plane
+from wsa_jax.merging.evaluate.ensemble import ensemble
+from wsa_jax.merging.evaluate.path import (
+    LossPath,
+    Path,
+    accuracy_barrier,
+    interpolate_path,
+    loss_barrier,
+)
+from wsa_jax.merging.evaluate.plane import LossPlane, loss_plane
+
+__all__ = [
+    "LossPath",
+    "LossPlane",
+    "Path",
+    "accuracy_barrier",
+    "ensemble",
+    "interpolate_path",
+    "loss_barrier",
+    "loss_plane",
+]

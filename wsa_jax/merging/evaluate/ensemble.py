@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.training.checks import check_evaluable
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Batch, Metrics, Task
@@ -20,6 +21,7 @@ LogitsFn = Callable[[PyTree, PyTree, Array], Float[Array, "batch classes"]]
 """``(params, model_state, inputs) -> logits``, in evaluation mode."""
 
 
+@door
 def ensemble(
     logits_fn: LogitsFn,
     models: PyTree,

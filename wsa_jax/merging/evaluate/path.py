@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
 from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.evaluation import evaluate
@@ -23,7 +24,7 @@ Definition = Literal["paper", "endpoints"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class LossPath:
     """Mean loss and accuracy at points on the line from a first to a second model.
 
     Attributes:
@@ -39,6 +40,11 @@ class Path:
     own: dict[str, Float[Array, "*paths points"]] = field(default_factory=dict)
 
 
+Path = LossPath
+"""The earlier name of `LossPath`."""
+
+
+@door
 def interpolate_path(
     task: Task,
     first: PyTree,
@@ -53,7 +59,7 @@ def interpolate_path(
     t: Real[ArrayLike, " points"] | Sequence[float | int] | None = None,
     num_points: int = 25,
     batch_size: int = 500,
-) -> Path:
+) -> LossPath:
     r"""Evaluate :math:`(1 - t) w_1 + t w_2` at points t, one after the other.
 
     Args:
@@ -132,7 +138,7 @@ def measure(
 
 
 @functools.lru_cache(maxsize=16)
-def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
+def _path_fn(task: Task, batch_size: int) -> Callable[..., LossPath]:
     @jax.jit
     def run(
         first: PyTree,
@@ -144,18 +150,19 @@ def _path_fn(task: Task, batch_size: int) -> Callable[..., Path]:
         calibration: Inputs | None,
         key: Array | None,
         t: Array,
-    ) -> Path:
+    ) -> LossPath:
         def point(t: Array) -> dict[str, Array]:
             params, model_state = lerp((first, first_state), (second, second_state), t)
             return measure(task, params, model_state, inputs, labels, calibration, key, batch_size)
 
         own = jax.lax.map(point, t)
-        return Path(t=t, loss=own.pop("loss"), accuracy=own.pop("accuracy", None), own=own)
+        return LossPath(t=t, loss=own.pop("loss"), accuracy=own.pop("accuracy", None), own=own)
 
     return run
 
 
-def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
+@door
+def loss_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[Array, ""]:
     r"""Measure how far the loss on a path rises above the path's ends.
 
     .. math:: \text{paper:}\quad \max_t \; L(t) - [(1 - t) L(0) + t L(1)]
@@ -169,7 +176,7 @@ def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array
       ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
 
     >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
-    >>> path = Path(t=t, loss=jnp.array([1.0, 4.0, 2.0, 2.0]), accuracy=1.0 - t)
+    >>> path = LossPath(t=t, loss=jnp.array([1.0, 4.0, 2.0, 2.0]), accuracy=1.0 - t)
     >>> float(loss_barrier(path)), float(loss_barrier(path, definition="endpoints"))
     (2.75, 2.5)
 
@@ -178,7 +185,8 @@ def loss_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array
     return jnp.max(path.loss - _between_ends(path.t, path.loss, definition))
 
 
-def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[Array, ""]:
+@door
+def accuracy_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[Array, ""]:
     r"""Measure how far the accuracy on a path falls below the path's ends, as a share in [0, 1].
 
     .. math:: \text{paper:}\quad \max_t \; [(1 - t) A(0) + t A(1)] - A(t)
@@ -189,7 +197,7 @@ def accuracy_barrier(path: Path, *, definition: Definition = "paper") -> Float[A
       ValueError: as for `loss_barrier`, or the task has no accuracy.
 
     >>> t = jnp.array([0.0, 0.25, 0.5, 1.0])
-    >>> path = Path(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
+    >>> path = LossPath(t=t, loss=t, accuracy=jnp.array([1.0, 0.25, 0.5, 0.5]))
     >>> float(accuracy_barrier(path)), float(accuracy_barrier(path, definition="endpoints"))
     (0.625, 0.5)
 

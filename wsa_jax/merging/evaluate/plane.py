@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.evaluate.path import measure
 from wsa_jax.merging.repair.batch_norm import find_statistics
 from wsa_jax.training.checks import check_data, check_evaluable
@@ -44,6 +45,7 @@ class LossPlane:
     models: Float[Array, "*planes 3 2"]
 
 
+@door
 def loss_plane(
     task: Task,
     first: PyTree,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from wsa_jax import checks
-from wsa_jax.merging.evaluate.path import Path
+from wsa_jax.merging.evaluate.path import LossPath
 from wsa_jax.merging.evaluate.plane import LossPlane
 from wsa_jax.plots import draw_curves
 
@@ -18,7 +18,7 @@ _LABELS = {"loss": "mean loss", "accuracy": "accuracy, %"}
 
 def draw_path(
     axes: "matplotlib.axes.Axes",
-    paths: Mapping[str, Path | Sequence[Path]],
+    paths: Mapping[str, LossPath | Sequence[LossPath]],
     *,
     value: Literal["loss", "accuracy"] = "loss",
 ) -> None:
@@ -36,13 +36,14 @@ def draw_path(
     >>> from matplotlib.figure import Figure
     >>> axes = Figure().subplots()
     >>> t = jnp.array([0.0, 0.5, 1.0])
-    >>> draw_path(axes, {"plain": Path(t=t, loss=t * (1 - t), accuracy=t)})
+    >>> draw_path(axes, {"plain": LossPath(t=t, loss=t * (1 - t), accuracy=t)})
     >>> axes.lines[0].get_ydata().tolist()
     [0.0, 0.25, 0.0]
     """
     unit = _unit(value)
     given = {
-        label: [paths_] if isinstance(paths_, Path) else paths_ for label, paths_ in paths.items()
+        label: [paths_] if isinstance(paths_, LossPath) else paths_
+        for label, paths_ in paths.items()
     }
     for label, several in given.items():
         if any(getattr(path, value) is None for path in several):
