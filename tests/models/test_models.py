@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from wsa_jax.models import CNN, MLP, layer_initializers
+from wsa_jax.models import CNN, MLP, layer_initializers, resnet20, vgg8
 
 IMAGE = jnp.ones((1, 32, 32, 3))
 
@@ -115,6 +115,31 @@ def test_he_initialization(model):
             np.testing.assert_allclose(leaf.std(), math.sqrt(2 / fan_in(name, leaves)), rtol=0.1)
 
 
+@models
+def test_torchvision_initialization(model):
+    leaves = initial(model, "torchvision")
+    for name, leaf in leaves.items():
+        if name.endswith("bias"):
+            assert not leaf.any()
+        elif leaf.size >= 300:
+            size, *_, out = leaf.shape
+            std = math.sqrt(2 / (size * size * out)) if leaf.ndim == 4 else 0.01
+            np.testing.assert_allclose(leaf.std(), std, rtol=0.1)
+            assert jnp.abs(leaf.mean()) < 5 * std / math.sqrt(leaf.size)
+
+
+@pytest.mark.parametrize("model", [vgg8(10, width=0.25), resnet20(10)])
+def test_convolutions_of_other_networks_know_their_fan_out(model):
+    model = model.clone(initialization="torchvision")
+    leaves = leaves_by_name(jax.jit(model.init)(jax.random.key(0, impl="rbg"), IMAGE))
+    kernels = [leaf for leaf in leaves.values() if leaf.ndim == 4 and leaf.size >= 300]
+    assert kernels
+    for leaf in kernels:
+        expected = math.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3]))
+        # Five standard errors of a Gaussian's std.
+        np.testing.assert_allclose(leaf.std(), expected, rtol=5 / math.sqrt(2 * leaf.size))
+
+
 def test_equal_keys_give_equal_weights_and_layers_differ():
     one, again, other = initial("mlp"), initial.__wrapped__("mlp"), initial("mlp", seed=1)
     jax.tree.map(np.testing.assert_array_equal, one, again)
@@ -123,7 +148,9 @@ def test_equal_keys_give_equal_weights_and_layers_differ():
 
 @pytest.mark.parametrize("model_class", [lambda init: CNN(10, init), lambda init: MLP((10,), init)])
 def test_unknown_initialization_is_refused(model_class):
-    with pytest.raises(ValueError, match="must be 'reference' or 'he', got 'xavier'"):
+    with pytest.raises(
+        ValueError, match="must be 'reference', 'he' or 'torchvision', got 'xavier'"
+    ):
         model_class("xavier").init(jax.random.key(0), IMAGE)
 
 
@@ -136,6 +163,8 @@ def test_sizes_that_make_no_model_are_refused():
         MLP(features=()).init(jax.random.key(0), IMAGE)
     with pytest.raises(ValueError, match="fan_in must be at least 1, got 0"):
         layer_initializers("he", 0)
+    with pytest.raises(ValueError, match="fan_out must be at least 1, got 0"):
+        layer_initializers("torchvision", 9, 0)
 
 
 def test_mlp_is_linear_with_one_layer_and_flattens():

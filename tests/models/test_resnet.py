@@ -187,7 +187,7 @@ def test_equal_settings_are_equal_modules():
         (lambda: MODELS["layer"].copy(blocks=0), "blocks 0 .* impossible"),
         (lambda: MODELS["layer"].copy(shortcut=2), "shortcut 2 is impossible"),
         (lambda: MODELS["layer"].copy(norm="group"), "got 'group'"),
-        (lambda: resnet20(10, initialization="xavier"), "'reference' or 'he'"),
+        (lambda: resnet20(10, initialization="xavier"), "'reference', 'he' or 'torchvision'"),
     ],
 )
 def test_what_makes_no_model_is_refused(make, message):

@@ -162,7 +162,7 @@ def test_equal_settings_are_equal_modules():
         (lambda: vgg8(10, width=0.0), "width 0.0 is not positive"),
         (lambda: vgg16(10, norm="group"), "norm must be 'batch', 'layer' or 'none', got 'group'"),
         (lambda: VGG(features=(4,), dense=(), num_classes=2, norm="?"), "got '\\?'"),
-        (lambda: vgg8(10, initialization="xavier"), "'reference' or 'he'"),
+        (lambda: vgg8(10, initialization="xavier"), "'reference', 'he' or 'torchvision'"),
     ],
 )
 def test_what_makes_no_model_is_refused(make, message):

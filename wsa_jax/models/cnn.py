@@ -57,7 +57,7 @@ class CNN(nn.Module):
             )
         for channels in self.channels:
             kernel_init, bias_init = layer_initializers(
-                self.initialization, size * size * x.shape[-1]
+                self.initialization, size * size * x.shape[-1], size * size * channels
             )
             x = nn.Conv(
                 channels,

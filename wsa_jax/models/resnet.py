@@ -171,7 +171,9 @@ def resnet20(
 def _convolution(
     x: Array, channels: int, size: int, stride: int, index: int, initialization: str
 ) -> Array:
-    kernel_init, _ = layer_initializers(initialization, size * size * x.shape[-1])
+    kernel_init, _ = layer_initializers(
+        initialization, size * size * x.shape[-1], size * size * channels
+    )
     return nn.Conv(
         channels,
         (size, size),

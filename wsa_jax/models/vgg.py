@@ -67,7 +67,9 @@ class VGG(nn.Module):
             if feature == "M":
                 x = max_pool(x)
             else:
-                kernel_init, bias_init = layer_initializers(self.initialization, 9 * x.shape[-1])
+                kernel_init, bias_init = layer_initializers(
+                    self.initialization, 9 * x.shape[-1], 9 * int(feature)
+                )
                 x = nn.Conv(
                     int(feature),
                     (3, 3),
