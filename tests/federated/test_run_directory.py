@@ -17,6 +17,7 @@ from wsa_jax.federated import (
 )
 from wsa_jax.models import MLP
 from wsa_jax.runs.checkpoint import CheckpointError
+from wsa_jax.scope.scope import constant_target, weight_scope
 from wsa_jax.training import classification
 
 
@@ -93,6 +94,18 @@ class TestResume:
         federate(directory=tmp_path, rounds=2)
         with pytest.raises(ValueError, match=f"holds a run with {name}"):
             federate(directory=tmp_path, rounds=2, **settings)
+
+    def test_directory_of_another_start(self, federate, tiny_task, tmp_path):
+        scope = weight_scope(tiny_task.init(jax.random.key(0))[0])
+        starts = (None, scope, constant_target(scope, std=0.5))
+        first, *others = (WeightScopeAlignment(form="proximal", start=start) for start in starts)
+        federate(directory=tmp_path / "none", rounds=1, wsa=first)
+        federate(directory=tmp_path / "own", rounds=1, wsa=others[0])
+        for wsa in others:
+            with pytest.raises(ValueError, match="holds a run with target = fused"):
+                federate(directory=tmp_path / "none", rounds=1, wsa=wsa)
+        with pytest.raises(ValueError, match=r"holds a run with target = \['fused from', "):
+            federate(directory=tmp_path / "own", rounds=1, wsa=others[1])
 
     def test_directory_of_other_data_model_or_key(
         self, federate, tmp_path, tiny_info, tiny_task, tiny_data, tiny_partition

@@ -90,6 +90,32 @@ class TestInputs:
         np.testing.assert_array_equal(first.state.target.std, 0.5)
         assert_bitwise(params, tiny_task.init(jax.random.key(0))[0])
 
+    def test_a_start_is_the_first_of_fused_targets(self, federate, tiny_task):
+        params, _ = tiny_task.init(jax.random.key(0))
+        own = weight_scope(params)
+        start = constant_target(own, mean=0.1, std=0.5)
+        with_start, fixed, plain = (
+            federate(params=params, rounds=1, wsa=WeightScopeAlignment(form="proximal", **settings))
+            for settings in ({"start": start}, {"target": start}, {"start": own})
+        )
+        # One round towards the same target, and another one for the next.
+        assert_bitwise(with_start.state.params, fixed.state.params)
+        fused = with_start.history[0]["fused_std"]
+        np.testing.assert_allclose(with_start.state.target.std, fused, rtol=1e-6)
+        assert fixed.state.target.std.tolist() == [0.5, 0.5]
+        assert_bitwise(
+            plain.state,
+            federate(params=params, rounds=1, wsa=WeightScopeAlignment(form="proximal")).state,
+        )
+
+    def test_a_start_that_does_not_fit_is_refused(self, federate, tiny_task):
+        scope = weight_scope(tiny_task.init(jax.random.key(0))[0])
+        with pytest.raises(ValueError, match="a start is the first of fused targets"):
+            WeightScopeAlignment(target=(0.0, 0.1), start=scope)
+        other = weight_scope({"kernel": jnp.eye(3)})
+        with pytest.raises(ValueError, match="kernel"):
+            federate(wsa=WeightScopeAlignment(start=other))
+
     def test_fixed_gaussian_as_a_pair(self, federate):
         result = federate(wsa=WeightScopeAlignment(target=(0, 0.5), form="proximal"), rounds=2)
         assert result.state.target.std.tolist() == [0.5, 0.5]

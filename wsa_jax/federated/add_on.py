@@ -25,6 +25,9 @@ class WeightScopeAlignment:
       select: which leaves are layers.
       target: ``"fused"`` after each round (Eq. 4), starting from the initial model's own scope;
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
+      start: a fused target's first one, instead of the initial model's own scope.
+
+    Errors: `ValueError` for an unknown setting, or a start beside a fixed target.
     """
 
     strength: Real[ArrayLike, ""] | Schedule = 1.0
@@ -32,6 +35,7 @@ class WeightScopeAlignment:
     scale: Scale = "sum"
     select: Rule = kernels
     target: Literal["fused"] | tuple[float | int, float | int] | WeightScope = "fused"
+    start: WeightScope | None = None
 
     def __post_init__(self):
         check_strength(self.strength)
@@ -46,16 +50,23 @@ class WeightScopeAlignment:
             raise ValueError(
                 f"target {self.target!r} is not a tuple (mean, std); give one of two numbers"
             )
+        if self.start is not None and not isinstance(self.target, str):
+            raise ValueError("a start is the first of fused targets; a fixed one takes none")
 
 
 def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:
-    """Return the target of round 0: the initial model's own scope, or the fixed one.
+    """Return the target of round 0: the initial model's own scope, the start or the fixed one.
 
     Raises:
-      ValueError: a fixed target has other layers.
+      ValueError: a start or a fixed target has other layers.
     """
-    if wsa is None or isinstance(wsa.target, str):
+    if wsa is None:
         return scope
+    if isinstance(wsa.target, str):
+        if wsa.start is None:
+            return scope
+        check_same_layers(scope, wsa.start)
+        return wsa.start
     if isinstance(wsa.target, tuple):
         mean, std = wsa.target
         return constant_target(scope, mean=mean, std=std)

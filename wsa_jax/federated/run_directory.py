@@ -35,14 +35,6 @@ def simulation_identity(
     test: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
     """Return what must be the same for a run to be resumed; numbers per round are in its rows."""
-    target = None
-    if wsa is not None:
-        scope = wsa.target if isinstance(wsa.target, WeightScope) else None
-        target = (
-            wsa.target
-            if scope is None
-            else [np.asarray(scope.mean).tolist(), np.asarray(scope.std).tolist()]
-        )
     parts = {
         "initial parameters": digest(*jax.tree.leaves(initial[0])),
         "initial model_state": digest(*jax.tree.leaves(initial[1])),
@@ -52,11 +44,22 @@ def simulation_identity(
         "aggregation": dataclasses.asdict(aggregation),
         "form": None if form is None else [form.form, form.scale],
         "layers": list(layers),
-        "target": target,
+        "target": None if wsa is None else _target(wsa),
         "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(train)),
         "test": None if test is None else digest(*jax.tree.leaves(test)),
     }
     return run_identity("simulate", key, task_settings(task), parts)
+
+
+def _target(wsa: WeightScopeAlignment) -> Any:
+    """Plain values that tell targets apart."""
+
+    def moments(scope: WeightScope) -> list[list[float]]:
+        return [np.asarray(scope.mean).tolist(), np.asarray(scope.std).tolist()]
+
+    if isinstance(wsa.target, WeightScope):
+        return moments(wsa.target)
+    return wsa.target if wsa.start is None else ["fused from", *moments(wsa.start)]
 
 
 def other_schedules(
