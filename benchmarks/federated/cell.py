@@ -35,7 +35,7 @@ class Cell:
 
     Crops for augmentation move by up to an eighth of it, as the 4 pixels of 32 do.
     """
-    init: Literal["reference", "he"] = "reference"
+    init: Literal["reference", "he", "torchvision"] = "reference"
     partition: Literal["equal", "unequal", "iid", "shards"] = "equal"
     alpha: float = 0.5
     shards_per_client: int = 0
@@ -48,12 +48,19 @@ class Cell:
     form: Literal["gradient", "penalty", "proximal", "none"] = "gradient"
     scale: Literal["sum", "size", "none"] = "sum"
     strength: float = 0.0
-    target: Literal["fused", "fixed", "none"] = "fused"
+    layers: Literal["kernels", "all"] = "kernels"
+    """What WSA takes for layers: kernels, or biases too."""
+    target: Literal["fused", "fixed", "he", "he_fused", "none"] = "fused"
+    """fixed: one Gaussian in all layers; he: the scope of He's initialisation, for good or, with
+    he_fused, in the first round alone."""
     target_mean: float = 0.0
     target_std: float = 0.1
     window: tuple[int, int] = (0, -1)
     learning_rate: float = 0.01
     decay: float = 0.998
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    clip_norm: float = 10.0
     steps: int = 20
     batch_size: int = 50
     augmentation: Literal["none", "batch", "example"] = "batch"
@@ -78,7 +85,8 @@ class Cell:
         }
         if self.strength == 0:
             fixed |= {"form": "none", "scale": "none", "target": "none", "window": (0, -1)}
-        if self.strength == 0 or self.target == "fused":
+            fixed["layers"] = "kernels"
+        if self.strength == 0 or self.target != "fixed":
             fixed |= {"target_mean": 0.0, "target_std": 0.0}
         if self.partition in ("iid", "shards"):
             fixed["alpha"] = 0.0
@@ -105,12 +113,29 @@ class Cell:
             parts += ["scaled by n"] if self.scale == "size" else []
             if self.target == "fixed":
                 parts.append(f"target N({self.target_mean:g}, {self.target_std:g}²)")
+            parts += {"he": ["He's scope"], "he_fused": ["He's scope first"]}.get(self.target, [])
+            parts += ["biases too"] if self.layers == "all" else []
             if self.window != (0, -1):
                 end = "T" if self.window[1] < 0 else self.window[1]
                 parts.append(f"rounds [{self.window[0]}, {end})")
-        parts += ["He init"] if self.init == "he" else []
+        parts += {"he": ["He init"], "torchvision": ["torchvision's init"]}.get(self.init, [])
         parts += [f"lr {self.learning_rate:g}"] if self.learning_rate != 0.01 else []
+        parts += self._local_training()
         return ", ".join([name, *parts, *self._context()])
+
+    def _local_training(self) -> list[str]:
+        """What differs from the first record's local steps."""
+        settings = (
+            ("momentum", self.momentum, 0.0),
+            ("decay", self.weight_decay, 1e-4),
+            ("clip", self.clip_norm, 10.0),
+        )
+        parts = [f"{name} {value:g}" for name, value, usual in settings if value != usual]
+        crops = {"none": "no crops", "example": "crops an image"}
+        # Digits have none in every preset.
+        if self.dataset != "digits" and self.augmentation in crops:
+            parts.append(crops[self.augmentation])
+        return parts
 
     def _network(self) -> list[str]:
         """What differs from the first record's CNN."""

@@ -127,6 +127,7 @@ def cell_wsa(cell: Cell) -> Any:
     """Weight scope alignment of a cell, None for the plain algorithm."""
     from wsa_jax.federated import WeightScopeAlignment
     from wsa_jax.federated.client import Form
+    from wsa_jax.scope.layers import all_leaves, kernels
     from wsa_jax.scope.regularization import Scale, scope_window
 
     if not cell.strength:
@@ -137,8 +138,29 @@ def cell_wsa(cell: Cell) -> Any:
         strength=schedule if cell.window != (0, -1) else cell.strength,
         form=cast(Form, cell.form),
         scale=cast(Scale, cell.scale),
-        target="fused" if cell.target == "fused" else (cell.target_mean, cell.target_std),
+        select=all_leaves if cell.layers == "all" else kernels,
+        target=cell_target(cell),
+        start=he_scope(cell) if cell.target == "he_fused" else None,
     )
+
+
+def cell_target(cell: Cell) -> Any:
+    """What clients are held to, as the library says it."""
+    if cell.target == "fixed":
+        return cell.target_mean, cell.target_std
+    return he_scope(cell) if cell.target == "he" else "fused"
+
+
+def he_scope(cell: Cell) -> Any:
+    """The scope of the cell's model as He's initialisation would draw it from the same key."""
+    import jax
+
+    from wsa_jax.scope.layers import all_leaves, kernels
+    from wsa_jax.scope.scope import weight_scope
+
+    task = cell_task(dataclasses.replace(cell, init="he"))
+    params, _ = task.init(jax.random.fold_in(jax.random.key(cell.seed), 0))
+    return weight_scope(params, select=all_leaves if cell.layers == "all" else kernels)
 
 
 def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
@@ -189,7 +211,13 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> dict[str, Any]:
         wsa=cell_wsa(cell),
         participants=cell.participants,
         learning_rate=lambda index: cell.learning_rate * cell.decay ** (index + 1),
-        local=LocalSettings(steps=cell.steps, batch_size=cell.batch_size),
+        local=LocalSettings(
+            steps=cell.steps,
+            batch_size=cell.batch_size,
+            clip_norm=cell.clip_norm,
+            weight_decay=cell.weight_decay,
+            momentum=cell.momentum,
+        ),
         execution=Execution(clients=execution, mesh=clients_mesh() if options.mesh else None),
         test=test,
         evaluate_every=cell.evaluate_every,

@@ -18,6 +18,7 @@ from benchmarks.federated.run_cells import (
     add_round,
     cell_partition,
     cell_task,
+    cell_wsa,
     federation_data,
     new_row,
     run_cell,
@@ -26,6 +27,7 @@ from benchmarks.federated.run_cells import (
 from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from tests.benchmarks.planting import planted_row
+from wsa_jax.federated import simulate
 
 
 def test_recorded_rows_follow_from_their_configuration():
@@ -86,6 +88,43 @@ def test_a_side_reaches_the_data_and_their_digests():
     assert data_digests("digits", None, 4) != data_digests("digits", None)
 
 
+def test_he_scope_is_that_of_the_model_drawn_with_hes_initialisation():
+    cell = Cell(dataset="digits", model="mlp", strength=1.0, target="he", seed=3).canonical()
+    he, _ = cell_task(dataclasses.replace(cell, init="he")).init(
+        jax.random.fold_in(jax.random.key(3), 0)
+    )
+    stds = {"Dense_0/kernel": he["Dense_0"]["kernel"], "Dense_1/kernel": he["Dense_1"]["kernel"]}
+    for wsa in (cell_wsa(cell), cell_wsa(dataclasses.replace(cell, target="he_fused"))):
+        scope = wsa.start if wsa.target == "fused" else wsa.target
+        assert scope.names == tuple(stds)
+        np.testing.assert_allclose(scope.std, [np.std(w) for w in stds.values()], rtol=1e-5)
+    assert cell_wsa(dataclasses.replace(cell, target="he")).start is None
+
+
+def test_layers_and_local_steps_reach_the_library(monkeypatch, tmp_path):
+    cell = Cell(
+        dataset="digits", model="mlp", strength=1.0, layers="all", form="proximal", rounds=1,
+        augmentation="none", momentum=0.9, weight_decay=1e-5, clip_norm=100.0, clients=2,
+        participants=2,
+    ).canonical()  # fmt: skip
+    given = {}
+
+    def listening(*args, **settings):
+        given.update(settings)
+        return simulate(*args, **settings)
+
+    monkeypatch.setattr("wsa_jax.federated.simulate", listening)
+    row = run_cell(cell, RunOptions(runs=tmp_path, progress=False), Ledger(tmp_path / "rows.jsonl"))
+    local = given["local"]
+    assert (local.momentum, local.weight_decay, local.clip_norm) == (0.9, 1e-5, 100.0)
+    assert row["diagnostics"][0]["layers"] == [
+        "Dense_0/bias",
+        "Dense_0/kernel",
+        "Dense_1/bias",
+        "Dense_1/kernel",
+    ]
+
+
 def test_canonical_cells_ignore_what_cannot_matter():
     same = [
         Cell(mu=3.0),
@@ -116,6 +155,14 @@ def test_canonical_cells_ignore_what_cannot_matter():
             "FedAvg, CIFAR-100, 100 clients, 10 a round, on validation",
         ),
         ({"model": "vgg8", "width": 0.5}, "FedAvg, VGG8 of width 0.5"),
+        (
+            {"init": "torchvision", "momentum": 0.9, "augmentation": "example", "clip_norm": 100.0},
+            "FedAvg, torchvision's init, momentum 0.9, clip 100, crops an image",
+        ),
+        (
+            {"strength": 1.0, "target": "he_fused", "layers": "all", "weight_decay": 1e-5},
+            "FedAvg +WSA 1, He's scope first, biases too, decay 1e-05",
+        ),
         (PRESETS["cpu"], "FedAvg, 16x16, CNN of width 0.5 and 3x3 kernels"),
         (
             {"strength": 1.0, "target": "fixed", "target_mean": 0.1, "window": (5, -1)},

@@ -43,6 +43,18 @@ def test_cells_are_ranked_by_alpha_data_set_and_table():
     ]
 
 
+def test_questions_are_asked_of_one_seed_after_another():
+    cells = standard_problem.questions(CommonArgs(preset="cpu"), 5.0)
+    assert all(cell == cell.canonical() for cell in cells)
+    assert len(cells) == len(set(cells)) == 3 * 12
+    assert [cell.seed for cell in cells] == [0] * 12 + [1] * 12 + [2] * 12
+    first = standard_problem.first_cells(CommonArgs(preset="cpu"))
+    plain = [cell for cell in cells[:12] if not cell.strength]
+    # Controls that ran first are not run again.
+    assert set(first[2:]) < set(plain)
+    assert {cell.target for cell in cells} == {"none", "fused", "he", "he_fused"}
+
+
 def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):
     where = ["--preset", "smoke", "--dry-run", "--output", str(tmp_path)]
     ledger = Ledger(tmp_path / "federated.jsonl")
@@ -51,13 +63,13 @@ def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):
         standard_problem.main(where)
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    assert (last()["cells"], last()["strength"]) == (3, None)
+    assert (last()["cells"], last()["strength"]) == (4, None)
     for cell, accuracy in zip(
         standard_problem.trials(CommonArgs(preset="smoke")), (0.4, 0.5), strict=True
     ):
         ledger.write(planted_row(cell, accuracy))
-    # FedAvg with and without WSA, in two tables, and both trials.
-    assert (last()["cells"], last()["strength"], last()["done"]) == (6, 5.0, 2)
+    # FedAvg with and without WSA, in two tables, both trials, and the first pair's strength.
+    assert (last()["cells"], last()["strength"], last()["done"]) == (7, 5.0, 2)
 
 
 def test_smoke_runs_all_its_cells(tmp_path, capsys):
@@ -66,5 +78,5 @@ def test_smoke_runs_all_its_cells(tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["cells"], last["finished"]) == (4, 4)
     rows = Ledger(tmp_path / "federated.jsonl").rows()
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert {row["status"] for row in rows} == {"done"}
