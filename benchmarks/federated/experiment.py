@@ -220,8 +220,8 @@ def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
             comparison.label,
             ", ".join(str(row["config"]["seed"]) for row in ours),
             rounds_done([*theirs, *ours] if ours else [], comparison.treated.rounds),
-            spread(accuracies(theirs)),
-            spread(accuracies(ours)),
+            spread(accuracies(theirs)) + _alone(theirs, ours, comparison.baseline.rounds),
+            spread(accuracies(ours)) + _alone(ours, theirs, comparison.treated.rounds),
             signed(paired_gains(ours, theirs)),
         ]
         if comparison.paper is not None:
@@ -231,6 +231,13 @@ def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
             line += ["", "", ""]
         lines.append(line)
     return markdown_table(head, lines)
+
+
+def _alone(rows: Sequence[Row], others: Sequence[Row], wanted: int) -> str:
+    """How far an unfinished side without a partner is: the line's rounds are those of a pair."""
+    if others or all(row["rounds_done"] == wanted for row in rows):
+        return ""
+    return f" (round {rounds_done(rows, wanted)})"
 
 
 def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[dict[str, Any]]:

@@ -143,6 +143,10 @@ def test_baseline_counts_only_the_settings_seeds(tmp_path):
         ledger.write(planted_row(line.baseline, accuracy, seed=seed))
     table = comparison_table([line], recorded(ledger, (0, 1)))
     assert table.endswith("+WSA 10 |  | 0 of 100 | 45.00 ± 7.07 |  |  |")
+    ledger.write(planted_row(line.baseline, 0.30, seed=1, rounds=20))
+    table = comparison_table([line], recorded(ledger, (1,)))
+    assert table.endswith("+WSA 10 |  | 0 of 100 | 30.00 (round 20 of 100) |  |  |")
+    ledger.write(planted_row(line.baseline, 0.50, seed=1))
     ledger.write(planted_row(line.treated, 0.41, seed=0, rounds=50))
     table = comparison_table([line], recorded(ledger, (0, 1)))
     assert "+WSA 10 | 0 | 50 of 100 | 32.00 | 41.00 | +9.00 |" in table
