@@ -127,7 +127,14 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
 
     from wsa_jax.data import dataset_info, train_validation_split
     from wsa_jax.federated import LocalSettings, WeightScopeAlignment, bytes_per_round, fed_avg
-    from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed, train_client
+    from wsa_jax.federated.client import (
+        Broadcast,
+        ClientData,
+        RoundSettings,
+        ScopeForm,
+        epochs_needed,
+        train_client,
+    )
     from wsa_jax.merging import labelled_examples
     from wsa_jax.scope.scope import fuse_scopes, weight_scope
     from wsa_jax.training import classification, evaluate
@@ -162,9 +169,11 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     def clients(key: Any, params: Any, target: Any, chosen: Any, settings: Any) -> Any:
         def one(who: Any) -> Any:
             result = client(
-                jax.random.fold_in(key, who), params, {}, target, (), (), images, labels,
-                indices[who], sizes[who], settings,
-            )  # fmt: skip
+                jax.random.fold_in(key, who),
+                Broadcast(params, {}, target),
+                ClientData(images, labels, indices[who], sizes[who]),
+                settings,
+            )
             return jax.tree.map(jnp.add, params, result.update)
 
         return jax.lax.map(one, chosen)

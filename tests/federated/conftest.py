@@ -21,7 +21,13 @@ from wsa_jax.federated import (
     initial_state,
     simulate,
 )
-from wsa_jax.federated.client import RoundSettings, ScopeForm, epochs_needed
+from wsa_jax.federated.client import (
+    Broadcast,
+    ClientData,
+    RoundSettings,
+    ScopeForm,
+    epochs_needed,
+)
 from wsa_jax.federated.round import make_round
 
 FORMS = {
@@ -45,6 +51,16 @@ class Federation(NamedTuple):
     def start(self, algorithm, params=None) -> ServerState:
         params = self.task.init(jax.random.key(7))[0] if params is None else params
         return initial_state(algorithm, params, clients=4, target=weight_scope(params))
+
+    @staticmethod
+    def broadcast(state) -> Broadcast:
+        """What a server without a state of its own sends."""
+        return Broadcast(state.params, state.model_state, state.target)
+
+    def client(self, index) -> ClientData:
+        """The data of one client that remembers nothing."""
+        data = self.data
+        return ClientData(data.inputs, data.labels, data.indices[index], data.sizes[index])
 
     @staticmethod
     def settings(learning_rate=0.1, strength=1.0) -> RoundSettings:

@@ -10,6 +10,7 @@ import pytest
 from wsa_jax import constant_target, proximal_scope_step, scope_gradient, weight_scope
 from wsa_jax.federated import LocalSettings, fed_avg
 from wsa_jax.federated.client import (
+    Broadcast,
     ScopeForm,
     draw_batches,
     epochs_needed,
@@ -97,7 +98,7 @@ class TestTrainClient:
         velocity = jax.tree.map(np.zeros_like, params)
         for rows, weights in zip(positions, mask, strict=True):
             chosen = data.indices[client][rows]
-            batch = Batch(data.images[chosen], data.labels[chosen], weights)
+            batch = Batch(data.inputs[chosen], data.labels[chosen], weights)
             grads = jax.device_get(grad_fn(params, batch))
             if form in ("gradient", "penalty"):
                 pull = jax.device_get(jax.jit(partial(scope_gradient, **which))(params, target))
@@ -140,11 +141,9 @@ class TestTrainClient:
             scope_form=form,
             epochs=2,
         )
-        data = federation.data
-        result = jax.jit(train)(
-            federation.key, params, {}, target, (), (), data.images, data.labels,
-            data.indices[0], data.sizes[0], federation.settings(self.RATE, strength),
-        )  # fmt: skip
+        server = Broadcast(params, {}, target)
+        settings = federation.settings(self.RATE, strength)
+        result = jax.jit(train)(federation.key, server, federation.client(0), settings)
         expected = self.oracle(federation, grad_fn, params, target, form, strength)
         found = jax.tree.map(jnp.add, params, result.update)
         assert_close(found, expected, rtol=1e-4, atol=1e-5)

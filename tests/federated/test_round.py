@@ -31,15 +31,19 @@ def outcome(federation, start):
 @pytest.fixture(scope="module")
 def trained(federation, start):
     """The oracle: each client's parameters after local training, one client at a time."""
-    data = federation.data
     train_key = jax.random.split(jax.random.fold_in(federation.key, 0))[1]
     train = jax.jit(
         lambda key, i: train_client(
-            key, start.params, {}, start.target, (), (), data.images, data.labels,
-            data.indices[i], data.sizes[i], federation.settings(), task=federation.task,
-            algorithm=fed_avg(), local=federation.local, scope_form=None, epochs=federation.epochs,
+            key,
+            federation.broadcast(start),
+            federation.client(i),
+            federation.settings(),
+            task=federation.task,
+            algorithm=fed_avg(),
+            local=federation.local,
+            epochs=federation.epochs,
         )
-    )  # fmt: skip
+    )
     results = [train(jax.random.fold_in(train_key, i), i) for i in range(4)]
     return [
         jax.tree.map(lambda w, d: np.asarray(w, np.float64) + np.asarray(d), start.params, r.update)
@@ -117,7 +121,7 @@ def test_loss_is_the_mean_over_the_local_steps(federation, start):
     loss = jax.jit(lambda batch: federation.task.loss(federation.key, start.params, {}, batch)[0])
     rows = data.indices[client][positions]
     losses = [
-        loss(Batch(data.images[row], data.labels[row], mask))
+        loss(Batch(data.inputs[row], data.labels[row], mask))
         for row, mask in zip(rows, masks, strict=True)
     ]
     np.testing.assert_allclose(info.loss[client], np.mean(losses), rtol=1e-5)

@@ -50,12 +50,19 @@ def test_statistics_are_averaged_by_sample_count(federation, task, start):
     train_key = jax.random.split(jax.random.fold_in(federation.key, 0))[1]
     data = federation.data
     train = jax.jit(
-        lambda i: train_client(
-            jax.random.fold_in(train_key, i), start.params, start.model_state, start.target, (), (),
-            data.images, data.labels, data.indices[i], data.sizes[i], SETTINGS, task=task,
-            algorithm=fed_avg(), local=LOCAL, scope_form=None, epochs=3,
-        ).model_state
-    )  # fmt: skip
+        lambda i: (
+            train_client(
+                jax.random.fold_in(train_key, i),
+                federation.broadcast(start),
+                federation.client(i),
+                SETTINGS,
+                task=task,
+                algorithm=fed_avg(),
+                local=LOCAL,
+                epochs=3,
+            ).model_state
+        )
+    )
     alone = [train(i) for i in range(4)]
     expected = jax.tree.map(
         lambda *states: np.average(np.float64(states), axis=0, weights=SIZES), *alone
@@ -74,12 +81,16 @@ def test_statistics_are_averaged_by_sample_count(federation, task, start):
 def test_statistics_are_those_of_the_clients_own_examples(federation, task, start, batch_size):
     data, client = federation.data, 3  # of 7 examples: one batch, or twice each
     found = train_client(
-        jax.random.key(0), start.params, start.model_state, start.target, (), (),
-        data.images, data.labels, data.indices[client], data.sizes[client], SETTINGS, task=task,
-        algorithm=fed_avg(), local=LocalSettings(steps=1, batch_size=batch_size), scope_form=None,
+        jax.random.key(0),
+        federation.broadcast(start),
+        federation.client(client),
+        SETTINGS,
+        task=task,
+        algorithm=fed_avg(),
+        local=LocalSettings(steps=1, batch_size=batch_size),
         epochs=1,
-    ).model_state["batch_stats"]["BatchNorm_0"]  # fmt: skip
-    images = np.float64(data.images[data.indices[client][:7]]).reshape(7, -1)
+    ).model_state["batch_stats"]["BatchNorm_0"]
+    images = np.float64(data.inputs[data.indices[client][:7]]).reshape(7, -1)
     dense = jax.tree.map(np.float64, start.params["Dense_0"])
     hidden = ((images / 16 - 0.5) / 0.25) @ dense["kernel"] + dense["bias"]
     # Momentum 0.5, from mean 0 and variance 1.

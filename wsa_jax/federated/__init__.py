@@ -16,6 +16,8 @@ from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
 from wsa_jax.federated.algorithms import scaffold as scaffold
 from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
 from wsa_jax.federated.algorithms.base import add_update as add_update
+from wsa_jax.federated.client import Broadcast as Broadcast
+from wsa_jax.federated.client import ClientData as ClientData
 from wsa_jax.federated.client import LocalSettings as LocalSettings
 from wsa_jax.federated.client import RoundSettings as RoundSettings
 from wsa_jax.federated.client import ScopeForm as ScopeForm
@@ -31,11 +33,11 @@ from wsa_jax.federated.partition import dirichlet_unequal as dirichlet_unequal
 from wsa_jax.federated.partition import iid as iid
 from wsa_jax.federated.partition import partition_table as partition_table
 from wsa_jax.federated.partition import shards as shards
-from wsa_jax.federated.round import Execution as Execution
-from wsa_jax.federated.round import FederatedData as FederatedData
 from wsa_jax.federated.round import ServerState as ServerState
 from wsa_jax.federated.round import initial_state as initial_state
 from wsa_jax.federated.round import make_round as make_round
 from wsa_jax.federated.simulate import SimulationResult as SimulationResult
 from wsa_jax.federated.simulate import reference_learning_rate as reference_learning_rate
 from wsa_jax.federated.simulate import simulate as simulate
+from wsa_jax.federated.train_clients import Execution as Execution
+from wsa_jax.federated.train_clients import FederatedData as FederatedData

@@ -52,11 +52,19 @@ def check_trim(trim: float | int) -> None:
         raise ValueError(f"trim {trim} is not in [0, 0.5); give the share left out at each end")
 
 
+class BySamples(NamedTuple):
+    """What is weighted by sample count: the update, the algorithm's message, the statistics."""
+
+    update: PyTree
+    message: Any
+    model_state: PyTree
+
+
 class Sent(NamedTuple):
     """What a client sends, a sum over clients, or an aggregate.
 
     Attributes:
-      by_samples: update, message and statistics, weighted by sample count.
+      by_samples: `BySamples`, weighted by sample count.
       by_client: scope mean and variance, weighted equally: their means give Eq. 4.
       weight: share of all samples, 0 for a client that is not accepted.
       count: 1, or 0 for a client that is not accepted.

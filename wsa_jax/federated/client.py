@@ -1,5 +1,6 @@
 """Local training of one client: one `lax.scan` over batches drawn without replacement."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -65,6 +66,40 @@ class RoundSettings(NamedTuple):
 
     learning_rate: Float[Array, ""]
     strength: Float[Array, ""]
+
+
+class Broadcast(NamedTuple):
+    """What the server sends to every participant of a round.
+
+    Attributes:
+      params: the global parameters.
+      model_state: non-parameter collections (BatchNorm statistics).
+      target: the weight scope that clients are held to.
+      server: what the algorithm broadcasts of its server state.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    target: WeightScope
+    server: Any = ()
+
+
+class ClientData(NamedTuple):
+    """What one client has of its own: which examples, and what the algorithm let it remember.
+
+    Attributes:
+      inputs: of all clients, arrays ``[examples, ...]``.
+      labels: of all clients, ``[examples]``.
+      indices: rows that are this client's, padded, ``[capacity]``.
+      size: number of its rows.
+      state: the algorithm's state of this client.
+    """
+
+    inputs: PyTree
+    labels: Array
+    indices: Integer[Array, " capacity"]
+    size: Int[Array, ""]
+    state: Any = ()
 
 
 class ClientResult(NamedTuple):
@@ -156,21 +191,14 @@ def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
 
 def train_client(
     key: Key[Array, ""],
-    params: PyTree,
-    model_state: PyTree,
-    target: WeightScope,
-    server: Any,
-    client: Any,
-    images: Array,
-    labels: Array,
-    indices: Integer[Array, " capacity"],
-    size: Int[Array, ""],
+    server: Broadcast,
+    client: ClientData,
     settings: RoundSettings,
     *,
     task: Task,
     algorithm: FederatedAlgorithm,
     local: LocalSettings,
-    scope_form: ScopeForm | None,
+    scope_form: ScopeForm | None = None,
     epochs: int,
     update_clip_norm: float | int | None = None,
 ) -> ClientResult:
@@ -179,7 +207,19 @@ def train_client(
     A local step, in this order: gradient of the loss, the algorithm's correction, weight scope
     regularization, global-norm clip, weight decay, SGD, proximal scope step if that is the form.
     At the end the update as a whole is clipped to ``update_clip_norm``, and the algorithm may send
-    another one in its place. ``server`` is what the algorithm broadcasts.
+    another one in its place.
+
+    Args:
+      key: the client's own in this round.
+      server: what the server sends to every participant.
+      client: this client's examples and state.
+      settings: plain numbers of the round.
+      task: what is trained.
+      algorithm: FedAvg or another.
+      local: settings of local training.
+      scope_form: how weight scope alignment acts; None for the plain algorithm.
+      epochs: orders of its examples that the client draws, see `epochs_needed`.
+      update_clip_norm: bound on the norm of the update, None for no clipping.
 
     Edge cases: a client without examples takes steps from weight decay alone; its aggregation
     weight is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's
@@ -188,21 +228,56 @@ def train_client(
     Source: WSA, Algorithm 1, lines 5-9; order and hyper-parameters of FedExP's public experiments.
     """
     data_key, loss_key = jax.random.split(key)
-    positions, mask = draw_batches(
-        data_key,
-        size,
-        capacity=indices.shape[0],
-        steps=local.steps,
-        batch_size=local.batch_size,
-        epochs=epochs,
-    )
     own_key = jax.random.fold_in(key, 3)
-    context = LocalContext(params, server, client, settings.learning_rate, local.steps, own_key)
+    context = LocalContext(
+        server.params, server.server, client.state, settings.learning_rate, local.steps, own_key
+    )
 
     def at(step: Array | int) -> LocalContext:
         return context._replace(key=jax.random.fold_in(own_key, step))
 
+    gradient = jax.grad(_loss_with_penalty(task, settings, server.target, scope_form), has_aux=True)
     optimizer = local_optimizer(local, settings, scope_form)
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+        params, model_state, opt_state = carry
+        index, positions, mask = xs
+        rows = client.indices[positions]
+        inputs = jax.tree.map(lambda leaf: leaf[rows], client.inputs)
+        grads, (loss, model_state) = gradient(
+            params,
+            jax.random.fold_in(loss_key, index),
+            model_state,
+            Batch(inputs, client.labels[rows], mask),
+        )
+        grads = algorithm.correct(grads, params, at(index))
+        updates, opt_state = optimizer.update(grads, opt_state, params, target=server.target)
+        return (optax.apply_updates(params, updates), model_state, opt_state), loss
+
+    # All batches are drawn before the scan, so its shapes are static whatever the client's size.
+    positions, mask = draw_batches(
+        data_key,
+        client.size,
+        capacity=client.indices.shape[0],
+        steps=local.steps,
+        batch_size=local.batch_size,
+        epochs=epochs,
+    )
+    carry = (server.params, own_keys(key, server.model_state), optimizer.init(server.params))
+    (trained, model_state, _), losses = jax.lax.scan(
+        step, carry, (jnp.arange(local.steps), positions, mask)
+    )
+    # The client clips its own update, so that its state and scope agree with what it sends.
+    update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, server.params)
+    update = algorithm.send(clip_update(update, update_clip_norm), at(local.steps))
+    state, message = algorithm.finish(update, at(local.steps + 1))
+    return ClientResult(update, model_state, message, state, jnp.mean(losses))
+
+
+def _loss_with_penalty(
+    task: Task, settings: RoundSettings, target: WeightScope, scope_form: ScopeForm | None
+) -> Callable[..., tuple[Array, tuple[Array, PyTree]]]:
+    """The loss to differentiate, and the task's own, which is the one to report."""
 
     def loss_fn(params: PyTree, key: Array, model_state: PyTree, batch: Batch):
         loss, model_state = task.loss(key, params, model_state, batch)
@@ -214,26 +289,7 @@ def train_client(
             total = loss + settings.strength * penalty
         return total, (loss, model_state)
 
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
-        params, model_state, opt_state = carry
-        index, positions, mask = xs
-        rows = indices[positions]
-        batch = Batch(images[rows], labels[rows], mask)
-        grads, (loss, model_state) = jax.grad(loss_fn, has_aux=True)(
-            params, jax.random.fold_in(loss_key, index), model_state, batch
-        )
-        grads = algorithm.correct(grads, params, at(index))
-        updates, opt_state = optimizer.update(grads, opt_state, params, target=target)
-        return (optax.apply_updates(params, updates), model_state, opt_state), loss
-
-    carry = (params, own_keys(key, model_state), optimizer.init(params))
-    (trained, model_state, _), losses = jax.lax.scan(
-        step, carry, (jnp.arange(local.steps), positions, mask)
-    )
-    update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, params)
-    update = algorithm.send(clip_update(update, update_clip_norm), at(local.steps))
-    client, message = algorithm.finish(update, at(local.steps + 1))
-    return ClientResult(update, model_state, message, client, jnp.mean(losses))
+    return loss_fn
 
 
 def local_optimizer(

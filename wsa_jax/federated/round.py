@@ -1,39 +1,31 @@
-"""One federated round as a pure function: broadcast, local training, one reduction, server step."""
+"""One federated round as a pure function: draw, broadcast, train, aggregate, server step."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Integer, Key, PyTree, Shaped
+from jaxtyping import Array, Integer, Key, PyTree
 
 from wsa_jax.federated import mesh as meshes
-from wsa_jax.federated.aggregate import (
-    Aggregation,
-    Sent,
-    aggregate,
-    all_finite,
-    from_numbers,
-    term,
-    to_numbers,
+from wsa_jax.federated.aggregate import Aggregation, Sent, aggregate, from_numbers
+from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
+from wsa_jax.federated.client import Broadcast, LocalSettings, RoundSettings, ScopeForm
+from wsa_jax.federated.diagnostics import RoundInfo, round_info
+from wsa_jax.federated.train_clients import (
+    Execution,
+    FederatedData,
+    Participants,
+    RoundPlan,
+    remember,
+    train_clients,
 )
-from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext, add_update
-from wsa_jax.federated.client import (
-    LocalSettings,
-    RoundSettings,
-    ScopeForm,
-    train_client,
-)
-from wsa_jax.federated.diagnostics import ClientRow, RoundInfo, round_info
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.scope import WeightScope, scope_divergence, weight_scope
-from wsa_jax.scope.stability import stability
+from wsa_jax.scope.scope import WeightScope, weight_scope
 from wsa_jax.training.task import Task
 
 
@@ -99,47 +91,6 @@ def initial_state(
     return dataclasses.replace(jax.tree.map(jnp.array, state), clients=states)
 
 
-class FederatedData(NamedTuple):
-    """Device arrays of the examples of all clients, and which client owns which.
-
-    Attributes:
-      images: ``[examples, ...]``, usually uint8.
-      labels: ``[examples]``.
-      indices: rows of each client, padded, ``[clients, capacity]``.
-      sizes: number of rows of each client, ``[clients]``.
-    """
-
-    images: Array
-    labels: Shaped[Array, " examples"]
-    indices: Integer[Array, "clients capacity"]
-    sizes: Integer[Array, " clients"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Performance settings; none of them changes a result beyond rounding.
-
-    Attributes:
-      clients: ``"map"`` trains one client after another (CPU, or little memory: with a mean it
-        holds one update at a time, however many take part), ``"vmap"`` all at once (accelerators).
-      mesh: devices to spread the participants over (`clients_mesh`); on each, ``clients`` applies.
-      donate: let a round reuse the buffers of the state it is given, which cannot be used
-        afterwards: keep the new one (`initial_state` copies what it is given).
-      evaluation_batch: examples evaluated at once.
-    """
-
-    clients: Literal["map", "vmap"] = "map"
-    mesh: Mesh | None = None
-    donate: bool = True
-    evaluation_batch: int = 500
-
-    def __post_init__(self):
-        if self.clients not in ("map", "vmap"):
-            raise ValueError(f"clients {self.clients!r} is unknown; give 'map' or 'vmap'")
-        if self.mesh is not None:
-            meshes.check_mesh(self.mesh)
-
-
 def check_participants(participants: int, clients: int) -> None:
     """Raise a ValueError unless that many participants can be drawn without replacement."""
     if not 1 <= participants <= clients:
@@ -153,7 +104,6 @@ RoundFn = Callable[
 ]
 
 
-@functools.lru_cache(maxsize=32)
 def make_round(
     task: Task,
     algorithm: FederatedAlgorithm,
@@ -197,201 +147,102 @@ def make_round(
 
     Source: WSA, Algorithm 1.
     """
-    select = scope_form.select if scope_form is not None else select
-    mesh = execution.mesh
+    plan = RoundPlan(
+        task=task,
+        algorithm=algorithm,
+        participants=participants,
+        epochs=epochs,
+        local=local,
+        scope_form=scope_form,
+        select=select if scope_form is None else scope_form.select,
+        fuse_target=fuse_target,
+        aggregation=aggregation,
+        execution=execution,
+    )
+    return _jitted_round(plan)
 
-    def one_client(
-        state: ServerState, data: FederatedData, settings: RoundSettings, xs: tuple
-    ) -> tuple[Sent, ClientRow, Any]:
-        client, key, valid, client_state = xs
-        share = data.sizes[client] / data.sizes.sum()
-        result = train_client(
-            key,
-            state.params,
-            state.model_state,
-            state.target,
-            algorithm.broadcast(state.server),
-            client_state,
-            data.images,
-            data.labels,
-            data.indices[client],
-            data.sizes[client],
-            settings,
-            task=task,
-            algorithm=algorithm,
-            local=local,
-            scope_form=scope_form,
-            epochs=epochs,
-            update_clip_norm=aggregation.clip_norm,
-        )
-        scope = weight_scope(add_update(state.params, result.update), select=select)
-        sent_state = to_numbers(result.model_state, state.model_state)
-        by_samples = (result.update, result.message, sent_state)
-        by_client = (scope.mean, jnp.square(scope.std))
-        finite = jnp.array(True)
-        if aggregation.drop_nonfinite:
-            finite = all_finite((by_samples, by_client, result.client))
-        accepted = valid & finite & (data.sizes[client] > 0)
-        used = jnp.zeros_like(scope.mean)
-        if scope_form is not None:
-            used = stability(
-                scope, state.target, learning_rate=settings.learning_rate,
-                strength=settings.strength, scale=scope_form.scale,
-            )  # fmt: skip
-        row = ClientRow(
-            loss=result.loss,
-            mean=jnp.asarray(scope.mean),
-            std=jnp.asarray(scope.std),
-            target_divergence=scope_divergence(scope, state.target),
-            stability=used,
-            update_norm=optax.tree.norm(result.update),
-            accepted=accepted,
-            finite=finite,
-        )
-        one = accepted.astype(jnp.float32)
-        sent = Sent(by_samples, by_client, one * share, one)
-        return sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client
 
-    def train(
-        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple, table: Any
-    ) -> tuple[Sent, ClientRow, Any]:
-        """Train a block of clients; what they sent is summed, or stacked for a robust rule.
-
-        ``table`` holds client states, and the last entry of ``each`` is each client's row in it;
-        the states of accepted clients are replaced.
-        """
-        work = functools.partial(one_client, state, data, settings)
-        *who, rows = each
-        if execution.clients == "map" and aggregation.rule == "mean":
-
-            def step(carry: tuple[Sent, Any], xs: tuple) -> tuple[tuple[Sent, Any], ClientRow]:
-                total, table = carry
-                *who, row = xs
-                sent, info, new = work((*who, jax.tree.map(lambda leaf: leaf[row], table)))
-                table = jax.tree.map(
-                    lambda leaf, one: leaf.at[row].set(
-                        jnp.where(info.accepted > 0, one, leaf[row])
-                    ),
-                    table, new,
-                )  # fmt: skip
-                return (jax.tree.map(jnp.add, total, term(sent)), table), info
-
-            first = jax.tree.map(lambda leaf: leaf[0], tuple(who))
-            state_of_first = jax.tree.map(lambda leaf: leaf[rows[0]], table)
-            shapes = jax.eval_shape(lambda xs: term(work(xs)[0]), (*first, state_of_first))
-            zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            (sent, table), infos = jax.lax.scan(step, (zero, table), each)
-            return sent, infos, table
-
-        states = jax.tree.map(lambda leaf: leaf[rows], table)
-        together = execution.clients == "vmap"
-        every = jax.vmap(work) if together else functools.partial(jax.lax.map, work)
-        sent, infos, new = every((*who, states))
-        if aggregation.rule == "mean":
-            sent = jax.tree.map(lambda x: x.sum(axis=0), jax.vmap(term)(sent))
-        put = functools.partial(meshes.put_rows, place=rows, accepted=infos.accepted > 0)
-        return sent, infos, jax.tree.map(put, table, new)
-
-    def train_here(
-        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
-    ) -> tuple[Sent, ClientRow, Any]:
-        sent, rows, table = train(state, data, settings, (*each, each[0]), state.clients)
-        return aggregate(sent, aggregation), rows, table
-
-    def train_on_mesh(
-        state: ServerState, data: FederatedData, settings: RoundSettings, each: tuple
-    ) -> tuple[Sent, ClientRow, Any]:
-        assert mesh is not None
-        devices = mesh.shape[meshes.AXIS]
-        num_clients = data.sizes.shape[0]
-        sharded = meshes.states_are_sharded(num_clients, mesh)
-        at_home = sharded and participants == num_clients
-        whole = PartitionSpec()
-        split = meshes.state_spec(num_clients, mesh)
-
-        def on_device(
-            state: ServerState, own: Any, data: FederatedData, settings: RoundSettings, each: tuple
-        ) -> tuple[Sent, ClientRow, Any]:
-            chosen = each[0]
-            block = len(chosen) // devices
-            first = jax.lax.axis_index(meshes.AXIS) * block
-            mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, block), each)
-            # Where all take part, a device trains the clients whose states it holds.
-            table = own if at_home else meshes.take_states(own, chosen, sharded, devices)
-            sent, rows, table = train(state, data, settings, (*mine, jnp.arange(block)), table)
-            rows = jax.tree.map(
-                lambda x: jax.lax.dynamic_update_slice_in_dim(
-                    jnp.zeros((len(chosen), *x.shape[1:]), x.dtype), x, first, 0
-                ),
-                rows,
-            )
-            if aggregation.rule == "mean":
-                flat, unravel = ravel_pytree((sent, rows))
-                sent, rows = unravel(jax.lax.psum(flat, meshes.AXIS))
-            else:
-                rows = jax.lax.psum(rows, meshes.AXIS)
-                sent = jax.lax.all_gather(sent, meshes.AXIS, tiled=True)
-            if not at_home:
-                table = meshes.put_states(own, table, chosen, rows.accepted > 0, sharded)
-            return aggregate(sent, aggregation), rows, table
-
-        sharded_train = jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(whole, split, whole, whole, whole),
-            out_specs=(whole, whole, split),
-            check_vma=False,
-        )
-        without_clients = dataclasses.replace(state, clients=())
-        return sharded_train(without_clients, state.clients, data, settings, each)
-
+@functools.lru_cache(maxsize=32)
+def _jitted_round(plan: RoundPlan) -> RoundFn:
     def run(
         key: Key[Array, ""], state: ServerState, data: FederatedData, settings: RoundSettings
     ) -> tuple[ServerState, RoundInfo]:
-        num_clients = data.sizes.shape[0]
-        check_participants(participants, num_clients)
-        draw_key, train_key = jax.random.split(jax.random.fold_in(key, state.round))
-        chosen = jnp.arange(num_clients)
-        if participants < num_clients:
-            chosen = jax.random.choice(draw_key, num_clients, (participants,), replace=False)
-        # A mesh trains equal blocks: the last may hold stand-ins, which are never accepted.
-        padding = 0 if mesh is None else -participants % mesh.shape[meshes.AXIS]
-        each = jnp.concatenate([chosen, jnp.broadcast_to(chosen[:1], (padding,))])
-        # A client's key depends on the client and the round alone, not on who else takes part.
-        keys = jax.vmap(lambda client: jax.random.fold_in(train_key, client))(each)
-        valid = jnp.arange(len(each)) < participants
+        return _round(plan, key, state, data, settings)
 
-        train_all = train_here if mesh is None else train_on_mesh
-        mean, rows, clients = train_all(state, data, settings, (each, keys, valid))
-        rows = jax.tree.map(lambda x: x[:participants], rows)
-        update, message, model_state = mean.by_samples
-        context = ServerContext(
-            params=state.params,
-            update=update,
-            message=message,
-            learning_rate=settings.learning_rate,
-            round=state.round,
-            participants=mean.count,
-            share=mean.weight,
-        )
-        params, server = algorithm.apply(state.server, context)
-        scope_mean, scope_variance = mean.by_client
-        trains = mean.count > 0
-        keep_old = functools.partial(jax.tree.map, lambda new, old: jnp.where(trains, new, old))
-        fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
-        fused = keep_old(fused, state.target)
-        params = keep_old(params, state.params)
-        new_state = ServerState(
-            params=params,
-            model_state=keep_old(from_numbers(model_state, state.model_state), state.model_state),
-            target=fused if fuse_target else state.target,
-            server=keep_old(server, state.server),
-            clients=clients,
-            round=state.round + 1,
-        )
-        info = round_info(
-            rows, chosen, fused, weight_scope(params, select=select), optax.tree.norm(update)
-        )
-        return new_state, info
+    return jax.jit(run, donate_argnums=(1,) if plan.execution.donate else ())
 
-    return jax.jit(run, donate_argnums=(1,) if execution.donate else ())
+
+def _round(
+    plan: RoundPlan,
+    key: Key[Array, ""],
+    state: ServerState,
+    data: FederatedData,
+    settings: RoundSettings,
+) -> tuple[ServerState, RoundInfo]:
+    """One round: draw, broadcast, train, aggregate, step."""
+    participants = _draw(plan, jax.random.fold_in(key, state.round), data.sizes.shape[0])
+    server = Broadcast(
+        state.params, state.model_state, state.target, plan.algorithm.broadcast(state.server)
+    )
+    report = train_clients(plan, server, data, settings, participants, state.clients)
+    mean = aggregate(report.sent, plan.aggregation)
+    params, server_state = _server_step(plan, state, mean, settings)
+    scope_mean, scope_variance = mean.by_client
+    fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
+    new = ServerState(
+        params=params,
+        model_state=from_numbers(mean.by_samples.model_state, state.model_state),
+        target=fused,
+        server=server_state,
+        clients=(),
+        round=state.round + 1,
+    )
+
+    # Without an accepted client the means are zeros, which would be taken for a model.
+    stands = mean.count > 0
+    old = dataclasses.replace(state, clients=(), round=new.round)
+    new = jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old)
+    rows = jax.tree.map(lambda x: x[: plan.participants], report.row)
+    info = round_info(
+        rows,
+        participants.client[: plan.participants],
+        new.target,
+        weight_scope(new.params, select=plan.select),
+        optax.tree.norm(mean.by_samples.update),
+    )
+    accepted = stands & (report.row.accepted > 0)
+    clients = remember(plan, state.clients, report.state, participants, accepted)
+    target = new.target if plan.fuse_target else state.target
+    return dataclasses.replace(new, target=target, clients=clients), info
+
+
+def _draw(plan: RoundPlan, key: Key[Array, ""], clients: int) -> Participants:
+    """Draw the participants of a round, and their keys."""
+    check_participants(plan.participants, clients)
+    draw_key, train_key = jax.random.split(key)
+    chosen = jnp.arange(clients)
+    if plan.participants < clients:
+        chosen = jax.random.choice(draw_key, clients, (plan.participants,), replace=False)
+    # A mesh trains equal blocks: the last may hold stand-ins, which are never accepted.
+    mesh = plan.execution.mesh
+    padding = 0 if mesh is None else -plan.participants % mesh.shape[meshes.AXIS]
+    each = jnp.concatenate([chosen, jnp.broadcast_to(chosen[:1], (padding,))])
+    # A client's key depends on the client and the round alone, not on who else takes part.
+    keys = jax.vmap(lambda client: jax.random.fold_in(train_key, client))(each)
+    return Participants(each, keys, jnp.arange(len(each)) < plan.participants)
+
+
+def _server_step(
+    plan: RoundPlan, state: ServerState, mean: Sent, settings: RoundSettings
+) -> tuple[PyTree, Any]:
+    """Return the parameters and the server state that the algorithm makes of the aggregate."""
+    context = ServerContext(
+        params=state.params,
+        update=mean.by_samples.update,
+        message=mean.by_samples.message,
+        learning_rate=settings.learning_rate,
+        round=state.round,
+        participants=mean.count,
+        share=mean.weight,
+    )
+    return plan.algorithm.apply(state.server, context)

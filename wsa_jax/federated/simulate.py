@@ -28,8 +28,6 @@ from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import (
-    Execution,
-    FederatedData,
     ServerState,
     check_participants,
     initial_state,
@@ -41,6 +39,7 @@ from wsa_jax.federated.run_directory import (
     round_row,
     simulation_identity,
 )
+from wsa_jax.federated.train_clients import Execution, FederatedData
 from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import weight_scope
