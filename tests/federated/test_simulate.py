@@ -12,6 +12,7 @@ from flax import linen as nn
 from tests.trees import assert_bitwise
 from wsa_jax import constant_target, scope_window, weight_scope
 from wsa_jax.federated import (
+    STOP,
     LocalSettings,
     Partition,
     WeightScopeAlignment,
@@ -78,6 +79,45 @@ class TestHistory:
         result = federate(params=params, rounds=1)
         assert result.left_out == ("Dense_1/kernel",)
         assert result.history[0]["layers"] == ["Dense_0/kernel"]
+
+
+class TestOnRound:
+    def test_stops_after_the_rounds_that_were_run(self, federate):
+        seen = []
+
+        def second(row):
+            seen.append(row["round"])
+            return STOP if row["round"] == 1 else None
+
+        result = federate(on_round=second)
+        # Rounds are shown at evaluations, every second one here.
+        assert seen == [row["round"] for row in result.history] == [1, 2]
+        assert result.state.round == 2
+
+    def test_sees_the_state_of_every_round_and_stops_there(self, federate, tmp_path):
+        norms = []
+
+        def watch(row, state):
+            norms.append(float(jnp.linalg.norm(state.params["Dense_0"]["kernel"])))
+            row["norm"] = jnp.float32(norms[-1])
+            return STOP if state.round == 3 else None
+
+        stopped = federate(on_round=watch, directory=tmp_path)
+        assert stopped.state.round == 3
+        whole = federate()
+        resumed = federate(directory=tmp_path)
+        assert_bitwise(resumed.state, whole.state)
+        # The caller's numbers are on disk with the row.
+        assert [row.get("norm") for row in resumed.history] == pytest.approx([*norms, None, None])
+        final = float(jnp.linalg.norm(federate(rounds=3).params["Dense_0"]["kernel"]))
+        assert norms[-1] == pytest.approx(final, rel=1e-6)
+
+    def test_what_json_lacks_is_refused(self, federate):
+        def bad(row):
+            row["weights"] = object()
+
+        with pytest.raises(ValueError, match=r"on_round put weights = .* of round 1, which JSON"):
+            federate(on_round=bad, rounds=2)
 
 
 class TestInputs:
@@ -178,6 +218,8 @@ class TestErrors:
             ({"checkpoint_every": 0}, "checkpoint_every must be a positive integer, got 0"),
             ({"learning_rate": -0.1, "rounds": 200}, "learning_rate -0.1 is not"),
             ({"learning_rate": lambda i: float("nan")}, "learning_rate nan is not"),
+            ({"evalute_every": 2}, "simulate has no option 'evalute_every'; give one of part"),
+            ({"execution": "vmap"}, "execution of simulate is 'vmap'; give an Execution"),
         ],
     )
     def test_settings(self, federate, settings, message):

@@ -36,6 +36,7 @@ from wsa_jax.federated.partition import shards as shards
 from wsa_jax.federated.round import ServerState as ServerState
 from wsa_jax.federated.round import initial_state as initial_state
 from wsa_jax.federated.round import make_round as make_round
+from wsa_jax.federated.run_loop import STOP as STOP
 from wsa_jax.federated.simulate import SimulationResult as SimulationResult
 from wsa_jax.federated.simulate import reference_learning_rate as reference_learning_rate
 from wsa_jax.federated.simulate import simulate as simulate

@@ -159,11 +159,13 @@ def make_round(
         aggregation=aggregation,
         execution=execution,
     )
-    return _jitted_round(plan)
+    return jitted_round(plan)
 
 
 @functools.lru_cache(maxsize=32)
-def _jitted_round(plan: RoundPlan) -> RoundFn:
+def jitted_round(plan: RoundPlan) -> RoundFn:
+    """Return the jitted round of a plan, the same function for equal plans; see `make_round`."""
+
     def run(
         key: Key[Array, ""], state: ServerState, data: FederatedData, settings: RoundSettings
     ) -> tuple[ServerState, RoundInfo]:

@@ -8,47 +8,39 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from wsa_jax.federated.add_on import WeightScopeAlignment
-from wsa_jax.federated.aggregate import Aggregation
-from wsa_jax.federated.algorithms import FederatedAlgorithm
-from wsa_jax.federated.client import LocalSettings, ScopeForm
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.partition import Partition
+from wsa_jax.federated.train_clients import RoundPlan
 from wsa_jax.runs.described import task_settings
 from wsa_jax.runs.identity import digest, run_identity
 from wsa_jax.scope.scope import WeightScope
-from wsa_jax.training.task import Task
 
 
 def simulation_identity(
     key: Array,
-    task: Task,
+    plan: RoundPlan,
     initial: tuple[PyTree, PyTree],
-    algorithm: FederatedAlgorithm,
     partition: Partition,
-    participants: int,
-    local: LocalSettings,
-    aggregation: Aggregation,
     wsa: WeightScopeAlignment | None,
-    form: ScopeForm | None,
-    layers: tuple[str, ...],
-    train: tuple[Any, Any],
-    test: tuple[Any, Any] | None,
+    target: WeightScope,
+    sets: dict[str, tuple[Any, Any]],
 ) -> dict[str, Any]:
     """Return what must be the same for a run to be resumed; numbers per round are in its rows."""
+    form, test = plan.scope_form, sets.get("test")
     parts = {
         "initial parameters": digest(*jax.tree.leaves(initial[0])),
         "initial model_state": digest(*jax.tree.leaves(initial[1])),
-        "algorithm": [algorithm.name, dict(algorithm.settings)],
-        "participants": participants,
-        "local": dataclasses.asdict(local),
-        "aggregation": dataclasses.asdict(aggregation),
+        "algorithm": [plan.algorithm.name, dict(plan.algorithm.settings)],
+        "participants": plan.participants,
+        "local": dataclasses.asdict(plan.local),
+        "aggregation": dataclasses.asdict(plan.aggregation),
         "form": None if form is None else [form.form, form.scale],
-        "layers": list(layers),
+        "layers": list(target.names),
         "target": None if wsa is None else _target(wsa),
-        "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(train)),
+        "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(sets["train"])),
         "test": None if test is None else digest(*jax.tree.leaves(test)),
     }
-    return run_identity("simulate", key, task_settings(task), parts)
+    return run_identity("simulate", key, task_settings(plan.task), parts)
 
 
 def _target(wsa: WeightScopeAlignment) -> Any:
