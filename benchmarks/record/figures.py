@@ -83,9 +83,13 @@ def remark_absent(axes: Axes) -> None:
 def legend_below(axes: Axes, *, columns: int = 2, **shown: Any) -> None:
     """Names under the axes, where they hide no line."""
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
         **shown,
-    )  # fmt: skip
+    )
 
 
 def figure_legend(figure: Figure, *, columns: int = 3) -> None:
@@ -97,6 +101,10 @@ def figure_legend(figure: Figure, *, columns: int = 3) -> None:
             if not (label := str(handle.get_label())).startswith("_"):
                 shown.setdefault(label, handle)
     figure.legend(
-        list(shown.values()), list(shown), loc="outside lower center", ncols=columns,
-        frameon=False, fontsize=8,
-    )  # fmt: skip
+        list(shown.values()),
+        list(shown),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+    )

@@ -4,7 +4,9 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from benchmarks.script import Summary
 
 T = TypeVar("T")
 Times = Mapping[str, Sequence[float]]
@@ -96,7 +98,7 @@ def spread(values: Sequence[float], digits: int) -> list[float]:
     return [round(min(values), digits), round(max(values), digits)]
 
 
-def summary(unit: str, times: Times, digits: int) -> dict[str, dict[str, Any]]:
+def summary(unit: str, times: Times, digits: int) -> Summary:
     """Medians, under the name of their unit, and spreads."""
     return {
         unit: {name: round(statistics.median(v), digits) for name, v in times.items()},

@@ -1,12 +1,11 @@
 """One local step of a federated client against PyTorch and plain Flax, in one alternating run.
 
-    python -m benchmarks.speed.client_step
+    python -m benchmarks speed client_step
 
 Every side trains the federated CNN (batch 50, 32x32x3, global-norm clip, weight decay, SGD) on
 the same cores, with one thread for each: ours inside `lax.scan` over steps inside `lax.map` over
 clients, PyTorch as a hand-written loop in processes of its own. Times are milliseconds a step,
-medians over rounds in which the sides take turns; compilation is reported apart. The last line is
-one JSON object.
+medians over rounds in which the sides take turns; compilation is reported apart.
 """
 
 import contextlib
@@ -20,9 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, PyTree
 
 from benchmarks.record.ledger import RESULTS
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import (
     PeerError,
     leaving_out,
@@ -34,7 +38,11 @@ from benchmarks.speed.alternating import (
 from benchmarks.speed.cores import available_cores, use_cores
 from benchmarks.speed.peers.side import Kind, Side, has_package, peak_mib
 from benchmarks.speed.peers.turns import Scenario
-from benchmarks.speed.reporting import SpeedArgs, print_sides, report
+from benchmarks.speed.reporting import SpeedArgs, print_sides, recorded
+from wsa_jax.federated import LocalSettings
+from wsa_jax.federated.client import RoundSettings, ScopeForm, local_optimizer
+from wsa_jax.models import CNN
+from wsa_jax.scope.scope import weight_scope
 
 BATCH = 50
 
@@ -55,57 +63,51 @@ class Args(SpeedArgs):
     results: Path = RESULTS / "speed_client_step.jsonl"
 
 
-def plain_cnn() -> Any:
+class PlainCNN(nn.Module):
     """The same network from Flax's own parts."""
-    from flax import linen as nn
 
-    class PlainCNN(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any) -> Any:
-            for channels in (32, 64):
-                x = nn.relu(nn.Conv(channels, (5, 5), padding="VALID")(x))
-                x = nn.max_pool(x, (2, 2), (2, 2))
-            x = x.reshape(x.shape[0], -1)
-            for width in (384, 192):
-                x = nn.relu(nn.Dense(width)(x))
-            return nn.Dense(10)(x)
-
-    return PlainCNN()
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for channels in (32, 64):
+            x = nn.relu(nn.Conv(channels, (5, 5), padding="VALID")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for width in (384, 192):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
 
 
 def compiled(
-    module: Any, clients: int, steps: int, strength: float | None
+    module: nn.Module, clients: int, steps: int, strength: float | None
 ) -> tuple[Callable[[], float], float]:
     """A function that trains once and returns ms a step, and the seconds compilation took."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import wsa_jax
-    from wsa_jax.federated import LocalSettings
-    from wsa_jax.federated.client import RoundSettings, ScopeForm, local_optimizer
-
     images = jax.random.normal(jax.random.key(0), (clients, steps, BATCH, 32, 32, 3))
     labels = jax.random.randint(jax.random.key(1), (clients, steps, BATCH), 0, 10)
     params = module.init(jax.random.key(2), images[0, 0])["params"]
-    target = wsa_jax.weight_scope(params)
+    target = weight_scope(params)
     form = None if strength is None else ScopeForm()
 
-    def loss(params: Any, x: Any, y: Any) -> Any:
-        logits = module.apply({"params": params}, x)
+    def loss(params: PyTree, x: Array, y: Array) -> Array:
+        logits: Any = module.apply({"params": params}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    def run(params: Any, moments: Any, settings: RoundSettings, images: Any, labels: Any) -> Any:
+    def run(
+        params: PyTree,
+        moments: tuple[Array, Array],
+        settings: RoundSettings,
+        images: Array,
+        labels: Array,
+    ) -> PyTree:
         held_to = dataclasses.replace(target, mean=moments[0], std=moments[1])
         optimizer = local_optimizer(LocalSettings(), settings, form)
 
-        def step(carry: Any, batch: Any) -> Any:
+        def step(carry: tuple[PyTree, PyTree], batch: tuple[Array, Array]) -> Any:
             params, state = carry
             grads = jax.grad(loss)(params, *batch)
             updates, state = optimizer.update(grads, state, params, target=held_to)
             return (optax.apply_updates(params, updates), state), None
 
-        def client(data: Any) -> Any:
+        def client(data: tuple[Array, Array]) -> PyTree:
             return jax.lax.scan(step, (params, optimizer.init(params)), data)[0][0]
 
         return jax.lax.map(client, (images, labels))
@@ -133,18 +135,19 @@ def start_torch(args: Args, layout: str) -> Side:
             "pip install -e '.[peers]'"
         )
     scenario = Scenario(
-        clients=args.clients, participants=args.clients, steps=args.steps, batch=BATCH,
-        learning_rate=0.01, rounds=args.rounds, threads=args.threads,
-    )  # fmt: skip
+        clients=args.clients,
+        participants=args.clients,
+        steps=args.steps,
+        batch=BATCH,
+        learning_rate=0.01,
+        rounds=args.rounds,
+        threads=args.threads,
+    )
     return Side(python, Kind("torch_step", "torch", layout), scenario)
 
 
-def measure(args: Args) -> dict[str, Any]:
+def measure(args: Args) -> Summary:
     """Take turns over all sides; return medians, spreads and ratios."""
-    import jax
-
-    from wsa_jax.models import CNN
-
     ours, compile_seconds = compiled(CNN(num_classes=10), args.clients, args.steps, None)
     ours()
     peak = peak_mib()
@@ -160,7 +163,7 @@ def measure(args: Args) -> dict[str, Any]:
                 peers[name] = side
                 sides[name] = lambda side=side: 1000 * side.round() / (args.clients * args.steps)
         if args.plain_flax:
-            sides["flax_conv"], _ = compiled(plain_cnn(), 1, 2, None)
+            sides["flax_conv"], _ = compiled(PlainCNN(), 1, 2, None)
         # Plain Flax takes seconds a step: three turns are enough for a ratio of fifty.
         times = take_turns(sides, args.rounds, at_most={"flax_conv": 3}, left_out=left_out)
         torch_peaks = [round(peers[name].peak_mib()) for name in peers if name in times]
@@ -183,8 +186,7 @@ def measure(args: Args) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     if args.preset == "smoke":
         args = dataclasses.replace(args, clients=1, steps=1, rounds=1, plain_flax=False)
     use_cores(args.threads)
@@ -195,8 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         f"WSA on over off: {figures['ratios']['wsa_over_plain']:.3f}; "
         f"compilation {figures['compile_seconds']} s"
     )
-    report(args, figures)
+    return recorded(args, figures)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="client_step", description=__doc__, arguments=Args, function=run)

@@ -4,7 +4,8 @@ Nothing but the standard library, since peers import it in environments of their
 """
 
 import os
-import sys
+
+from benchmarks.refused import RefusedError
 
 
 def available_cores() -> int:
@@ -20,11 +21,13 @@ def use_cores(threads: int) -> None:
     """
     cores = _cores()
     if not 1 <= threads <= len(cores):
-        sys.exit(f"--threads {threads}: give 1 to {len(cores)}, the cores this process may use")
+        raise RefusedError(
+            f"--threads {threads}: give 1 to {len(cores)}, the cores this process may use"
+        )
     if threads == len(cores):
         return
     if not hasattr(os, "sched_setaffinity"):
-        sys.exit(
+        raise RefusedError(
             f"--threads {threads}: this system cannot keep a process to fewer cores than the "
             f"{len(cores)} it has; leave the setting out"
         )

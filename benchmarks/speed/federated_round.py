@@ -1,7 +1,7 @@
 """One whole federated round against other simulators, the sides taking turns.
 
     python benchmarks/speed/peers/make_venvs.py
-    python -m benchmarks.speed.federated_round
+    python -m benchmarks speed federated_round
 
 A round is the training of all participants and the aggregation, without evaluation; FedAvg, the
 federated CNN, CIFAR-10 dealt at random (IID). Two scenarios: `silo`, 10 clients x 20 steps of
@@ -16,13 +16,13 @@ medians of ours over theirs, round by round. The loss is that of the model after
 on the same 2,000 training examples everywhere: seeds differ, so it is near, not equal. Memory sums
 the peaks of a side's processes (Flower has several, which share pages). A peer that is not
 installed, does not start or dies is left out, with its reason, and every scenario is recorded as
-soon as it is finished. The last line is JSON.
+soon as it is finished.
 
 Run it on a machine that is otherwise idle: PyTorch's threads wait for one another at every
 operation, and with two of them among busy processes its small batches took thirty times as long.
 Ray's processes use about 3 % of one core while the other sides have their turns.
 
-    python -m benchmarks.speed.federated_round --scaling
+    python -m benchmarks speed federated_round --scaling
 
 measures time and memory of our own rounds against the number of clients instead, and records them
 after every point.
@@ -30,26 +30,39 @@ after every point.
 
 import dataclasses
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import tyro
+from typing import Literal, get_args
 
 from benchmarks.record.ledger import RESULTS, ROOT
+from benchmarks.refused import RefusedError
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import leave_out
 from benchmarks.speed.cores import available_cores, use_cores
 from benchmarks.speed.reporting import Recorder, SpeedArgs, print_sides
-from benchmarks.speed.scenarios import SHAPES, ScenarioName, SideName, make_scenario, measure
+from benchmarks.speed.scenarios import (
+    SHAPES,
+    ScenarioName,
+    Shape,
+    SideName,
+    make_scenario,
+    measure,
+)
+from wsa_jax.data import Dataset, load_dataset
 
 # Clients and participants: many clients of whom few take part, and all of few.
 SCALING = (
-    (10, 10), (30, 10), (100, 10), (300, 10), (1000, 10), (30, 30), (100, 100),
-)  # fmt: skip
+    (10, 10),
+    (30, 10),
+    (100, 10),
+    (300, 10),
+    (1000, 10),
+    (30, 30),
+    (100, 100),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +88,9 @@ class Args(SpeedArgs):
 def check(args: Args) -> None:
     """Refuse settings that would go unused."""
     if args.scaling and args.preset == "smoke":
-        sys.exit("--scaling has no smoke preset: leave out --scaling or --preset smoke")
+        raise RefusedError("--scaling has no smoke preset: leave out --scaling or --preset smoke")
     if not args.scenarios:
-        sys.exit("--scenarios is empty: name silo, small_clients or both")
+        raise RefusedError("--scenarios is empty: name silo, small_clients or both")
     defaults, unused = Args(), ("algorithm", "scaling_steps")
     without, remedy = "without --scaling", "add it, or leave the setting out"
     if args.scaling:
@@ -88,30 +101,34 @@ def check(args: Args) -> None:
         if value != getattr(defaults, name):
             given = " ".join(value) if isinstance(value, tuple) else value
             flag = name.replace("_", "-")
-            sys.exit(f"--{flag} {given} has no effect {without}: {remedy}")
+            raise RefusedError(f"--{flag} {given} has no effect {without}: {remedy}")
 
 
 def measure_shape(
-    shape: dict[str, Any], args: Args, dataset: Any, sides: list[str], left_out: dict[str, str]
-) -> dict[str, Any]:
+    shape: Shape, args: Args, dataset: Dataset, sides: list[str], left_out: dict[str, str]
+) -> Summary:
     with tempfile.TemporaryDirectory() as folder:
         scenario = make_scenario(
-            shape | {"algorithm": args.algorithm}, dataset, folder,
-            rounds=args.rounds, threads=args.threads,
-        )  # fmt: skip
+            shape,
+            dataset,
+            folder,
+            rounds=args.rounds,
+            threads=args.threads,
+            algorithm=args.algorithm,
+        )
         return measure(scenario, sides, args.peers, left_out)
 
 
-def run_scaling(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
+def run_scaling(args: Args, dataset: Dataset) -> Iterator[Summary]:
     """Seconds and peak memory of our rounds, a fresh process for every number of clients.
 
     Yields the figures after every point, with all points so far.
     """
-    points: list[dict[str, Any]] = []
+    points: list[Summary] = []
     for clients, participants in SCALING:
-        shape = SHAPES["silo"] | {
-            "clients": clients, "participants": participants, "steps": args.scaling_steps,
-        }  # fmt: skip
+        shape = dataclasses.replace(
+            SHAPES["silo"], clients=clients, participants=participants, steps=args.scaling_steps
+        )
         found = measure_shape(shape, args, dataset, ["ours"], {})
         points.append(
             {"clients": clients, "participants": participants}
@@ -130,13 +147,13 @@ def run_scaling(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
         }
 
 
-def run_scenarios(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
+def run_scenarios(args: Args, dataset: Dataset) -> Iterator[Summary]:
     """Yields the figures after every scenario, with all scenarios so far.
 
     Those of the small clients are an object of their own; the ratios at the top are the silo's, or
     theirs where there is no silo.
     """
-    figures: dict[str, Any] = {"benchmark": "federated_round"}
+    figures: Summary = {"benchmark": "federated_round"}
     for name in ("smoke",) if args.preset == "smoke" else args.scenarios:
         sides, left_out = list(dict.fromkeys(("ours", *args.sides))), {}
         # A cohort of few steps is where training all clients at once may pay on a CPU.
@@ -159,24 +176,20 @@ def run_scenarios(args: Args, dataset: Any) -> Iterator[dict[str, Any]]:
         yield figures
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     check(args)
-    from wsa_jax.data import load_dataset
-
     if args.preset == "smoke":
         args = dataclasses.replace(args, sides=("ours", "ours_wsa"), rounds=1)
     use_cores(args.threads)
     dataset = load_dataset("digits" if args.preset == "smoke" else "cifar10", split="train")
     recorder, figures = Recorder(args), {}
-    run = run_scaling if args.scaling else run_scenarios
-    for found in run(args, dataset):
+    parts = run_scaling if args.scaling else run_scenarios
+    for found in parts(args, dataset):
         figures = found | {"jax": metadata.version("jax")}
         # What is done stays recorded where a later part fails.
         recorder.write(figures | {"unfinished": True})
     recorder.write(figures)
-    print(json.dumps(figures))
+    return figures
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="federated_round", description=__doc__, arguments=Args, function=run)

@@ -1,16 +1,14 @@
 """How long `import wsa_jax` takes against the libraries it stands on, in turns of processes.
 
-python -m benchmarks.speed.import_time
+python -m benchmarks speed import_time
 """
 
-import json
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 
-import tyro
-
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import paired, spread, take_turns, timed
 
 OURS = "import wsa_jax"
@@ -29,8 +27,7 @@ def seconds(statement: str) -> float:
     return timed(lambda: subprocess.run([sys.executable, "-c", statement], check=True))[1]
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     times = take_turns(
         {statement: lambda statement=statement: seconds(statement) for statement in (OURS, THEIRS)},
         args.runs,
@@ -38,14 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     for name, values in times.items():
         low, high = spread(values, 2)
         print(f"{name:<26} {statistics.median(values):.2f} s ({low:.2f} to {high:.2f})")
-    figures = {
-        "benchmark": "import_time",
+    return {
         "ratios": {"jax_flax_optax": paired(times, OURS, THEIRS)},
         "spread": spread([a / b for a, b in zip(times[OURS], times[THEIRS], strict=True)], 3),
         "runs": args.runs,
     }
-    print(json.dumps(figures))
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="import_time", description=__doc__, arguments=Args, function=run)

@@ -1,30 +1,45 @@
 """Weight matching of VGG16 and ResNet20 width 4: how far it is from its assignment solver alone.
 
-    python -m benchmarks.speed.matching
+    python -m benchmarks speed matching
 
 Matches two randomly initialised networks (nothing is alike, so that many sweeps follow) from the
 identity, the published start. `total_over_solver` is the time of the whole call, checks and exact
 objective included, over the time inside SciPy's solver, which is the floor; compilation is apart.
 Ratios of processor times stand beside those of the clock: they count both threads of a product, and
 tell a busy machine from a slow path. Then git-re-basin's issue 8: a residual MLP without norms,
-planted permutations, recovered from the published start and with the sorted one beside it. The last
-line is one JSON object.
+planted permutations, recovered from the published start and with the sorted one beside it.
 """
 
 import dataclasses
 import os
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import tyro
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import PyTree
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.record.ledger import RESULTS
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import spread, timed
 from benchmarks.speed.peers.side import peak_mib
-from benchmarks.speed.reporting import SpeedArgs, report
+from benchmarks.speed.reporting import SpeedArgs, recorded
+from wsa_jax.merging import (
+    AxisSpec,
+    Matching,
+    Tie,
+    hand_written,
+    permute_units,
+    trace_spec,
+    weight_matching,
+)
+from wsa_jax.models.resnet import resnet20
+from wsa_jax.models.vgg import vgg16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +55,11 @@ class Args(SpeedArgs):
     results: Path = RESULTS / "speed_matching.jsonl"
 
 
-def pair(network: str, width: float) -> tuple[Any, Any, Any]:
+def pair(network: str, width: float) -> tuple[AxisSpec, PyTree, PyTree]:
     """A spec, and two models of different seeds."""
-    import jax
-    import jax.numpy as jnp
-
-    from wsa_jax.merging import trace_spec
-    from wsa_jax.models.resnet import resnet20
-    from wsa_jax.models.vgg import vgg16
-
-    module: Any = vgg16(10, width=width) if network == "vgg16" else resnet20(10, width=4 * width)
+    module: nn.Module = (
+        vgg16(10, width=width) if network == "vgg16" else resnet20(10, width=4 * width)
+    )
     images = jnp.zeros((1, 32, 32, 3))
     init = jax.jit(lambda key: module.init(key, images))
     first, second = (init(jax.random.key(seed)) for seed in (0, 1))
@@ -57,19 +67,15 @@ def pair(network: str, width: float) -> tuple[Any, Any, Any]:
     return spec, first, second
 
 
-def matching(network: str, args: Args) -> dict[str, Any]:
+def matching(network: str, args: Args) -> Summary:
     """Figures of one network."""
-    import jax
-
-    from wsa_jax.merging import weight_matching
-
     spec, first, second = pair(network, args.width)
 
-    def run() -> Any:
+    def once() -> Matching:
         return weight_matching(jax.random.key(0), spec, first, second, restarts=args.restarts)
 
-    _, cold, _ = timed(run)
-    rounds = [timed(run) for _ in range(args.rounds)]
+    _, cold, _ = timed(once)
+    rounds = [timed(once) for _ in range(args.rounds)]
     info = rounds[0][0].info
     seconds = statistics.median(total for _, total, _ in rounds)
     over = [total / result.info["solver_seconds"] for result, total, _ in rounds]
@@ -93,11 +99,6 @@ def matching(network: str, args: Args) -> dict[str, Any]:
 
 def recovered(stream: int, inner: int, seeds: int) -> dict[str, int]:
     """How often a planted permutation of a residual MLP is found, by starts."""
-    import jax
-    import numpy as np
-
-    from wsa_jax.merging import Tie, hand_written, permute_units, weight_matching
-
     shapes, ties = {}, {"stream": [], "inner0": [], "inner1": []}
     for block in ("0", "1"):
         up, down, own = f"up{block}", f"down{block}", f"inner{block}"
@@ -124,10 +125,8 @@ def recovered(stream: int, inner: int, seeds: int) -> dict[str, int]:
     return found
 
 
-def measure(args: Args) -> dict[str, Any]:
+def measure(args: Args) -> Summary:
     """All figures."""
-    import jax
-
     networks = {name: matching(name, args) for name in ("vgg16", "resnet20")}
     ratios = {f"total_over_solver_{n}": row["total_over_solver"] for n, row in networks.items()}
     return {
@@ -146,10 +145,7 @@ def measure(args: Args) -> dict[str, Any]:
     }
 
 
-def print_table(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def print_table(figures: Summary) -> None:
     table = Table(title=f"Weight matching, seconds, jax {figures['jax']}")
     for name in ("", "total", "solver", "total / solver", "objective", "sweeps", "MiB"):
         table.add_column(name, justify="right" if name else "left")
@@ -171,14 +167,12 @@ def print_table(figures: dict[str, Any]) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     if args.preset == "smoke":
         args = dataclasses.replace(args, width=0.0625, rounds=1, seeds=2)
     figures = measure(args)
     print_table(figures)
-    report(args, figures)
+    return recorded(args, figures)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="matching", description=__doc__, arguments=Args, function=run)

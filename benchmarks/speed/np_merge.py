@@ -1,27 +1,33 @@
 """One step of NP Merge against one step of fine-tuning of the same model, in one alternating run.
 
-    python -m benchmarks.speed.np_merge
+    python -m benchmarks speed np_merge
 
 VGG11 on CIFAR-10's shapes, the same batches and optimiser (Adam) for all sides: `np_merge`,
 `fine_tune`, and a fine-tuning loop written by hand, without divergence guard or best coefficients.
 Times are milliseconds a step, medians over rounds in which the sides take turns; memory is what XLA
 plans for arguments, results and temporaries, in copies of the parameters. The time of a sequential
-merge is fitted by a line in the number of merges. The last line is one JSON object.
+merge is fitted by a line in the number of merges.
 """
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+import jax
+import numpy as np
+import optax
 
 from benchmarks.record.ledger import RESULTS
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import paired, summary, take_turns, timed
-from benchmarks.speed.reporting import SpeedArgs, print_sides, report
+from benchmarks.speed.reporting import SpeedArgs, print_sides, recorded
+from wsa_jax.data import dataset_info
+from wsa_jax.merging import LearningSettings, fine_tune, labelled_examples, np_merge, np_merge_many
+from wsa_jax.models import MLP, vgg11
+from wsa_jax.training import classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +49,6 @@ class Problem:
     """Two models, examples and settings that all sides share."""
 
     def __init__(self, args: Args):
-        import jax
-
-        from wsa_jax.data import dataset_info
-        from wsa_jax.merging.combine.examples import labelled_examples
-        from wsa_jax.merging.combine.learning import LearningSettings
-        from wsa_jax.models import MLP, vgg11
-        from wsa_jax.training import classification
-
         info = dataset_info("cifar10")
         module = MLP((4, 10)) if args.preset == "smoke" else vgg11(10, width=args.width)
         self.task = classification(module, info)
@@ -66,31 +64,22 @@ class Problem:
         self.key = jax.random.key(1)
 
     def np_merge(self) -> Any:
-        from wsa_jax.merging.combine.np_merge import np_merge
-
         return np_merge(
             self.key, self.task.loss, self.models[:2], self.examples, settings=self.settings
         )
 
     def fine_tune(self) -> Any:
-        from wsa_jax.merging.combine.fine_tuning import fine_tune
-
         return fine_tune(
             self.key, self.task.loss, self.models[0], self.examples, settings=self.settings
         )
 
     def many(self, count: int) -> Any:
-        from wsa_jax.merging.combine.np_merge_many import np_merge_many
-
         return np_merge_many(
             self.key, self.task.loss, self.models[:count], self.examples, settings=self.settings
         )
 
     def plain_loop(self) -> tuple[Any, tuple[Any, ...]]:
         """Fine-tuning as one would write it, batches in order; jitted, with its arguments."""
-        import jax
-        import optax
-
         optimizer, size = optax.adam(1e-3), self.settings.batch_size
 
         def run(key: Any, params: Any, examples: Any) -> Any:
@@ -126,16 +115,12 @@ def planned_copies(executable: Any, parameter_bytes: int) -> float:
 
 def memory(problem: Problem) -> dict[str, float]:
     """Copies of the parameters that each side plans, activations and examples included."""
-    import jax
 
     # Lowered through the public functions, one level of jit above: no donation at this level, so
     # results count beside arguments for both.
     def copies(function: Callable[[Any, Any, Any], Any], *arguments: Any) -> float:
         executable = jax.jit(function).lower(*arguments).compile()
         return planned_copies(executable, problem.bytes)
-
-    from wsa_jax.merging.combine.fine_tuning import fine_tune
-    from wsa_jax.merging.combine.np_merge import np_merge
 
     loss, settings = problem.task.loss, problem.settings
 
@@ -154,11 +139,8 @@ def memory(problem: Problem) -> dict[str, float]:
     }
 
 
-def measure(args: Args) -> dict[str, Any]:
+def measure(args: Args) -> Summary:
     """Take turns over all sides; return medians, spreads, ratios, memory and the line."""
-    import jax
-    import numpy as np
-
     problem = Problem(args)
     plain, arguments = problem.plain_loop()
 
@@ -176,7 +158,7 @@ def measure(args: Args) -> dict[str, Any]:
         },
         args.rounds,
     )
-    figures: dict[str, Any] = {
+    figures: Summary = {
         "benchmark": "np_merge",
         "ratios": {n: paired(times, "np_merge", n) for n in ("fine_tuning", "plain_loop")},
         **summary("milliseconds", times, 2),
@@ -206,27 +188,32 @@ def measure(args: Args) -> dict[str, Any]:
             "seconds_at_no_merge": round(float(start), 3),
         }
     return figures | {
-        "settings": {"width": args.width, "batch": args.batch, "steps": args.steps,
-                     "rounds": args.rounds},
+        "settings": {
+            "width": args.width,
+            "batch": args.batch,
+            "steps": args.steps,
+            "rounds": args.rounds,
+        },
         "jax": jax.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }  # fmt: skip
+    }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     if args.preset == "smoke":
         args = dataclasses.replace(args, batch=2, steps=1, rounds=1, models=())
     figures = measure(args)
     print_sides(
-        f"One step, ms, and memory, jax {figures['jax']}", "milliseconds", figures,
-        over="np_merge over it", digits=1,
+        f"One step, ms, and memory, jax {figures['jax']}",
+        "milliseconds",
+        figures,
+        over="np_merge over it",
+        digits=1,
         columns={"copies of parameters": figures.get("memory_copies", {})},
-    )  # fmt: skip
+    )
     if "sequential" in figures:
         print("sequential merge:", figures["sequential"])
-    report(args, figures)
+    return recorded(args, figures)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="np_merge", description=__doc__, arguments=Args, function=run)

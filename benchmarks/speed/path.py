@@ -1,29 +1,37 @@
 """A loss barrier over 25 points against 25 plain evaluations, in one alternating run.
 
-    python -m benchmarks.speed.path
+    python -m benchmarks speed path
 
 Both sides evaluate one network on the same images, in the same batches and with the same threads:
 `interpolate_path` and `loss_barrier` on one side, on the other 25 calls of
 `wsa_jax.training.evaluate`, compiled once, on models that lie ready. What is above 1 is the
 interpolation, the host's check of the weights and the loop. Times are seconds for all points,
 medians over rounds in which the sides take turns; the ratio of processor times beside that of the
-clock tells a busy machine from a slow path. The last line is one JSON object.
+clock tells a busy machine from a slow path.
 """
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
 from benchmarks.record.ledger import RESULTS
+from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import paired, summary, take_turns, timed
 from benchmarks.speed.cores import available_cores
-from benchmarks.speed.reporting import SpeedArgs, report
+from benchmarks.speed.reporting import SpeedArgs, recorded
+from wsa_jax.data.registry import DATASETS
+from wsa_jax.merging import interpolate_path, loss_barrier
+from wsa_jax.models import CNN, MLP
+from wsa_jax.training import classification, evaluate
+from wsa_jax.tree import lerp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +48,9 @@ class Args(SpeedArgs):
 
 def sides(args: Args) -> tuple[dict[str, Callable[[], Any]], Callable[[], float]]:
     """Both sides as functions that return when done, and by how much their losses differ."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from wsa_jax.data.registry import DATASETS
-    from wsa_jax.merging import interpolate_path, loss_barrier
-    from wsa_jax.models import CNN, MLP
-    from wsa_jax.training import classification, evaluate
-    from wsa_jax.tree import lerp
-
-    module: Any = MLP(features=(256, 256, 10)) if args.network == "mlp" else CNN(num_classes=10)
+    module: nn.Module = (
+        MLP(features=(256, 256, 10)) if args.network == "mlp" else CNN(num_classes=10)
+    )
     task = classification(module, DATASETS["cifar10"])
     (first, _), (second, _) = (task.init(jax.random.key(seed)) for seed in (0, 1))
     rng = np.random.default_rng(0)
@@ -73,10 +73,8 @@ def sides(args: Args) -> tuple[dict[str, Callable[[], Any]], Callable[[], float]
     return {"barrier": barrier, "plain": plain}, difference
 
 
-def measure(args: Args) -> dict[str, Any]:
+def measure(args: Args) -> Summary:
     """Take turns; return medians, spreads and the ratio."""
-    import jax
-
     both, difference = sides(args)
     turns = take_turns(
         {name: lambda side=side: timed(side)[1:] for name, side in both.items()}, args.rounds
@@ -103,15 +101,13 @@ def measure(args: Args) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     if args.preset == "smoke":
         args = dataclasses.replace(args, network="mlp", examples=20, points=3, rounds=1)
     figures = measure(args)
     for name, seconds in figures["seconds"].items():
         print(f"{name}: {1000 * seconds:.1f} ms for {figures['settings']['points']} points")
-    report(args, figures)
+    return recorded(args, figures)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="path", description=__doc__, arguments=Args, function=run)

@@ -1,14 +1,17 @@
 """What the speed scripts share around measuring: settings, the table, and the row of a ledger."""
 
 import functools
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.table import Table
+
 from benchmarks.record.ledger import Ledger, provenance
+from benchmarks.refused import RefusedError
+from benchmarks.script import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class SpeedArgs:
 
     def __post_init__(self):
         if self.rounds < 1:
-            sys.exit(f"--rounds {self.rounds}: give at least 1")
+            raise RefusedError(f"--rounds {self.rounds}: give at least 1")
 
 
 class Recorder:
@@ -38,7 +41,7 @@ class Recorder:
         # Not before the first row: to name its devices JAX starts, and takes memory, here too.
         return provenance()
 
-    def write(self, figures: dict[str, Any]) -> None:
+    def write(self, figures: Summary) -> None:
         if self._args.preset == "smoke":
             return
         where = self._provenance
@@ -46,16 +49,16 @@ class Recorder:
         Ledger(self._args.results).write({"id": identity} | figures | where)
 
 
-def report(args: SpeedArgs, figures: dict[str, Any]) -> None:
-    """Record the figures, and end the output in them, as one JSON object."""
+def recorded(args: SpeedArgs, figures: Summary) -> Summary:
+    """The figures, after they were recorded."""
     Recorder(args).write(figures)
-    print(json.dumps(figures))
+    return figures
 
 
 def print_sides(
     title: str,
     unit: str,
-    figures: dict[str, Any],
+    figures: Summary,
     *,
     over: str,
     digits: int,
@@ -71,9 +74,6 @@ def print_sides(
       digits: decimals of times.
       columns: more values by side, by heading.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     columns = {over: figures["ratios"]} | dict(columns or {})
     table = Table(title=title)
     for heading in ("", "median", "least", "greatest", *columns):

@@ -1,7 +1,7 @@
 """A cost model of one federated round, fitted to the recorded curves, and what it predicts.
 
-    python -m benchmarks.speed.federated_round --scaling
-    python -m benchmarks.speed.scale_model
+    python -m benchmarks speed federated_round --scaling
+    python -m benchmarks speed scale_model
 
 For S sampled of C clients on D devices, a round takes
 
@@ -14,20 +14,19 @@ seconds and each device holds
 bytes. The fixed part and t are fitted to this machine's curves by least squares. For an
 accelerator they, the links and the memory are settings, printed beside what follows from them:
 assumptions, not measurements. "Data streamed" marks rounds whose examples fit no device: the
-library keeps all of them there today. The last line is one JSON object.
+library keeps all of them there today.
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tyro
 
 from benchmarks.record.ledger import RESULTS, Ledger
+from benchmarks.record.statistics import Row
+from benchmarks.script import Command, Summary
 
 MIB = 2**20
 CNN_BYTES = 4 * 744_330
@@ -80,7 +79,7 @@ class Prediction:
         return sum(self.seconds.values())
 
 
-def fit(points: list[dict[str, Any]], steps: int) -> tuple[float, float]:
+def fit(points: list[Row], steps: int) -> tuple[float, float]:
     """Fixed seconds of a round and seconds of a step, by least squares on relative errors."""
     participants = np.array([point["participants"] for point in points], float)
     seconds = np.array([point["seconds"] for point in points])
@@ -89,7 +88,7 @@ def fit(points: list[dict[str, Any]], steps: int) -> tuple[float, float]:
     return float(fixed), float(step)
 
 
-def fit_memory(points: list[dict[str, Any]]) -> tuple[float, float]:
+def fit_memory(points: list[Row]) -> tuple[float, float]:
     """MiB of a process, and MiB more for each client, where ten take part."""
     few = [point for point in points if point["participants"] == 10]
     clients = np.array([point["clients"] for point in few], float)
@@ -98,9 +97,15 @@ def fit_memory(points: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def predict(
-    machine: Machine, sampled: int, devices: int, *, clients: int, steps: int, examples: int,
+    machine: Machine,
+    sampled: int,
+    devices: int,
+    *,
+    clients: int,
+    steps: int,
+    examples: int,
     state_bytes: int = 0,
-) -> Prediction:  # fmt: skip
+) -> Prediction:
     """One round of `map` clients on every device, with the data on the device if it fits."""
     block = math.ceil(sampled / devices)
     hops = math.ceil(math.log2(devices)) if devices > 1 else 0
@@ -128,17 +133,22 @@ def predict(
     return Prediction(seconds=seconds, memory=memory, fits=sum(memory.values()) <= machine.memory)
 
 
-def rows_of(machine: Machine, args: Args) -> list[dict[str, Any]]:
+def rows_of(machine: Machine, args: Args) -> list[Row]:
     """Predictions for 1,000 to 1,000,000 sampled clients, a tenth of all, on 1 to 256 devices."""
     rows = []
     for sampled in (10**3, 10**4, 10**5, 10**6):
         for devices in (1, 8, 64, 256):
-            row: dict[str, Any] = {"sampled": sampled, "devices": devices}
+            row: Row = {"sampled": sampled, "devices": devices}
             for name, state in (("fed_avg", 0), ("scaffold", CNN_BYTES)):
                 found = predict(
-                    machine, sampled, devices, clients=10 * sampled, steps=args.steps,
-                    examples=args.examples, state_bytes=state,
-                )  # fmt: skip
+                    machine,
+                    sampled,
+                    devices,
+                    clients=10 * sampled,
+                    steps=args.steps,
+                    examples=args.examples,
+                    state_bytes=state,
+                )
                 most = max(found.seconds, key=lambda part: found.seconds[part])
                 largest = max(found.memory, key=lambda part: found.memory[part])
                 row[name] = {
@@ -153,7 +163,7 @@ def rows_of(machine: Machine, args: Args) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[Row]) -> str:
     lines = [
         "| sampled, of ten times as many | devices | FedAvg, s | most of it | GiB a device "
         "| SCAFFOLD, s | most of it | GiB a device |",
@@ -171,8 +181,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def fitted_curve(row: Row) -> Summary:
+    """The costs that a recorded curve has, and how far the curve is from them."""
+    fixed, step = fit(row["points"], row["steps"])
+    base, slope = fit_memory(row["points"])
+    errors = [
+        abs(fixed + point["participants"] * row["steps"] * step - point["seconds"])
+        / point["seconds"]
+        for point in row["points"]
+    ]
+    return {
+        "fixed_seconds": round(fixed, 4),
+        "step_seconds": round(step, 5),
+        "largest_error": round(max(errors), 3),
+        "base_mib": round(base),
+        "mib_a_client": round(slope, 4),
+    }
+
+
+def run(args: Args) -> Summary:
     curves = {
         row["algorithm"]: row
         for row in Ledger(args.results).rows()
@@ -181,37 +208,27 @@ def main(argv: list[str] | None = None) -> None:
     if not curves:
         sys.exit(
             f"{args.results} holds no finished curve; make one with "
-            "python -m benchmarks.speed.federated_round --scaling"
+            "python -m benchmarks speed federated_round --scaling"
         )
-    fitted: dict[str, Any] = {}
-    for name, row in curves.items():
-        fixed, step = fit(row["points"], row["steps"])
-        base, slope = fit_memory(row["points"])
-        errors = [
-            abs(fixed + point["participants"] * row["steps"] * step - point["seconds"])
-            / point["seconds"]
-            for point in row["points"]
-        ]
-        fitted[name] = {
-            "fixed_seconds": round(fixed, 4), "step_seconds": round(step, 5),
-            "largest_error": round(max(errors), 3), "base_mib": round(base),
-            "mib_a_client": round(slope, 4),
-        }  # fmt: skip
+    fitted = {name: fitted_curve(row) for name, row in curves.items()}
+    for name, costs in fitted.items():
         print(
-            f"{name}: a round of this machine = {fixed:.3f} s + participants x steps x "
-            f"{1000 * step:.2f} ms (largest error {max(errors):.0%}); memory = {base:.0f} MiB + "
-            f"{slope:.3f} MiB a client"
+            f"{name}: a round of this machine = {costs['fixed_seconds']:.3f} s + participants x "
+            f"steps x {1000 * costs['step_seconds']:.2f} ms (largest error "
+            f"{costs['largest_error']:.0%}); memory = {costs['base_mib']:.0f} MiB + "
+            f"{costs['mib_a_client']:.3f} MiB a client"
         )
     machine = Machine(
-        step_seconds=args.step_seconds, fixed_seconds=args.fixed_seconds,
-        memory=args.memory_gib * 2**30, link=args.link_gb * 1e9, latency=args.latency,
+        step_seconds=args.step_seconds,
+        fixed_seconds=args.fixed_seconds,
+        memory=args.memory_gib * 2**30,
+        link=args.link_gb * 1e9,
+        latency=args.latency,
         host=args.host_gb * 1e9,
-    )  # fmt: skip
+    )
     rows = rows_of(machine, args)
     print(f"\nAssumed accelerator: {machine}\n\n{markdown(rows)}")
-    figures = {"benchmark": "scale_model", "ratios": {}, "fitted": fitted, "predicted": rows}
-    print(json.dumps(figures))
+    return {"ratios": {}, "fitted": fitted, "predicted": rows}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="scale_model", description=__doc__, arguments=Args, function=run)

@@ -1,7 +1,8 @@
-"""The scenarios of `benchmarks.speed.federated_round`, and how one of them is measured."""
+"""The scenarios of `speed federated_round`, and how one of them is measured."""
 
 import contextlib
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,19 @@ import numpy as np
 from benchmarks.speed.alternating import PeerError, leaving_out, ratios, summary, take_turns
 from benchmarks.speed.peers.side import Kind, Side, environment
 from benchmarks.speed.peers.turns import Data, Scenario, save
+from wsa_jax.data import Dataset
 
 ScenarioName = Literal["silo", "small_clients"]
 SideName = Literal[
-    "ours", "ours_wsa", "ours_vmap", "torch_channels_last", "torch_default", "pfl", "flower",
+    "ours",
+    "ours_wsa",
+    "ours_vmap",
+    "torch_channels_last",
+    "torch_default",
+    "pfl",
+    "flower",
     "fedjax",
-]  # fmt: skip
+]
 SIDES: dict[str, Kind] = {
     "ours": Kind("ours", "wsa_jax"),
     "ours_wsa": Kind("ours", "wsa_jax", "wsa"),
@@ -26,34 +34,55 @@ SIDES: dict[str, Kind] = {
     "flower": Kind("flower_peer", "flwr"),
     "fedjax": Kind("fedjax_peer", "fedjax"),
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "silo": {
-        "clients": 10, "participants": 10, "steps": 20, "batch": 50, "learning_rate": 0.01,
-    },
-    "small_clients": {
-        "clients": 1000, "participants": 50, "steps": 5, "batch": 10, "learning_rate": 0.1,
-    },
-    "smoke": {"clients": 2, "participants": 2, "steps": 1, "batch": 10, "learning_rate": 0.1},
-}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Who trains how in one round."""
+
+    clients: int
+    participants: int
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+SHAPES: dict[str, Shape] = {
+    "silo": Shape(clients=10, participants=10, steps=20, batch=50, learning_rate=0.01),
+    "small_clients": Shape(clients=1000, participants=50, steps=5, batch=10, learning_rate=0.1),
+    "smoke": Shape(clients=2, participants=2, steps=1, batch=10, learning_rate=0.1),
+}
 
 
 def make_scenario(
-    shape: dict[str, Any], dataset: Any, folder: str, *, rounds: int, threads: int
+    shape: Shape,
+    dataset: Dataset,
+    folder: str,
+    *,
+    rounds: int,
+    threads: int,
+    algorithm: str = "fed_avg",
 ) -> Scenario:
     """The scenario with its data dealt out and written to a folder; all clients hold equally many.
 
     As the examples are drawn without replacement, a client must hold as many as it trains on.
     """
-    clients = shape["clients"]
+    clients = shape.clients
     each = len(dataset) // clients
     order = np.random.default_rng(0).permutation(len(dataset))[: clients * each]
     indices = np.sort(order.reshape(clients, each), axis=1).astype(np.int32)
     save(Data(dataset.images, dataset.labels, indices), folder)
     info = dataset.info
     return Scenario(
-        **shape, rounds=rounds + 1, threads=threads, data=folder,
-        mean=info.mean, std=info.std, scale=info.scale,
-    )  # fmt: skip
+        **dataclasses.asdict(shape),
+        rounds=rounds + 1,
+        threads=threads,
+        data=folder,
+        mean=info.mean,
+        std=info.std,
+        scale=info.scale,
+        algorithm=algorithm,
+    )
 
 
 def start(name: str, scenario: Scenario, peers: Path) -> Side:

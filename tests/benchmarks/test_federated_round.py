@@ -1,5 +1,6 @@
 """The whole-round benchmark runs, and ends in one JSON object; how fast it is is no test."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -22,7 +23,7 @@ def last_line(capsys) -> dict:
 
 def test_smoke_measures_ours_in_turns_and_records_nothing(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
-    federated_round.main(["--preset", "smoke", "--results", str(rows)])
+    federated_round.SCRIPT(["--preset", "smoke", "--results", str(rows)])
     figures = last_line(capsys)
     assert figures["ratios"]["wsa_over_plain"] > 0
     for field in ("seconds", "startup_seconds", "compile_seconds", "peak_mib", "loss"):
@@ -63,7 +64,7 @@ def failing(monkeypatch):
             pass
 
     digits = load_dataset("digits")
-    monkeypatch.setattr("wsa_jax.data.load_dataset", lambda name, split: digits)
+    monkeypatch.setattr(federated_round, "load_dataset", lambda name, split: digits)
     monkeypatch.setattr(scenarios, "environment", lambda kind, peers: sys.executable)
     monkeypatch.setattr(scenarios, "Side", FakeSide)
     return failing
@@ -73,7 +74,7 @@ class TestFailures:
     @pytest.mark.parametrize("when", ["start", "round", "finish"])
     def test_peer_is_left_out_and_the_others_stay(self, when, failing, tmp_path, capsys):
         failing.add(("flower_peer", 1000, when))
-        federated_round.main(["--results", str(tmp_path / "rows.jsonl")])
+        federated_round.SCRIPT(["--results", str(tmp_path / "rows.jsonl")])
         figures = last_line(capsys)
         assert figures["ratios"]["flower"] == 0.5
         small = figures["small_clients"]
@@ -88,7 +89,7 @@ class TestFailures:
     def test_ours_raises_and_a_finished_scenario_stays(self, failing, tmp_path):
         failing.add(("ours", 1000, "round"))
         with pytest.raises(RuntimeError, match="ours failed: it died"):
-            federated_round.main(["--results", str(tmp_path / "rows.jsonl")])
+            federated_round.SCRIPT(["--results", str(tmp_path / "rows.jsonl")])
         (row,) = Ledger(tmp_path / "rows.jsonl").rows()
         assert row["ratios"]["pfl"] == 0.5
         assert row["unfinished"]
@@ -96,13 +97,13 @@ class TestFailures:
     def test_points_of_a_curve_stay(self, failing, tmp_path):
         failing.add(("ours", 100, "start"))
         with pytest.raises(RuntimeError, match="ours failed: it died"):
-            federated_round.main(["--scaling", "--results", str(tmp_path / "rows.jsonl")])
+            federated_round.SCRIPT(["--scaling", "--results", str(tmp_path / "rows.jsonl")])
         (row,) = Ledger(tmp_path / "rows.jsonl").rows()
         assert [point["clients"] for point in row["points"]] == [10, 30]
         assert row["unfinished"]
 
     def test_process_that_does_not_start_says_why_in_one_line(self):
-        scenario = Scenario(**scenarios.SHAPES["smoke"], rounds=1, threads=1)
+        scenario = Scenario(**dataclasses.asdict(scenarios.SHAPES["smoke"]), rounds=1, threads=1)
         with pytest.raises(PeerError) as failure:
             Side(sys.executable, Kind("nowhere", "numpy"), scenario)
         (line,) = str(failure.value).splitlines()
@@ -117,21 +118,21 @@ class TestFailures:
 class TestSettings:
     def test_curve_has_ratios_too(self, failing, tmp_path, capsys):
         results = str(tmp_path / "rows.jsonl")
-        federated_round.main(["--scaling", "--algorithm", "scaffold", "--results", results])
+        federated_round.SCRIPT(["--scaling", "--algorithm", "scaffold", "--results", results])
         figures = last_line(capsys)
         assert figures["ratios"] == {}
         assert len(figures["points"]) == len(federated_round.SCALING)
 
     def test_small_clients_alone_have_their_ratios_at_the_top(self, failing, tmp_path, capsys):
         results = str(tmp_path / "rows.jsonl")
-        federated_round.main(["--scenarios", "small_clients", "--results", results])
+        federated_round.SCRIPT(["--scenarios", "small_clients", "--results", results])
         figures = last_line(capsys)
         assert figures["ratios"] == figures["small_clients"]["ratios"]
         assert figures["ratios"]["vmap_over_map"] == 1
 
     def test_says_that_vmap_is_not_measured_in_the_silo(self, failing, tmp_path, capsys):
         arguments = ["--scenarios", "silo", "--sides", "ours_vmap"]
-        federated_round.main([*arguments, "--results", str(tmp_path / "rows.jsonl")])
+        federated_round.SCRIPT([*arguments, "--results", str(tmp_path / "rows.jsonl")])
         assert "small_clients alone" in last_line(capsys)["left_out"]["ours_vmap"]
 
     @pytest.mark.parametrize(
@@ -145,13 +146,13 @@ class TestSettings:
     )
     def test_refuses_what_would_go_unused(self, arguments, message):
         with pytest.raises(SystemExit, match=message) as refusal:
-            federated_round.main(arguments.split())
+            federated_round.SCRIPT(arguments.split())
         assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize("setting", ["--sides", "--scenarios", "--algorithm"])
     def test_refuses_unknown_names(self, setting, capsys):
         with pytest.raises(SystemExit):
-            federated_round.main([setting, "unknown"])
+            federated_round.SCRIPT([setting, "unknown"])
         assert "unknown" in capsys.readouterr().err
 
     def test_every_name_of_a_side_or_a_scenario_is_one(self):
@@ -161,9 +162,9 @@ class TestSettings:
 
 def test_scenarios_deal_every_client_enough_examples_to_train_on():
     for shape in scenarios.SHAPES.values():
-        examples = 1442 if shape["clients"] == 2 else 50_000
-        assert examples // shape["clients"] >= shape["steps"] * shape["batch"]
-        assert shape["participants"] <= shape["clients"]
+        examples = 1442 if shape.clients == 2 else 50_000
+        assert examples // shape.clients >= shape.steps * shape.batch
+        assert shape.participants <= shape.clients
 
 
 def test_data_and_scenario_survive_the_way_to_a_side(tmp_path, monkeypatch):
@@ -172,7 +173,11 @@ def test_data_and_scenario_survive_the_way_to_a_side(tmp_path, monkeypatch):
     for sent, received in zip(data, load(str(tmp_path)), strict=True):
         np.testing.assert_array_equal(sent, received)
     scenario = Scenario(
-        **scenarios.SHAPES["silo"], rounds=1, threads=2, data=str(tmp_path), variant="wsa"
+        **dataclasses.asdict(scenarios.SHAPES["silo"]),
+        rounds=1,
+        threads=2,
+        data=str(tmp_path),
+        variant="wsa",
     )
     monkeypatch.setattr(sys, "argv", ["ours", scenario.to_json()])
     received = Scenario.from_argv()

@@ -16,7 +16,7 @@ def last_line(capsys) -> dict:
 
 
 def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsys):
-    client_step.main(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
+    client_step.SCRIPT(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
     figures = last_line(capsys)
     assert figures["ratios"]["wsa_over_plain"] > 0
     assert figures["torch"] == (importlib.util.find_spec("torch") is not None)
@@ -41,7 +41,7 @@ class TestThreads:
 
         monkeypatch.setattr(script, measuring, look)
         with pytest.raises(RuntimeError, match="1 of the cores"):
-            script.main(["--preset", "smoke", "--threads", "1"])
+            script.SCRIPT(["--preset", "smoke", "--threads", "1"])
 
     def test_default_is_the_cores_this_process_may_use(self, cores):
         os.sched_setaffinity(0, {min(cores)})
@@ -52,7 +52,7 @@ class TestThreads:
     def test_more_than_the_cores_is_refused(self, script, threads):
         message = f"--threads {threads}: give 1 to [0-9]+, the cores this process may use"
         with pytest.raises(SystemExit, match=message):
-            script.main(["--preset", "smoke", "--threads", threads])
+            script.SCRIPT(["--preset", "smoke", "--threads", threads])
 
 
 class TestTurns:
@@ -85,7 +85,7 @@ class TestTurns:
 
 
 def test_import_time_ends_in_a_ratio(capsys):
-    import_time.main(["--runs", "1"])
+    import_time.SCRIPT(["--runs", "1"])
     assert last_line(capsys)["ratios"]["jax_flax_optax"] > 0
 
 
@@ -109,7 +109,7 @@ class TestScaleModel:
         row = {"id": "a", "benchmark": "federated_scaling", "algorithm": "fed_avg", "steps": 5}
         Ledger(path).write(row | {"points": curve})
         Ledger(path).write(row | {"id": "b", "points": curve[:1], "unfinished": True})
-        scale_model.main(["--results", str(path)])
+        scale_model.SCRIPT(["--results", str(path)])
         figures = last_line(capsys)
         assert figures["ratios"] == {}
         fitted = figures["fitted"]["fed_avg"]
@@ -135,4 +135,4 @@ class TestScaleModel:
 
     def test_without_a_curve(self, tmp_path):
         with pytest.raises(SystemExit, match="holds no finished curve; make one with"):
-            scale_model.main(["--results", str(tmp_path / "none.jsonl")])
+            scale_model.SCRIPT(["--results", str(tmp_path / "none.jsonl")])

@@ -1,4 +1,4 @@
-"""Make the virtual environment of each peer that `benchmarks.speed.federated_round` measures.
+"""Make the virtual environment of each peer that `speed federated_round` measures.
 
     python benchmarks/speed/peers/make_venvs.py --folder .peers [--python PYTHON3.11] [pfl ...]
 

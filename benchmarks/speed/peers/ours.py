@@ -19,9 +19,15 @@ ALGORITHMS: dict[str, Callable[[], FederatedAlgorithm]] = {"fed_avg": fed_avg, "
 
 def make_task(scenario: Scenario, image_shape: tuple[int, int, int]) -> Task:
     info = DatasetInfo(
-        name="benchmark", num_classes=10, image_shape=image_shape, splits=("train",),
-        mean=tuple(scenario.mean), std=tuple(scenario.std), scale=scenario.scale, source="folder",
-    )  # fmt: skip
+        name="benchmark",
+        num_classes=10,
+        image_shape=image_shape,
+        splits=("train",),
+        mean=tuple(scenario.mean),
+        std=tuple(scenario.std),
+        scale=scenario.scale,
+        source="folder",
+    )
     # Images too small for the CNN are those of the smoke test.
     module = CNN(num_classes=10) if image_shape[0] >= 16 else MLP(features=(16, 10))
     return classification(module, info)
@@ -56,9 +62,7 @@ def main() -> None:
     )
     compiled = compile_seconds()
     state = result.state
-    sums = evaluate(
-        task, state.params, state.model_state, images[:EVALUATED], labels[:EVALUATED]
-    )  # fmt: skip
+    sums = evaluate(task, state.params, state.model_state, images[:EVALUATED], labels[:EVALUATED])
     turns.finish(float(sums.loss / sums.count), compile_seconds=compiled)
 
 

@@ -66,9 +66,13 @@ class Side:
         with self._messages.open("w") as messages:
             self._process = subprocess.Popen(
                 [python, "-m", f"benchmarks.speed.peers.{kind.module}", text],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True,
-                cwd=ROOT.parent, env=os.environ | {"PYTHONPATH": path},
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                text=True,
+                cwd=ROOT.parent,
+                env=os.environ | {"PYTHONPATH": path},
+            )
         self._read()
         # Import, reading the data, compilation and the first round.
         self.startup = time.perf_counter() - begin

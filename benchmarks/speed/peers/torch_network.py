@@ -31,11 +31,19 @@ class Prepare(nn.Module):
 def federated_cnn() -> nn.Sequential:
     """In the order our own has: a pool before its ReLU is the cheaper one."""
     return nn.Sequential(
-        nn.Conv2d(3, 32, 5), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(3, 32, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(1600, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, 10),
-    )  # fmt: skip
+        nn.Linear(1600, 384),
+        nn.ReLU(),
+        nn.Linear(384, 192),
+        nn.ReLU(),
+        nn.Linear(192, 10),
+    )
 
 
 def make_model(scenario: Scenario, layout: torch.memory_format) -> nn.Sequential:
@@ -64,9 +72,12 @@ def fit(
 
 
 def train(
-    model: nn.Module, scenario: Scenario, images: torch.Tensor, labels: torch.Tensor,
+    model: nn.Module,
+    scenario: Scenario,
+    images: torch.Tensor,
+    labels: torch.Tensor,
     rows: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     """Local training of one client on its rows, in place."""
     fit(model, scenario, ((images[batch], labels[batch]) for batch in torch.from_numpy(rows)))
 

@@ -1,4 +1,4 @@
-"""The PyTorch side of `benchmarks.speed.client_step`: the same local steps, as a plain loop.
+"""The PyTorch side of `speed client_step`: the same local steps, as a plain loop.
 
 The model and its data are made outside the clock, as ours are arguments that lie ready.
 """

@@ -1,0 +1,74 @@
+"""Every script by name, and the module that holds it.
+
+Modules are imported when they are asked for: a timing must not wait for what it does not measure.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+
+from benchmarks.refused import RefusedError
+from benchmarks.script import Script
+
+EXPERIMENTS: Mapping[str, str] = {
+    "federated": "federated.grid",
+    "table2_cross_silo": "federated.table2_cross_silo",
+    "table3_cross_device": "federated.table3_cross_device",
+    "fig9_vgg8": "federated.fig9_vgg8",
+    "fig10_windows": "federated.fig10_windows",
+    "fig11_scope_trajectories": "federated.fig11_scope_trajectories",
+    "fig12_predefined_targets": "federated.fig12_predefined_targets",
+    "strength_sweep": "federated.strength_sweep",
+    "extreme_noniid": "federated.extreme_noniid",
+    "rounds_to_accuracy": "federated.rounds_to_accuracy",
+    "best_against_best": "federated.best_against_best",
+    "fig4_scaling": "merging.fig4_scaling",
+    "fig6_rebasin": "merging.fig6_rebasin",
+    "fig7_landscape": "merging.fig7_landscape",
+    "np_merge_table": "merging.np_merge_table",
+    "np_merge_data": "merging.np_merge_data",
+    "np_merge_many": "merging.np_merge_many",
+    "coefficients": "merging.coefficients",
+    "np_merge_federated": "federated.np_merge_federated",
+}
+"""Tables and figures, in the order of RESULTS.md."""
+
+TIMINGS: Mapping[str, str] = {
+    "client_step": "speed.client_step",
+    "federated_round": "speed.federated_round",
+    "matching": "speed.matching",
+    "np_merge": "speed.np_merge",
+    "path": "speed.path",
+    "import_time": "speed.import_time",
+    "scale_model": "speed.scale_model",
+}
+
+TOOLS: Mapping[str, str] = {
+    "report": "federated.report",
+    "import-rows": "federated.import_rows",
+}
+
+
+def full_name(given: str, names: Iterable[str]) -> str:
+    """The one of the names that is meant: itself, or the only one that begins like that.
+
+    >>> full_name("table2", EXPERIMENTS), full_name("import_rows", TOOLS)
+    ('table2_cross_silo', 'import-rows')
+    >>> full_name("fig1", EXPERIMENTS)
+    Traceback (most recent call last):
+    benchmarks.refused.RefusedError: fig1 begins fig10_windows, fig11_scope_trajectories, ...
+    """
+    spelled = {name.replace("-", "_"): name for name in names}
+    wanted = given.replace("-", "_")
+    if wanted in spelled:
+        return spelled[wanted]
+    found = [name for plain, name in spelled.items() if wanted and plain.startswith(wanted)]
+    if len(found) > 1:
+        raise RefusedError(f"{given} begins {', '.join(found)}; give more of the one you mean")
+    if not found:
+        raise RefusedError(f"{given!r} is unknown; give one of {', '.join(spelled.values())}")
+    return found[0]
+
+
+def script(name: str, modules: Mapping[str, str] = EXPERIMENTS) -> Script:
+    """The script of a full name."""
+    return importlib.import_module(f"benchmarks.{modules[name]}").SCRIPT
