@@ -15,19 +15,20 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 from benchmarks.refused import RefusedError
 from benchmarks.registry import EXPERIMENTS, TIMINGS, TOOLS, full_name, script
+from benchmarks.script import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListArgs:
     """What to list."""
 
-    preset: Literal["smoke", "short", "cpu", "paper"] = "cpu"
+    preset: Preset = "cpu"
     """Whose cells to count."""
 
 
@@ -38,13 +39,14 @@ def list_all(args: ListArgs) -> None:
     for name in EXPERIMENTS:
         state = script(name).state(args.preset)
         first = script(name).description.splitlines()[0]
-        print(f"  {name:<25} {state or '':>13}  {first}")
+        told = "" if state is None else str(state)
+        print(f"  {name:<25} {told:>15}  {first}")
         if state is not None:
             rows[name] = {"recorded": state.recorded, "asked": state.asked, "more": state.more}
     for title, names in (("Timings: speed NAME", TIMINGS), ("Tools", TOOLS)):
         print(f"\n{title}\n")
         for name in names:
-            print(f"  {name:<25} {'':>13}  {script(name, names).description.splitlines()[0]}")
+            print(f"  {name:<25} {'':>15}  {script(name, names).description.splitlines()[0]}")
     print(f"\n{json.dumps({'benchmark': 'list', 'preset': args.preset, 'cells': rows})}")
 
 

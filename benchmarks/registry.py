@@ -11,6 +11,7 @@ from benchmarks.script import Script
 
 EXPERIMENTS: Mapping[str, str] = {
     "federated": "federated.grid",
+    "standard_problem": "federated.standard_problem",
     "table2_cross_silo": "federated.table2_cross_silo",
     "table3_cross_device": "federated.table3_cross_device",
     "fig9_vgg8": "federated.fig9_vgg8",
@@ -65,7 +66,8 @@ def full_name(given: str, names: Iterable[str]) -> str:
     if len(found) > 1:
         raise RefusedError(f"{given} begins {', '.join(found)}; give more of the one you mean")
     if not found:
-        raise RefusedError(f"{given!r} is unknown; give one of {', '.join(spelled.values())}")
+        unknown = f"{given} is unknown" if given else "a name is missing"
+        raise RefusedError(f"{unknown}; give one of {', '.join(spelled.values())}")
     return found[0]
 
 

@@ -5,10 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
+Preset = Literal["smoke", "short", "cpu", "paper"]
+"""How large: smoke in seconds, short in an hour, cpu on two cores, paper in full."""
 Summary = dict[str, Any]
 """The main figures of a run, as its last line prints them."""
 
@@ -40,7 +42,7 @@ class Script(abc.ABC):
     def run(self, args: Any) -> Summary:
         """Do the work, print what it found, return the figures of the last line."""
 
-    def state(self, preset: str) -> State | None:
+    def state(self, preset: Preset) -> State | None:
         """How much of a preset is on record; None where nothing of that kind is recorded."""
         return None
 
@@ -60,6 +62,11 @@ class Command(Script):
     """A script of one function."""
 
     function: Callable[[Any], Summary]
+    count: Callable[[Preset], State | None] | None = None
+    """How much of a preset is on record."""
 
     def run(self, args: Any) -> Summary:
         return self.function(args)
+
+    def state(self, preset: Preset) -> State | None:
+        return None if self.count is None else self.count(preset)

@@ -1,6 +1,6 @@
 """Is there a gain once both sides are tuned? What 'confirmed' means for WSA.
 
-    python -m benchmarks.best_against_best [--preset smoke|short|cpu|paper]
+    python -m benchmarks best_against_best [--preset smoke|short|cpu|paper]
 
 FedAvg and FedAvg +WSA each get the same number of trials, scored by the last accuracy on a
 validation split (a tenth of the training data): the baseline over learning rates and
@@ -15,21 +15,21 @@ seeds, the MLP on digits.
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import tyro
+from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import Comparison, paired_curves
 from benchmarks.federated.experiment import (
     CommonArgs,
+    cells_state,
     comparison_table,
     data_name,
+    failures,
     ordered_cells,
     print_states,
     recorded,
@@ -38,8 +38,10 @@ from benchmarks.federated.experiment import (
 from benchmarks.federated.figures import RowsOf
 from benchmarks.federated.run_cells import run_cells
 from benchmarks.record.figures import panels
-from benchmarks.record.ledger import Ledger, is_finished
+from benchmarks.record.ledger import RESULTS, Ledger, is_finished
 from benchmarks.record.statistics import Row, markdown_table, mean_and_error, verdict
+from benchmarks.refused import RefusedError
+from benchmarks.script import Command, Preset, State, Summary
 from wsa_jax.plots import PALETTE
 
 INITS = ("he", "reference")
@@ -141,10 +143,10 @@ def trial_table(args: CommonArgs, rows_of: RowsOf) -> str:
     return markdown_table(["trial", "rounds", "validation accuracy, %"], lines)
 
 
-def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> dict[str, Any]:
+def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> Summary:
     """Mean paired difference on the test set, its standard error and the verdict."""
     sides = [rows_of(cell) for cell in (comparison.baseline, comparison.treated)]
-    found: dict[str, Any] = {"setting": comparison.label, "seeds": list(seeds)}
+    found: Summary = {"setting": comparison.label, "seeds": list(seeds)}
     if any(not is_finished(row) for side in sides for row in side) or any(
         len(side) < len(seeds) for side in sides
     ):
@@ -158,7 +160,7 @@ def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> d
     }  # fmt: skip
 
 
-def figure(args: CommonArgs, trial_rows: RowsOf, result: dict[str, Any]) -> Any:
+def figure(args: CommonArgs, trial_rows: RowsOf, result: Summary) -> Figure:
     """Trials by learning rate, and the winners' paired difference on each seed."""
     picture, (left, right) = panels(2)
     for side, (name, marker) in enumerate((("FedAvg", "o"), ("FedAvg +WSA", "^"))):
@@ -198,27 +200,38 @@ def figure(args: CommonArgs, trial_rows: RowsOf, result: dict[str, Any]) -> Any:
     return picture
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(CommonArgs, args=argv, description=__doc__)
+def count(preset: Preset) -> State | None:
+    """The trials and, where their winners are known, both of them on the seeds of the test."""
+    if preset not in GRIDS:
+        return None
+    args = dataclasses.replace(CommonArgs(), preset=preset)
+    cells = [cell for side in trials(args) for cell in side]
+    comparison = final(args, Ledger(RESULTS / "federated.jsonl"))
+    if comparison is None:
+        return cells_state(cells, more=True)
+    return cells_state([*cells, *ordered_cells([comparison], GRIDS[args.preset].seeds)])
+
+
+def run(args: CommonArgs) -> Summary:
     options, ledger, output = resolve(args)
     seeds = args.seed or GRIDS[args.preset].seeds
     if 0 in seeds:
-        sys.exit("seed 0 chose the settings; give other seeds for the test")
+        raise RefusedError("seed 0 chose the settings; give other seeds for the test")
     cells = [cell for side in trials(args) for cell in side]
-    last: dict[str, Any] = {"benchmark": "best_against_best", "preset": args.preset}
+    last: Summary = {"preset": args.preset}
+    made: list[Row] = []
     if not (args.dry_run or args.report_only):
-        run_cells(cells, options, ledger)
+        made += run_cells(cells, options, ledger)
     comparison = final(args, ledger)
     finals = [] if comparison is None else ordered_cells([comparison], seeds)
     if args.dry_run:
-        print_states([*cells, *finals], ledger, args.data_dir, last)
-        return
+        return last | print_states([*cells, *finals], ledger, args.data_dir)
     if not args.report_only:
-        run_cells(finals, options, ledger)
+        made += run_cells(finals, options, ledger)
 
     trial_rows, test_rows = recorded(ledger, (0,)), recorded(ledger, seeds)
     print(f"\n## Best against best\n\n{trial_table(args, trial_rows)}\n")
-    result: dict[str, Any] = {"setting": None, "seeds": list(seeds), "verdict": "open"}
+    result: Summary = {"setting": None, "seeds": list(seeds), "verdict": "open"}
     if comparison is not None:
         print(comparison_table([comparison], test_rows))
         result = decision(comparison, test_rows, seeds)
@@ -231,8 +244,9 @@ def main(argv: list[str] | None = None) -> None:
     path = output / "best_against_best.png"
     figure(args, trial_rows, result).savefig(path, dpi=150)
     print(f"figure: {path}")
-    print(json.dumps(last | {"figure": str(path)} | result))
+    return last | {"figure": str(path)} | result | failures(made)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(
+    name="best_against_best", description=__doc__, arguments=CommonArgs, function=run, count=count
+)

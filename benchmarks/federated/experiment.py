@@ -5,15 +5,14 @@ scripts through one ledger: a cell that one table has run, no other runs again.
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import tyro
+from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES, PRESETS, Cell
 from benchmarks.federated.comparison import (
@@ -29,8 +28,8 @@ from benchmarks.federated.run_cells import RunOptions, run_cells
 from benchmarks.record.data import missing_data
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.record.statistics import Row, markdown_table, signed, spread
-
-Preset = Literal["smoke", "short", "cpu", "paper"]
+from benchmarks.refused import RefusedError
+from benchmarks.script import Preset, Script, State, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +111,10 @@ def algorithm_grid(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One table or figure of the paper."""
+class Experiment(Script):
+    """One table or figure of the paper; its figure's file has its name."""
 
-    name: str
-    """Of the script, of its figure's file and in its last line."""
     title: str
-    description: str
-    """The script's docstring, for its --help."""
     comparisons: Callable[[Any], list[Comparison]]
     """Of the arguments."""
     seeds: dict[Preset, tuple[int, ...]]
@@ -128,7 +123,34 @@ class Experiment:
     """What the paper says where it gives no numbers."""
     table: Callable[[Sequence[Comparison], RowsOf], str] | None = None
     """Another table than `comparison_table`."""
-    figure: Callable[[Sequence[Comparison], RowsOf], Any] = curve_panels
+    figure: Callable[[Sequence[Comparison], RowsOf], Figure] = curve_panels
+
+    def run(self, args: CommonArgs) -> Summary:
+        """Run or resume the cells that are not done, then print the table and draw the figure."""
+        options, ledger, output = resolve(args)
+        seeds = args.seed or self.seeds[args.preset]
+        comparisons = self.comparisons(args)
+        cells = ordered_cells(comparisons, seeds)
+        last: Summary = {"preset": args.preset}
+        if args.dry_run:
+            return last | print_states(cells, ledger, args.data_dir)
+        if not args.report_only:
+            last |= failures(run_cells(cells, options, ledger))
+        rows_of = recorded(ledger, seeds)
+        if not any(rows_of(cell) for cell in cells):
+            sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
+        report(self, comparisons, rows_of)
+        path = output / f"{self.name}.png"
+        self.figure(comparisons, rows_of).savefig(path, dpi=150)
+        print(f"\nfigure: {path}")
+        return last | {"figure": str(path), "lines": summary(comparisons, rows_of)}
+
+    def state(self, preset: Preset) -> State | None:
+        """Finished cells of those that the preset asks for."""
+        if preset not in self.seeds:
+            return None
+        args = dataclasses.replace(self.arguments(), preset=preset)
+        return cells_state(ordered_cells(self.comparisons(args), self.seeds[args.preset]))
 
 
 def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
@@ -136,7 +158,7 @@ def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
     smoke = args.preset == "smoke"
     output = args.output
     if output is None and smoke and args.processes > 1:
-        sys.exit(
+        raise RefusedError(
             f"--processes {args.processes} and no --output: each would make a temporary folder of "
             "its own; give all of them one --output"
         )
@@ -240,7 +262,7 @@ def _alone(rows: Sequence[Row], others: Sequence[Row], wanted: int) -> str:
     return f" (round {rounds_done(rows, wanted)})"
 
 
-def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[dict[str, Any]]:
+def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[Summary]:
     """The table's lines for the last line of JSON."""
     lines = []
     for comparison in comparisons:
@@ -285,34 +307,26 @@ def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: R
         print(f"\nThe paper: {experiment.claim}")
 
 
-def print_states(
-    cells: Sequence[Cell], ledger: Ledger, data_dir: str | None, last: dict[str, Any]
-) -> None:
-    """What --dry-run prints."""
+def cells_state(cells: Sequence[Cell], *, more: bool = False) -> State:
+    """How many of the cells the committed ledger holds to their end."""
+    rows = {row["id"]: row for row in Ledger(RESULTS / "federated.jsonl").rows()}
+    finished = sum(is_finished(rows.get(cell_id(cell))) for cell in cells)
+    return State(finished, len(cells), more)
+
+
+def failures(rows: Sequence[Row]) -> Summary:
+    """For the last line: the cells that failed, and why; nothing where none did."""
+    failed = {
+        f"{row['label']}, seed {row['config']['seed']}": row["reason"]
+        for row in rows
+        if row["status"] == "failed"
+    }
+    return {"failed": failed} if failed else {}
+
+
+def print_states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> Summary:
+    """What --dry-run prints, and its part of the last line."""
     found = states(cells, ledger, data_dir)
     for cell, state in zip(cells, found, strict=True):
         print(f"{cell_id(cell)}  {state:>18}  {cell.label}, seed {cell.seed}")
-    print(json.dumps(last | {"cells": len(cells), "done": found.count("done")}))
-
-
-def run_experiment(experiment: Experiment, argv: list[str] | None = None) -> None:
-    """The main function of a script."""
-    args = tyro.cli(experiment.arguments, args=argv, description=experiment.description)
-    options, ledger, output = resolve(args)
-    seeds = args.seed or experiment.seeds[args.preset]
-    comparisons = experiment.comparisons(args)
-    cells = ordered_cells(comparisons, seeds)
-    last: dict[str, Any] = {"benchmark": experiment.name, "preset": args.preset}
-    if args.dry_run:
-        print_states(cells, ledger, args.data_dir, last)
-        return
-    if not args.report_only:
-        run_cells(cells, options, ledger)
-    rows_of = recorded(ledger, seeds)
-    if not any(rows_of(cell) for cell in cells):
-        sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
-    report(experiment, comparisons, rows_of)
-    path = output / f"{experiment.name}.png"
-    experiment.figure(comparisons, rows_of).savefig(path, dpi=150)
-    print(f"\nfigure: {path}")
-    print(json.dumps(last | {"figure": str(path), "lines": summary(comparisons, rows_of)}))
+    return {"cells": len(cells), "done": found.count("done")}

@@ -1,17 +1,16 @@
 """Clients less alike than the paper's: Dirichlet 0.1, 0.05 and 0.01, and two shards a client.
 
-    python -m benchmarks.extreme_noniid [--preset smoke|short|cpu|paper]
+    python -m benchmarks extreme_noniid [--preset smoke|short|cpu|paper]
 
 If WSA helps because clients drift apart, it should help most here. paper: 1,500 rounds, three
 seeds. short cuts the rounds to 100 and the seeds to one: 8 cells. cpu: the standard problem. smoke:
 alpha 0.1, digits.
 """
 
-import sys
 from typing import Any
 
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, against_wsa, run_experiment
+from benchmarks.federated.experiment import Args, Experiment, against_wsa
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "alpha 0.1": {"alpha": 0.1},
@@ -27,18 +26,10 @@ def comparisons(args: Args) -> list[Comparison]:
     return [against_wsa(args, section, "FedAvg +WSA", **extra) for section, extra in chosen]
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="extreme_noniid",
     title="Clients less alike than the paper's",
     description=__doc__,
     comparisons=comparisons,
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

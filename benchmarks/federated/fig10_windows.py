@@ -1,6 +1,6 @@
 """WSA's Figure 10: WSA on in some rounds only, from the start, late, or in between.
 
-    python -m benchmarks.fig10_windows [--preset smoke|short|cpu|paper]
+    python -m benchmarks fig10 [--preset smoke|short|cpu|paper]
 
 Windows end or begin after 1/12 (the paper's 125 of 1,500 rounds), 1/6 and 1/3 of the rounds. paper:
 1,500 rounds, three seeds. short cuts the rounds to 100 and the seeds to one: 10 cells. cpu: the
@@ -8,10 +8,9 @@ standard problem. smoke: the MLP on digits.
 """
 
 import itertools
-import sys
 
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, run_experiment
+from benchmarks.federated.experiment import Args, Experiment
 from benchmarks.federated.paper_numbers import CLAIMS
 
 
@@ -44,7 +43,7 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="fig10_windows",
     title="Figure 10: WSA in some rounds only",
     description=__doc__,
@@ -52,11 +51,3 @@ EXPERIMENT = Experiment(
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     claim=CLAIMS["figure 10"],
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

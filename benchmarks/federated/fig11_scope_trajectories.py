@@ -1,6 +1,6 @@
 """WSA's Figure 11: mean and std of conv2 on each client over the rounds.
 
-    python -m benchmarks.fig11_scope_trajectories [--preset smoke|short|cpu|paper]
+    python -m benchmarks fig11 [--preset smoke|short|cpu|paper]
 
 One column a method (FedAvg, FedProx, FedAvg +WSA), a row each for mean and std, one colour a
 client, and a row for how far apart the stds are, which the paper's scale hides; the scopes are
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, run_experiment
+from benchmarks.federated.experiment import Args, Experiment
 from benchmarks.federated.figures import RowsOf, on_shared_seeds
 from benchmarks.federated.paper_numbers import CLAIMS
 from benchmarks.record.figures import remark_absent
@@ -124,7 +124,7 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf):
     return picture
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="fig11_scope_trajectories",
     title="Figure 11: the scope of conv2 on each client",
     description=__doc__,
@@ -134,11 +134,3 @@ EXPERIMENT = Experiment(
     table=table,
     figure=figure,
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

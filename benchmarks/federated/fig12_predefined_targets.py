@@ -1,6 +1,6 @@
 """WSA's Figure 12: fixed Gaussian targets in place of the fused one.
 
-    python -m benchmarks.fig12_predefined_targets [--preset smoke|short|cpu|paper]
+    python -m benchmarks fig12 [--preset smoke|short|cpu|paper]
 
 The paper names N(0, 0.1²) alone; the others are ours, inside the explicit step's stable range. He
 initialisation stands beside them, because a fixed target acts on the initial weights' scale as
@@ -8,11 +8,10 @@ well. paper: 1,500 rounds, three seeds. short cuts the rounds to 100 and the see
 cpu: the standard problem. smoke: the MLP on digits.
 """
 
-import sys
 from typing import Any
 
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, data_name, run_experiment
+from benchmarks.federated.experiment import Args, Experiment, data_name
 from benchmarks.federated.paper_numbers import CLAIMS
 
 TARGETS = ((0.0, 0.1), (0.0, 0.05), (0.0, 0.2), (0.0, 0.02), (0.1, 0.1))
@@ -39,7 +38,7 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="fig12_predefined_targets",
     title="Figure 12: fixed targets",
     description=__doc__,
@@ -47,11 +46,3 @@ EXPERIMENT = Experiment(
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     claim=CLAIMS["figure 12"],
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

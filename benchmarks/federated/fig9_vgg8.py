@@ -1,6 +1,6 @@
 """WSA's Figure 9: VGG8 on CIFAR-10, FedAvg with and without WSA.
 
-    python -m benchmarks.fig9_vgg8 [--preset smoke|short|cpu|paper]
+    python -m benchmarks fig9 [--preset smoke|short|cpu|paper]
 
 The paper gives neither VGG8's layers nor its initialisation, so both initialisations run. paper:
 full width, 1,500 rounds, three seeds. short cuts the width to a quarter, the rounds to 100 and the
@@ -8,11 +8,10 @@ seeds to two: 8 cells, each about as long as the CNN's. cpu: as paper, at a quar
 smoke: the MLP on digits.
 """
 
-import sys
 from typing import Any
 
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, against_wsa, run_experiment
+from benchmarks.federated.experiment import Args, Experiment, against_wsa
 from benchmarks.federated.paper_numbers import CLAIMS
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -34,7 +33,7 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="fig9_vgg8",
     title="Figure 9: VGG8",
     description=__doc__,
@@ -42,11 +41,3 @@ EXPERIMENT = Experiment(
     seeds={"smoke": (0,), "short": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     claim=CLAIMS["figure 9"],
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

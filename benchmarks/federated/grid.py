@@ -1,13 +1,13 @@
 """Federated training on real images, with and without weight scope alignment: cells of a ledger.
 
-    python -m benchmarks.federated --preset cpu --strength 0 1 10 --seed 0 1
+    python -m benchmarks federated --preset cpu --strength 0 1 10 --seed 0 1
 
 runs every combination of the values given, each once; finished cells are skipped and interrupted
-ones resume. Strength 0 is the plain algorithm. The last line printed is one JSON object.
+ones resume. Strength 0 is the plain algorithm.
 """
 
+import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks.federated.cell import Algorithm, Cell
-from benchmarks.federated.experiment import CommonArgs, Preset, print_states, resolve
+from benchmarks.federated.cell import PRESETS, Algorithm, Cell
+from benchmarks.federated.experiment import (
+    CommonArgs,
+    cells_state,
+    failures,
+    print_states,
+    resolve,
+)
 from benchmarks.federated.run_cells import run_cells
 from benchmarks.record.ledger import cell_id
+from benchmarks.record.statistics import Row
+from benchmarks.refused import RefusedError
+from benchmarks.script import Command, Preset, State, Summary
 
 # The first record: what it takes to see a gain where there is one, most decisive cells first.
 _WSA: dict[str, Any] = {"strength": 10.0}
@@ -130,12 +140,16 @@ def cells_of(args: Args) -> list[Cell]:
         )
     elif lists:
         given = " ".join(_flag(name, *values) for name, values in lists.items())
-        sys.exit(f"--study has cells of its own, {given} would change none; leave one of them out")
+        raise RefusedError(
+            f"--study has cells of its own, {given} would change none; leave one of them out"
+        )
     cells = [Cell(**(base | chosen)).canonical() for chosen in grid]
     for name, need in _NEEDS.items():
         for value in lists.get(name, (single[name],) if name in single else ()):
             if all(getattr(cell, name) != value for cell in cells):
-                sys.exit(f"{_flag(name, value)} changes no cell here; give {need}, or leave it out")
+                raise RefusedError(
+                    f"{_flag(name, value)} changes no cell here; give {need}, or leave it out"
+                )
     return list({cell_id(cell): cell for cell in cells}.values())
 
 
@@ -144,11 +158,8 @@ def _flag(name: str, *values: Any) -> str:
     return " ".join((f"--{name.replace('_', '-')}", *map(str, np.ravel(values))))
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[Row]) -> None:
     """Print final accuracies, one line a cell."""
-    from rich.console import Console
-    from rich.table import Table
-
     parts = sorted({row["config"]["evaluate_on"] for row in rows})
     table = Table(title=f"{' and '.join(parts).capitalize()} accuracy, %")
     table.add_column("setting")
@@ -167,14 +178,19 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=100).print(table)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def count(preset: Preset) -> State | None:
+    """Of the first record's cells."""
+    if preset not in PRESETS:
+        return None
+    return cells_state(cells_of(dataclasses.replace(Args(study=True), preset=preset)))
+
+
+def run(args: Args) -> Summary:
     cells = cells_of(args)
     options, ledger, _ = resolve(args)
-    last = {"benchmark": "federated", "preset": args.preset}
+    last: Summary = {"preset": args.preset}
     if args.dry_run:
-        print_states(cells, ledger, args.data_dir, last)
-        return
+        return last | print_states(cells, ledger, args.data_dir)
     if args.report_only:
         found = {row["id"]: row for row in ledger.rows() if row["curve"]}
         rows = [found[name] for name in map(cell_id, cells) if name in found]
@@ -186,9 +202,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("no cell could run: its data is not here")
     print_table(rows)
     accuracy = {f"{row['label']}, seed {row['config']['seed']}": row["accuracy"] for row in rows}
-    mean = float(np.mean([row["accuracy"] for row in rows]))
-    print(json.dumps(last | {"accuracy": accuracy, "mean_accuracy": mean}))
+    known = [value for value in accuracy.values() if value is not None]
+    mean = float(np.mean(known)) if known else None
+    return last | {"accuracy": accuracy, "mean_accuracy": mean} | failures(rows)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="federated", description=__doc__, arguments=Args, function=run, count=count)

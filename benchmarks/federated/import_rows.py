@@ -1,6 +1,6 @@
 """Merge rows recorded elsewhere, or under an older configuration, into the ledger.
 
-    python -m benchmarks.import_rows FILE [--results benchmarks/results/federated.jsonl]
+    python -m benchmarks import-rows FILE [--results benchmarks/results/federated.jsonl]
 
 Ids and labels are made anew from each row's configuration, whose missing fields take their
 defaults. Where the ledger has a cell already, the row that got further stays. Checkpoints are not
@@ -8,16 +8,17 @@ moved: an unfinished imported cell is run again from its start.
 """
 
 import dataclasses
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from benchmarks.federated.cell import Cell
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id, is_finished
+from benchmarks.record.statistics import Row
+from benchmarks.refused import RefusedError
+from benchmarks.script import Command, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +30,13 @@ class Args:
     results: Path = RESULTS / "federated.jsonl"
 
 
-def current_row(row: dict[str, Any]) -> dict[str, Any]:
+def current_row(row: Row) -> Row:
     """The row with today's fields, id and label."""
     cell = Cell.from_config(row["config"])
     return row | {"id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell)}
 
 
-def import_rows(rows: list[dict[str, Any]], ledger: Ledger) -> int:
+def import_rows(rows: list[Row], ledger: Ledger) -> int:
     """Write the rows that got further than the ledger's own; return how many those are."""
     written = 0
     for row in map(current_row, rows):
@@ -46,18 +47,15 @@ def import_rows(rows: list[dict[str, Any]], ledger: Ledger) -> int:
     return written
 
 
-def _progress(row: dict[str, Any]) -> tuple[bool, int]:
+def _progress(row: Row) -> tuple[bool, int]:
     return is_finished(row), row["rounds_done"]
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     if not args.file.is_file():
-        sys.exit(f"{args.file} is no file; give the JSONL of the rows to merge")
+        raise RefusedError(f"{args.file} is no file; give the JSONL of the rows to merge")
     rows = Ledger(args.file).rows()
-    written = import_rows(rows, Ledger(args.results))
-    print(json.dumps({"benchmark": "import_rows", "read": len(rows), "written": written}))
+    return {"read": len(rows), "written": import_rows(rows, Ledger(args.results))}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="import-rows", description=__doc__, arguments=Args, function=run)

@@ -1,6 +1,6 @@
 """A server with a proxy set merges its clients by learned coefficients instead of the mean.
 
-    python -m benchmarks.np_merge_federated [--preset smoke|cpu|paper]
+    python -m benchmarks np_merge_federated [--preset smoke|cpu|paper]
 
 Each round clients train from the global model as in FedAvg; the server then learns a softmax over
 the clients at each parameter on its proxy samples (NP Merge, joint), beginning at the weighted
@@ -14,24 +14,34 @@ clients nor server see, five tried for each, in half the rounds, on seed 0 of th
 """
 
 import functools
-import json
 import math
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.run_cells import cell_model, cell_partition
+from benchmarks.merging.bench import (
+    Bench,
+    MergingArgs,
+    MergingExperiment,
+    MissingTrialsError,
+    Preset,
+    seeds_of,
+)
 from benchmarks.merging.merge_rows import choose_rates
-from benchmarks.merging.pairs import Bench, MergingArgs, Preset, seeds_of
 from benchmarks.record.data import load_split
-from benchmarks.record.statistics import Row, markdown_table, spread
+from benchmarks.record.figures import draw_recorded
+from benchmarks.record.statistics import Row, Settings, markdown_table, spread
+from benchmarks.script import Summary
 
+Found = dict[str, dict[str, list[Row]]]
+"""By federation and method, one a seed."""
 Server = Literal["mean", "fine-tuning", "NP Merge"]
-BASES: dict[Preset, dict[str, Any]] = {
+BASES: dict[Preset, Settings] = {
     "smoke": {"dataset": "digits", "model": "mlp", "rounds": 2, "augmentation": "none"},
     "cpu": {"rounds": 12, "init": "he"},
     "paper": {"rounds": 200, "init": "he"},
@@ -39,6 +49,7 @@ BASES: dict[Preset, dict[str, Any]] = {
 CLIENTS: dict[Preset, tuple[tuple[int, int], ...]] = {
     "smoke": ((4, 4),), "cpu": ((10, 10), (100, 10)), "paper": ((10, 10), (100, 10)),
 }  # fmt: skip
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 PROXY = {"smoke": 100, "cpu": 1_000, "paper": 1_000}
 STEPS = {"smoke": 5, "cpu": 20, "paper": 100}
 METHODS: tuple[tuple[str, Server, float], ...] = (
@@ -204,12 +215,8 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     }
 
 
-def draw(found: dict[str, dict[str, list[Row]]]) -> Any:
+def draw(found: Found) -> Figure:
     """Accuracy against rounds and bytes, a panel a number of clients."""
-    from matplotlib.figure import Figure
-
-    from benchmarks.record.figures import draw_recorded
-
     figure = Figure(figsize=(4.8 * len(found), 4.4), layout="constrained")
     for axes, (title, methods) in zip(
         np.ravel(figure.subplots(1, len(found), squeeze=False)), found.items(), strict=True
@@ -237,7 +244,7 @@ def configuration(
     preset: Preset, server: Server, rate: float = 0.0, **extra: Any
 ) -> FederatedMerge:
     """A run of a preset; a rate that is the default is left unsaid, so that ids stay."""
-    values: dict[str, Any] = BASES[preset] | {
+    values: Settings = BASES[preset] | {
         "server": server, "proxy": PROXY[preset],
         "server_steps": 0 if server == "mean" else STEPS[preset],
         "server_rate": 0.0 if rate == DEFAULT_RATES[server] else rate,
@@ -274,7 +281,7 @@ def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
 
     rates = choose_rates(score, GRIDS[preset])
     if rates is None:
-        sys.exit(
+        raise MissingTrialsError(
             f"{bench.rows.path} lacks trials of the servers' learning rates: none is chosen; "
             "run without --report-only"
         )
@@ -282,27 +289,32 @@ def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
     return {"mean": 0.0, "NP Merge": np_rate, "fine-tuning": fine_tuning_rate}
 
 
-def main(argv: list[str] | None = None) -> None:
+def collect(bench: Bench, args: MergingArgs) -> Found:
     """Run every method on every federation."""
-    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    bench = Bench.open(args)
-    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+    seeds = seeds_of(args, SEEDS)
     rates = rates_of(bench, args.preset)
-    found: dict[str, dict[str, list[Row]]] = {}
+    found: Found = {}
     for clients, participants in CLIENTS[args.preset]:
         title = f"{clients} clients, {participants} a round"
         for seed in seeds:
             for name, server, strength in METHODS:
                 config = configuration(
-                    args.preset, server, rates[server], clients=clients,
-                    participants=participants, seed=seed, strength=strength,
-                )  # fmt: skip
+                    args.preset,
+                    server,
+                    rates[server],
+                    clients=clients,
+                    participants=participants,
+                    seed=seed,
+                    strength=strength,
+                )
                 row = bench.row(config, functools.partial(run, config, args.data_dir))
                 lines = found.setdefault(title, {}).setdefault(name, [])
                 lines += [] if row is None else [row]
-    found = {title: methods for title, methods in found.items() if any(methods.values())}
-    if not found:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    return {title: methods for title, methods in found.items() if any(methods.values())}
+
+
+def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
+    """Print a line a federation and method, and draw accuracy against bytes."""
     head = ["clients", "method", "MB a round", "half-way, %", "last three rounds, %", "seeds"]
     lines = [
         [
@@ -318,21 +330,18 @@ def main(argv: list[str] | None = None) -> None:
         if rows
     ]
     print(f"\n## Federated: the server merges by NP Merge (± std)\n\n{markdown_table(head, lines)}")
+    rates = rates_of(bench, args.preset)
     print(f"\nrates chosen on validation: {rates}")
     figure = bench.output / "np_merge_federated.png"
     draw(found).savefig(figure, dpi=150)
     print(f"\nfigure: {figure}")
-    last = {
-        "benchmark": "np_merge_federated",
-        "preset": args.preset,
-        "rates": rates,
-        "accuracy": {
-            title: {name: [last_rounds(row) for row in rows] for name, rows in methods.items()}
-            for title, methods in found.items()
-        },
+    accuracy = {
+        title: {name: [last_rounds(row) for row in rows] for name, rows in methods.items()}
+        for title, methods in found.items()
     }
-    print(json.dumps(last | {"figure": str(figure)}))
+    return {"rates": rates, "accuracy": accuracy, "figure": str(figure)}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(
+    name="np_merge_federated", description=__doc__, collect=collect, report=report
+)

@@ -1,6 +1,6 @@
 """The table and the figure of recorded federated runs, from their JSONL.
 
-    python -m benchmarks.federated_report
+    python -m benchmarks report
 
 prints the table in Markdown and writes the figures beside the results.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import paired_curves, paired_gains
@@ -23,6 +23,7 @@ from benchmarks.federated.figures import accuracy_curves
 from benchmarks.record.figures import Curve, draw_recorded, figure_legend, shared_length
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
+from benchmarks.script import Command, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +140,8 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     return markdown_table(head, lines)
 
 
-def figure(groups: dict[str, list[Row]]) -> Any:
+def figure(groups: dict[str, list[Row]]) -> Figure:
     """Accuracy against rounds of the controls, and what each setting gains over its baseline."""
-    from matplotlib.figure import Figure
-
     picture = Figure(figsize=(11, 5), layout="constrained")
     controls, gains = picture.subplots(1, 2)
 
@@ -171,13 +170,11 @@ def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
     return shared_length(list(paired_curves(group, baseline_of(group[0], groups)).values()))
 
 
-def mechanism(groups: dict[str, list[Row]]) -> Any:
+def mechanism(groups: dict[str, list[Row]]) -> Figure | None:
     """What WSA does to the scopes: divergence between clients, and the std the average loses.
 
     Of the first record's controls; None where there is none of them.
     """
-    from matplotlib.figure import Figure
-
     shown = {
         label: group
         for label, group in groups.items()
@@ -216,8 +213,7 @@ def mechanism(groups: dict[str, list[Row]]) -> Any:
     return picture
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run(args: Args) -> Summary:
     rows = [
         row
         for row in Ledger(args.results).rows()
@@ -226,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         sys.exit(
             f"{args.results} holds no run of {args.rounds} rounds; "
-            "make one with python -m benchmarks.federated"
+            "make one with python -m benchmarks federated"
         )
     shown = of_one_context(rows)
     groups = by_label(shown)
@@ -245,8 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         for label, group in groups.items()
         if group[0]["config"]["strength"]
     }
-    print(json.dumps({"benchmark": "federated_report", "rounds": args.rounds, "gain": gains}))
+    return {"rounds": args.rounds, "gain": gains}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(name="report", description=__doc__, arguments=Args, function=run)

@@ -1,19 +1,18 @@
 """Rounds until an accuracy is reached, without and with WSA, from the curves of Table 2.
 
-    python -m benchmarks.rounds_to_accuracy [--preset smoke|short|cpu|paper]
+    python -m benchmarks rounds_to_accuracy [--preset smoke|short|cpu|paper]
 
 Runs the cells of table2_cross_silo that are not recorded yet; with --report-only none. The round is
 the first evaluated one at or above the accuracy, so it is exact to the evaluation interval.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.federated.cell import ALGORITHM_NAMES
 from benchmarks.federated.comparison import Comparison, rounds_done
-from benchmarks.federated.experiment import Experiment, run_experiment, sides
+from benchmarks.federated.experiment import Experiment, sides
 from benchmarks.federated.figures import RowsOf, sections
 from benchmarks.federated.table2_cross_silo import comparisons
 from benchmarks.record.figures import legend_below, panels
@@ -99,7 +98,7 @@ def _mean_levels(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
     return levels, rounds
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="rounds_to_accuracy",
     title="Rounds until an accuracy is reached",
     description=__doc__,
@@ -108,11 +107,3 @@ EXPERIMENT = Experiment(
     table=table,
     figure=figure,
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """The standard problem: WSA's Tables 2 and 3 at full length, on a problem that two cores finish.
 
-    python -m benchmarks.federated.standard_problem [--preset smoke|cpu] [--workers 2]
+    python -m benchmarks standard_problem [--preset smoke|cpu] [--workers 2]
 
 cpu: CIFAR-10 and CIFAR-100 as images of 16x16, all 50,000 + 10,000 of them, the CNN at half its
 width, 1,500 rounds, three seeds. WSA's strength is chosen once, on a validation split, for FedAvg
@@ -11,21 +11,19 @@ smoke: two strengths, FedAvg on digits.
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-import tyro
-
 from benchmarks.federated import table2_cross_silo, table3_cross_device
 from benchmarks.federated.best_against_best import winner
-from benchmarks.federated.cell import Cell
+from benchmarks.federated.cell import PRESETS, Cell
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import (
     Args,
     CommonArgs,
+    cells_state,
+    failures,
     ordered_cells,
     print_states,
     recorded,
@@ -33,7 +31,8 @@ from benchmarks.federated.experiment import (
     with_seed,
 )
 from benchmarks.federated.run_cells import run_cells
-from benchmarks.record.ledger import Ledger
+from benchmarks.record.ledger import RESULTS, Ledger, is_finished
+from benchmarks.script import Command, Preset, State, Summary
 
 STRENGTHS = (1.0, 5.0, 10.0, 50.0)
 SEEDS = (0, 1, 2)
@@ -128,26 +127,42 @@ def questions(args: CommonArgs, strength: float) -> list[Cell]:
     return [with_seed(cell, seed) for seed in seeds_of(args) for cell in cells]
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(CommonArgs, args=argv, description=__doc__)
+def following_cells(args: CommonArgs, strength: float | None) -> list[Cell]:
+    """What runs once the strength is chosen: both data sets at alpha 0.5 come first."""
+    if strength is None:
+        return []
+    tables, asked = ranked_cells(args, strength), questions(args, strength)
+    # Then the questions, then the rest of the tables.
+    half = [cell for cell in tables if cell.alpha == 0.5]
+    return list(dict.fromkeys([*half, *asked, *tables]))
+
+
+def count(preset: Preset) -> State | None:
+    """The first cells and trials and, where the strength is chosen, what follows."""
+    if preset not in PRESETS:
+        return None
+    args = dataclasses.replace(CommonArgs(), preset=preset)
+    first = [*first_cells(args), *trials(args)]
+    strength = chosen_strength(args, Ledger(RESULTS / "federated.jsonl"))
+    cells = list(dict.fromkeys([*first, *following_cells(args, strength)]))
+    return cells_state(cells, more=strength is None)
+
+
+def run(args: CommonArgs) -> Summary:
     options, ledger, _ = resolve(args)
     first = [*first_cells(args), *trials(args)]
-    if not args.dry_run:
-        run_cells(first, options, ledger)
+    made = [] if args.dry_run else run_cells(first, options, ledger)
     strength = chosen_strength(args, ledger)
-    rest = []
-    if strength is not None:
-        tables, asked = ranked_cells(args, strength), questions(args, strength)
-        # Both data sets at alpha 0.5, then the questions, then the rest of the tables.
-        half = [cell for cell in tables if cell.alpha == 0.5]
-        rest = list(dict.fromkeys([*half, *asked, *tables]))
-    last = {"benchmark": "standard_problem", "preset": args.preset, "strength": strength}
+    rest = following_cells(args, strength)
+    last: Summary = {"preset": args.preset, "strength": strength}
     if args.dry_run:
-        print_states(list(dict.fromkeys([*first, *rest])), ledger, args.data_dir, last)
-        return
+        cells = list(dict.fromkeys([*first, *rest]))
+        return last | print_states(cells, ledger, args.data_dir)
     rows = run_cells(rest, options, ledger)
-    print(json.dumps(last | {"cells": len(rest), "finished": len(rows)}))
+    finished = sum(map(is_finished, rows))
+    return last | {"cells": len(rest), "finished": finished} | failures([*made, *rows])
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = Command(
+    name="standard_problem", description=__doc__, arguments=CommonArgs, function=run, count=count
+)

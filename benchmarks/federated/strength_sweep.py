@@ -1,16 +1,14 @@
 """The strength of WSA, which the paper leaves open: 0, 1, 5, 10 and 50.
 
-    python -m benchmarks.strength_sweep [--preset smoke|short|cpu|paper]
+    python -m benchmarks strength_sweep [--preset smoke|short|cpu|paper]
 
 paper: 1,500 rounds, three seeds. short cuts the rounds to 100 and the seeds to two: 10 cells. cpu:
 the standard problem. smoke: strengths 0, 1 and 10, the MLP on digits. Accuracy is on the test set:
 a strength is not to be chosen here (see best_against_best).
 """
 
-import sys
-
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import CommonArgs, Experiment, data_name, run_experiment
+from benchmarks.federated.experiment import CommonArgs, Experiment, data_name
 
 STRENGTHS = (10.0, 1.0, 50.0, 5.0)
 
@@ -29,7 +27,7 @@ def comparisons(args: CommonArgs) -> list[Comparison]:
     ]
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="strength_sweep",
     title="Strength of WSA",
     description=__doc__,
@@ -37,11 +35,3 @@ EXPERIMENT = Experiment(
     arguments=CommonArgs,
     seeds={"smoke": (0,), "short": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,16 +1,14 @@
 """WSA's Table 2: four algorithms with and without WSA, 10 clients, all in every round.
 
-    python -m benchmarks.table2_cross_silo [--preset smoke|short|cpu|paper]
+    python -m benchmarks table2 [--preset smoke|short|cpu|paper]
 
 paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. short cuts the
 rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. cpu: the standard problem.
 smoke: FedAvg on digits.
 """
 
-import sys
-
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, algorithm_grid, run_experiment
+from benchmarks.federated.experiment import Args, Experiment, algorithm_grid
 from benchmarks.federated.figures import gain_panels
 from benchmarks.federated.paper_numbers import TABLE2
 
@@ -29,7 +27,7 @@ def comparisons(args: Args) -> list[Comparison]:
     return algorithm_grid(args, TABLE2, SETTINGS[args.preset], algorithms)
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="table2_cross_silo",
     title="Table 2: 10 clients, all in every round",
     description=__doc__,
@@ -37,11 +35,3 @@ EXPERIMENT = Experiment(
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     figure=gain_panels,
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,16 +1,14 @@
 """WSA's Table 3: four algorithms with and without WSA, 100 clients, 10 drawn a round.
 
-    python -m benchmarks.table3_cross_device [--preset smoke|short|cpu|paper]
+    python -m benchmarks table3 [--preset smoke|short|cpu|paper]
 
 paper: CIFAR-10, CIFAR-100 and CINIC-10, alpha 0.5 and 1, 1,500 rounds, three seeds. short cuts the
 rounds to 100, the data to CIFAR-10 and the seeds to one: 16 cells. cpu: the standard problem.
 smoke: FedAvg on digits, two of eight clients a round.
 """
 
-import sys
-
 from benchmarks.federated.comparison import Comparison
-from benchmarks.federated.experiment import Args, Experiment, algorithm_grid, run_experiment
+from benchmarks.federated.experiment import Args, Experiment, algorithm_grid
 from benchmarks.federated.figures import gain_panels
 from benchmarks.federated.paper_numbers import TABLE3
 from benchmarks.federated.table2_cross_silo import ALGORITHMS, SETTINGS
@@ -29,7 +27,7 @@ def comparisons(args: Args) -> list[Comparison]:
     )
 
 
-EXPERIMENT = Experiment(
+SCRIPT = Experiment(
     name="table3_cross_device",
     title="Table 3: 100 clients, 10 drawn a round",
     description=__doc__,
@@ -37,11 +35,3 @@ EXPERIMENT = Experiment(
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
     figure=gain_panels,
 )
-
-
-def main(argv: list[str] | None = None) -> None:
-    run_experiment(EXPERIMENT, argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

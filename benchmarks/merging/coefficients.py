@@ -1,29 +1,36 @@
 """Where learned coefficients leave one half: histograms of NP Merge's shares, layer by layer.
 
-    python -m benchmarks.coefficients [--preset smoke|cpu|paper]
+    python -m benchmarks coefficients [--preset smoke|cpu|paper]
 
 The models are the first network's of `np_merge_table`, on the same data and on disjoint classes;
 coefficients start at 1/2 and learn with the table's budget.
 """
 
 import dataclasses
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.merge_rows import samples_of
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_task
-from benchmarks.merging.np_merge_table import NAMES, NETWORKS, SAMPLES, STEPS
-from benchmarks.merging.pairs import Bench, MergingArgs, Preset, model_spec, pair_cells, seeds_of
+from benchmarks.merging.merge_settings import NAMES, NETWORKS, SAMPLES, STEPS
+from benchmarks.merging.model_cell import ModelCell, Split, Trained, cell_task
+from benchmarks.merging.pairs import model_spec, pair_cells
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table
+from benchmarks.script import Summary
+from wsa_jax.merging import Budget, Evidence, Model, align_models
+from wsa_jax.merging.methods import learned
+from wsa_jax.plots import PALETTE
 
 BINS = 41
-SPLITS = ("all", "classes")
+SPLITS: tuple[Split, ...] = ("all", "classes")
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+Found = dict[str, list[Row]]
+"""Rows by the kind of data, one a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +50,15 @@ def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) ->
     """Learn, and record a histogram and moments of each layer's shares of the first model."""
     parts = pair_cells(cell, seed)
     config = CoefficientCell(
-        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]),
-        samples=SAMPLES[preset], steps=STEPS[preset], seed=seed,
-    )  # fmt: skip
+        model=cell.label,
+        first=cell_id(parts[0]),
+        second=cell_id(parts[1]),
+        samples=SAMPLES[preset],
+        steps=STEPS[preset],
+        seed=seed,
+    )
 
     def make(*trained: Trained) -> Row:
-        import jax
-
-        from wsa_jax.merging import Budget, Evidence, Model, align_models
-        from wsa_jax.merging.methods import learned
-
         models = [Model(one.params, one.model_state) for one in trained]
         evidence = Evidence(
             cell_task(cell), *samples_of(parts[0], SAMPLES[preset], seed, bench.data_dir)
@@ -66,9 +72,11 @@ def coefficient_row(bench: Bench, preset: Preset, cell: ModelCell, seed: int) ->
             values = np.asarray(shares, np.float64).ravel()
             counts, _ = np.histogram(values, BINS, (0.0, 1.0))
             layers[name] = {
-                "counts": counts.tolist(), "mean": float(values.mean()),
-                "std": float(values.std()), "left": float((abs(values - 0.5) > 0.1).mean()),
-            }  # fmt: skip
+                "counts": counts.tolist(),
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "left": float((abs(values - 0.5) > 0.1).mean()),
+            }
         return {"layers": layers, "best_step": int(info["best_step"])}
 
     return bench.row(config, make, parts)
@@ -79,12 +87,8 @@ def mean_over(rows: list[Row], layer: str, what: str) -> float:
     return float(np.mean([row["layers"][layer][what] for row in rows]))
 
 
-def draw(found: dict[str, list[Row]]) -> Any:
+def draw(found: Found) -> Figure:
     """A histogram a layer over all seeds, a column a kind of data."""
-    from matplotlib.figure import Figure
-
-    from wsa_jax.plots import PALETTE
-
     names = [name for name in next(iter(found.values()))[0]["layers"] if name.endswith("kernel")]
     figure = Figure(figsize=(3.6 * len(found) + 0.8, 0.75 * len(names) + 1.2), layout="constrained")
     grid = figure.subplots(len(names), len(found), squeeze=False, sharex=True)
@@ -106,45 +110,40 @@ def draw(found: dict[str, list[Row]]) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Learn, count, draw."""
-    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    bench, base = Bench.open(args), next(iter(NETWORKS[args.preset].values()))
-    seeds = seeds_of(args, {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)})
+def collect(bench: Bench, args: MergingArgs) -> Found:
+    """The rows of both kinds of data; one of models that diverged has no layers."""
+    base = next(iter(NETWORKS[args.preset].values()))
     made = {
         NAMES[split]: [
             coefficient_row(bench, args.preset, dataclasses.replace(base, split=split), seed)
-            for seed in seeds
+            for seed in seeds_of(args, SEEDS)
         ]
         for split in SPLITS
     }
-    # A row of models that diverged has no layers.
     kept = {name: [row for row in rows if row and "layers" in row] for name, rows in made.items()}
-    found = {name: rows for name, rows in kept.items() if rows}
-    if not found:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    return {name: rows for name, rows in kept.items() if rows}
+
+
+def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
+    """Print how far each layer's shares are from one half, and draw their histograms."""
     head = ["layer"]
     head += [f"{name}: {what}" for name in found for what in ("std", "beyond 0.5 ± 0.1")]
-    lines = [
-        [layer]
-        + [
-            text
-            for rows in found.values()
-            for text in (
-                f"{mean_over(rows, layer, 'std'):.3f}", f"{mean_over(rows, layer, 'left'):.0%}"
-            )
-        ]
-        for layer in next(iter(found.values()))[0]["layers"]
-    ]  # fmt: skip
+    lines = []
+    for layer in next(iter(found.values()))[0]["layers"]:
+        line = [layer]
+        for rows in found.values():
+            line.append(f"{mean_over(rows, layer, 'std'):.3f}")
+            line.append(f"{mean_over(rows, layer, 'left'):.0%}")
+        lines.append(line)
     print(f"\n## Where coefficients leave one half\n\n{markdown_table(head, lines)}")
     figure = bench.output / "coefficients.png"
     draw(found).savefig(figure, dpi=150)
     print(f"\nfigure: {figure}")
-    last: dict[str, Any] = {"benchmark": "coefficients", "preset": args.preset}
-    for name, rows in found.items():
-        last[name] = {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
-    print(json.dumps(last | {"figure": str(figure)}))
+    last: Summary = {
+        name: {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
+        for name, rows in found.items()
+    }
+    return last | {"figure": str(figure)}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(name="coefficients", description=__doc__, collect=collect, report=report)

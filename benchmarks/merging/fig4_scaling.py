@@ -1,6 +1,6 @@
 """WSA's Figure 4: one layer of a model is scaled, the next divided, and the line to another rises.
 
-    python -m benchmarks.fig4_scaling [--preset smoke|cpu|paper]
+    python -m benchmarks fig4 [--preset smoke|cpu|paper]
 
 Two networks are trained from different seeds; in the second, one group of units is scaled by
 alpha, which leaves its function as it is. The line between them is measured as it is, after
@@ -12,30 +12,28 @@ of two layers of 256 and to VGG8 of a quarter of the width, 10,000 examples, 10 
 on digits. The paper does not say which layer it scales: here the middle group.
 """
 
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.model_cell import ModelCell, Trained, model_data
 from benchmarks.merging.pairs import (
     Align,
-    Bench,
-    MergingArgs,
-    Preset,
     aligned,
     barriers,
     measured_path,
     model_spec,
     pair_cells,
     plain,
-    seeds_of,
 )
+from benchmarks.record.figures import draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
+from benchmarks.script import Summary
+from wsa_jax.merging import scale_layer
 
 BASES: dict[Preset, list[ModelCell]] = {
     "smoke": [
@@ -53,12 +51,14 @@ BASES: dict[Preset, list[ModelCell]] = {
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 CURES: tuple[Align, ...] = ("none", "rescale", "weight", "rescale+weight")
 NAMES = {
-    "none": "as it is", "rescale": "rescaled", "weight": "matched",
+    "none": "as it is",
+    "rescale": "rescaled",
+    "weight": "matched",
     "rescale+weight": "rescaled, then matched",
-}  # fmt: skip
+}
 Found = dict[Align, dict[float, list[Row]]]
 """Rows by cure and scale, one a seed."""
-SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
 CLAIM = "scaling makes the barrier more obvious, especially in VGG8 (curves; no numbers)."
 
@@ -81,13 +81,17 @@ def scaled_row(
     bench: Bench, cell: ModelCell, seed: int, scale: float, align: Align, examples: int
 ) -> Row | None:
     """One line; the group that is scaled is the middle one of those that admit it."""
-    from wsa_jax.merging import scale_layer
-
     parts = pair_cells(cell, seed)
     config = ScaledPath(
-        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]), scale=scale,
-        group="middle", align=align, examples=examples, seed=seed,
-    )  # fmt: skip
+        model=cell.label,
+        first=cell_id(parts[0]),
+        second=cell_id(parts[1]),
+        scale=scale,
+        group="middle",
+        align=align,
+        examples=examples,
+        seed=seed,
+    )
 
     def make(*trained: Trained) -> Row:
         first, second = (model.variables for model in trained)
@@ -101,7 +105,7 @@ def scaled_row(
     return bench.row(config, make, parts)
 
 
-def collect(bench: Bench, preset: Preset, cell: ModelCell, seeds: Any) -> Found:
+def rows_of(bench: Bench, preset: Preset, cell: ModelCell, seeds: Sequence[int]) -> Found:
     """The rows there are."""
     return {
         align: {
@@ -116,6 +120,11 @@ def collect(bench: Bench, preset: Preset, cell: ModelCell, seeds: Any) -> Found:
     }
 
 
+def any_row(found: Found) -> bool:
+    """Whether there is one."""
+    return any(rows for scales in found.values() for rows in scales.values())
+
+
 def table(found: Found) -> str:
     """Barriers: a line a scale, a column a cure."""
     lines = [
@@ -125,12 +134,8 @@ def table(found: Found) -> str:
     return markdown_table(["scale", *[NAMES[align] for align in CURES]], lines)
 
 
-def draw(found: Found) -> Any:
+def draw(found: Found) -> Figure:
     """The paper's curves (accuracy on the line, a colour a scale), a panel a cure."""
-    from matplotlib.figure import Figure
-
-    from benchmarks.record.figures import draw_recorded, figure_legend
-
     figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
     for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):
         series = {
@@ -151,35 +156,36 @@ def draw(found: Found) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, scale, align, measure, draw."""
-    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    bench = Bench.open(args)
-    last: dict[str, Any] = {"benchmark": "fig4_scaling", "preset": args.preset, "figures": []}
+def collect(bench: Bench, args: MergingArgs) -> dict[ModelCell, Found]:
+    """The rows of every network; empty where there is not one."""
+    seeds = seeds_of(args, SEEDS)
+    found = {cell: rows_of(bench, args.preset, cell, seeds) for cell in BASES[args.preset]}
+    return found if any(map(any_row, found.values())) else {}
+
+
+def report(bench: Bench, args: MergingArgs, found: dict[ModelCell, Found]) -> Summary:
+    """Print a table and draw a figure of each network."""
+    last: Summary = {"figures": []}
     print("\n## Figure 4: barriers under manual scaling, and rescaling as the cure")
-    for cell in BASES[args.preset]:
-        found = collect(bench, args.preset, cell, seeds_of(args, SEEDS))
-        if not any(rows for scales in found.values() for rows in scales.values()):
+    for cell, rows in found.items():
+        if not any_row(rows):
             print(f"\n{cell.label}: not run yet")
             continue
-        print(f"\n{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(found)}")
+        print(f"\n{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(rows)}")
         suffix = "" if cell is BASES[args.preset][0] else f"_{cell.model}"
         figure = bench.output / f"fig4_scaling{suffix}.png"
-        draw(found).savefig(figure, dpi=150)
+        draw(rows).savefig(figure, dpi=150)
         last["figures"].append(str(figure))
         last[cell.model] = {
             align: {
                 f"{scale:g}": float(np.mean(known))
-                for scale, rows in scales.items()
-                if (known := barriers(rows))
+                for scale, line in scales.items()
+                if (known := barriers(line))
             }
-            for align, scales in found.items()
+            for align, scales in rows.items()
         }
-    if not last["figures"]:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
     print(f"\nThe paper: {CLAIM}")
-    print(json.dumps(last))
+    return last
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(name="fig4_scaling", description=__doc__, collect=collect, report=report)

@@ -1,6 +1,6 @@
 """WSA's Figure 6: loss barriers with and without WSA, vanilla and after Git Re-Basin.
 
-    python -m benchmarks.fig6_rebasin [--preset smoke|cpu|paper] [--network resnet|mlp]
+    python -m benchmarks fig6 [--preset smoke|cpu|paper] [--network resnet|mlp]
 
 Two models of one setting are trained from different seeds on the same data; the barrier (Eq. 7, on
 the test set) is that of the line between them, before and after weight matching. Three baselines
@@ -14,20 +14,35 @@ to 1, depths 10 and 16. smoke: MLPs on digits.
 """
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.model_cell import ModelCell, check_cells
-from benchmarks.merging.pairs import Bench, MergingArgs, Preset, barriers, path_row, seeds_of
-from benchmarks.record.statistics import Row, check_same_data, markdown_table, signed, spread
+from benchmarks.merging.pairs import barriers, path_row
+from benchmarks.record.figures import figure_legend
+from benchmarks.record.statistics import (
+    Row,
+    Settings,
+    check_same_data,
+    markdown_table,
+    signed,
+    spread,
+)
+from benchmarks.script import Summary
+from wsa_jax.plots import PALETTE
 
+Rows = dict[str, dict[str, list[Row | None]]]
+"""By competitor, then by align, one a seed."""
+Values = dict[str, list[int] | list[float]]
+"""What each panel of the figure varies, and its values."""
+Panels = dict[str, dict[str, list[tuple[float, Row]]]]
+"""By what grows, then by line (setting, align): the points there are."""
 BASES: dict[Preset, ModelCell] = {
     "smoke": ModelCell(
         dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none", norm="none"
@@ -37,12 +52,12 @@ BASES: dict[Preset, ModelCell] = {
 }
 # Not the paper's: a network that matching works on at a small budget.
 MLP = ModelCell(model="mlp", width=4.0, epochs=10, examples=10_000, learning_rate=0.05)
-BASELINES: list[dict[str, Any]] = [
+BASELINES: list[Settings] = [
     {},
     {"learning_rate": 0.03},
     {"weight_decay": 2e-3},
 ]
-WSA: list[dict[str, Any]] = [
+WSA: list[Settings] = [
     {"strength": 10.0, "target": "initial"},
     {"strength": 1.0, "target": "initial"},
     {"strength": 10.0, "target": "fixed", "target_std": 0.05},
@@ -51,13 +66,16 @@ WSA: list[dict[str, Any]] = [
 # 0.1 the first shortcut, of 32 weights at width 0.25, uses 1.25 of the stable range at strength 1
 # and 0.625 at 0.5; its 128 at width 0.5 use 3.1 at strength 10.
 SMALL_RESNET_WSA = [*WSA[:2], {"strength": 0.5, "target": "fixed", "target_std": 0.05}]
-PANELS: dict[Preset, dict[str, list[Any]]] = {
+PANELS: dict[Preset, Values] = {
     "smoke": {"epochs": [4], "width": [], "depth": []},
     "cpu": {"epochs": [2, 4, 8], "width": [0.25, 0.5, 1.0], "depth": [10, 16]},
     "paper": {"epochs": [25, 50, 100], "width": [2.0, 4.0, 6.0], "depth": [16, 22, 28]},
 }
-MLP_PANELS: dict[str, list[Any]] = {"epochs": [2, 5, 10, 20, 40], "width": [1.0, 2.0, 4.0, 8.0]}
-SEEDS: dict[str, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3)}
+MLP_PANELS: Values = {
+    "epochs": [2, 5, 10, 20, 40],
+    "width": [1.0, 2.0, 4.0, 8.0],
+}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3)}
 EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
 CLAIM = (
     "the barrier grows with the epochs without WSA, matching or not, and stays lower with WSA at "
@@ -73,12 +91,12 @@ class Args(MergingArgs):
     """mlp: two hidden layers of 256 on CIFAR-10, whatever the preset but smoke; six seeds."""
 
 
-def setting(base: ModelCell, extra: dict[str, Any]) -> ModelCell:
+def setting(base: ModelCell, extra: Settings) -> ModelCell:
     """The base with a competitor's settings."""
     return dataclasses.replace(base, **extra)
 
 
-def name_of(extra: dict[str, Any]) -> str:
+def name_of(extra: Settings) -> str:
     """How tables call a competitor."""
     if "strength" in extra:
         goal = "initial scope" if extra["target"] == "initial" else f"N(0, {extra['target_std']}²)"
@@ -87,16 +105,16 @@ def name_of(extra: dict[str, Any]) -> str:
     return ", ".join(f"{parts[key]} {value:g}" for key, value in extra.items()) or "baseline"
 
 
-def panels_of(preset: Preset, base: ModelCell) -> dict[str, list[Any]]:
+def panels_of(preset: Preset, base: ModelCell) -> Values:
     """What each panel of the figure varies, and its values."""
     return MLP_PANELS if base == MLP else PANELS[preset]
 
 
-def wsa_cells(preset: Preset, base: ModelCell, extras: Sequence[dict[str, Any]]) -> list[ModelCell]:
+def wsa_cells(preset: Preset, base: ModelCell, extras: Sequence[Settings]) -> list[ModelCell]:
     """Every cell with WSA that may be trained: any competitor may win and go to the panels."""
     cells = [setting(base, extra) for extra in extras]
     return cells + [
-        dataclasses.replace(cell, **{field: value})
+        setting(cell, {field: value})
         for cell in cells
         for field, values in panels_of(preset, base).items()
         for value in values
@@ -119,9 +137,9 @@ def compete(
     bench: Bench,
     preset: Preset,
     base: ModelCell,
-    extras: Sequence[dict[str, Any]],
+    extras: Sequence[Settings],
     seeds: Sequence[int],
-) -> dict[str, dict[str, list[Row | None]]]:
+) -> Rows:
     """Rows of competitors: by name, then by align, one a seed."""
     return {
         name_of(extra): {
@@ -137,9 +155,7 @@ def compete(
     }
 
 
-def choose(
-    rows: dict[str, dict[str, list[Row | None]]], extras: list[dict[str, Any]]
-) -> dict[str, Any] | None:
+def choose(rows: Rows, extras: list[Settings]) -> Settings | None:
     """The competitor whose matched average has the least validation loss on the first seed.
 
     None while one of them was not run: the competition is open.
@@ -149,10 +165,16 @@ def choose(
     return min(ran, key=lambda trial: trial[1])[0] if len(ran) == len(extras) else None
 
 
-def competition_table(rows: dict[str, dict[str, list[Row | None]]], winners: Sequence[str]) -> str:
+def competition_table(rows: Rows, winners: Sequence[str]) -> str:
     """Every competitor: ends and choice on seed 0, barriers on all its seeds but that."""
-    head = ["setting", "test accuracy of ends, %", "matched average: validation loss, seed 0",
-            "test barrier, vanilla", "test barrier, matched", "seeds"]  # fmt: skip
+    head = [
+        "setting",
+        "test accuracy of ends, %",
+        "matched average: validation loss, seed 0",
+        "test barrier, vanilla",
+        "test barrier, matched",
+        "seeds",
+    ]
     lines = []
     for name, aligns in rows.items():
         there = [row for row in aligns["weight"] if row is not None]
@@ -184,30 +206,23 @@ def paired_differences(ours: Sequence[Row | None], theirs: Sequence[Row | None])
     return differences
 
 
-def panel_rows(
-    bench: Bench, preset: Preset, base: ModelCell, wsa: dict[str, Any]
-) -> dict[str, dict[str, list[tuple[float, Row]]]]:
+def panel_rows(bench: Bench, preset: Preset, base: ModelCell, wsa: Settings) -> Panels:
     """For each panel and line (setting, align): the points there are."""
-    found: dict[str, dict[str, list[tuple[float, Row]]]] = {}
+    found: Panels = {}
     for field, values in panels_of(preset, base).items():
         for extra, name in (({}, "without WSA"), (wsa, "with WSA")):
             for align, kind in (("none", "vanilla"), ("weight", "matched")):
                 line = found.setdefault(field, {}).setdefault(f"{name}, {kind}", [])
                 for value in values:
-                    cell = dataclasses.replace(setting(base, extra), **{field: value})
+                    cell = setting(base, extra | {field: value})
                     row = path_row(bench, cell, 0, align, points=11, examples=EXAMPLES[preset])
                     if row is not None and barriers([row]):
                         line.append((value, row))
     return found
 
 
-def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
+def draw(panels: Panels) -> Figure:
     """The paper's layout: barriers against epochs, width and depth; dashed after matching."""
-    from matplotlib.figure import Figure
-
-    from benchmarks.record.figures import figure_legend
-    from wsa_jax.plots import PALETTE
-
     there = {field: lines for field, lines in panels.items() if any(lines.values())}
     # A panel of one point shows nothing, unless there is no other.
     grown = {f: lines for f, lines in there.items() if any(len(x) > 1 for x in lines.values())}
@@ -234,31 +249,70 @@ def draw(panels: dict[str, dict[str, list[tuple[float, Row]]]]) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, match, choose, compare, draw."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    bench, base, seeds = Bench.open(args), BASES[args.preset], seeds_of(args, SEEDS)
-    name, candidates = "fig6_rebasin", SMALL_RESNET_WSA if args.preset == "cpu" else WSA
+@dataclass(frozen=True, kw_only=True)
+class Competition:
+    """Which settings compete, on which seeds."""
+
+    name: str
+    """Of the figure."""
+    base: ModelCell
+    seeds: Sequence[int]
+    baselines: list[Settings]
+    candidates: list[Settings]
+
+
+def competition_of(args: Args) -> Competition:
+    """What a command line asks for: as many trials for WSA as for the baseline."""
+    name, base, seeds = "fig6_rebasin", BASES[args.preset], seeds_of(args, SEEDS)
+    candidates = SMALL_RESNET_WSA if args.preset == "cpu" else WSA
     if args.network == "mlp" and args.preset != "smoke":
-        base, seeds, name, candidates = MLP, args.seed or range(6), "fig6_rebasin_mlp", WSA
-    # As many trials for WSA as for the baseline.
+        name, base, seeds, candidates = "fig6_rebasin_mlp", MLP, args.seed or range(6), WSA
     trials = 2 if args.preset == "smoke" else 3
-    baselines, candidates = BASELINES[:trials], candidates[:trials]
+    return Competition(
+        name=name,
+        base=base,
+        seeds=seeds,
+        baselines=BASELINES[:trials],
+        candidates=candidates[:trials],
+    )
+
+
+class Outcome(NamedTuple):
+    """The rows of a competition; without winners while it is open."""
+
+    rows: Rows
+    ran: int
+    """How many of its trials were run."""
+    baseline: Settings | None
+    wsa: Settings | None
+    panels: Panels
+
+
+def collect(bench: Bench, args: Args) -> Outcome | None:
+    """Let the settings compete on the first seed, the winners on all, and grow the winners."""
+    asked = competition_of(args)
+    base, (first, *_) = asked.base, asked.seeds
     if not args.report_only:
-        check_cells(wsa_cells(args.preset, base, candidates))
-    rows = compete(bench, args.preset, base, [*baselines, *candidates], seeds[:1])
+        check_cells(wsa_cells(args.preset, base, asked.candidates))
+    rows = compete(bench, args.preset, base, [*asked.baselines, *asked.candidates], [first])
     ran = sum(aligns["weight"][0] is not None for aligns in rows.values())
-    if not ran:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-    best, best_wsa = choose(rows, baselines), choose(rows, candidates)
+    best, best_wsa = choose(rows, asked.baselines), choose(rows, asked.candidates)
+    if best is None or best_wsa is None:
+        bench.tally.undecided.add("the competition")
+        return Outcome(rows, ran, None, None, {}) if ran else None
+    rows |= compete(bench, args.preset, base, [best, best_wsa], asked.seeds)
+    return Outcome(rows, ran, best, best_wsa, panel_rows(bench, args.preset, base, best_wsa))
+
+
+def report(bench: Bench, args: Args, found: Outcome) -> Summary:
+    """Print the competition and the winners' paired differences, and draw the panels."""
+    rows, ran, best, best_wsa, panels = found
     print("\n## Figure 6: barriers of Git Re-Basin with and without WSA (± std)\n")
-    last: dict[str, Any] = {"benchmark": name, "preset": args.preset}
+    last: Summary = {"benchmark": competition_of(args).name}
     if best is None or best_wsa is None:
         print(competition_table(rows, ()))
         print(f"\nthe competition is open: {ran} of its {len(rows)} trials were run")
-        print(json.dumps(last | {"baseline": None, "wsa": None, "figure": None}))
-        return
-    rows |= compete(bench, args.preset, base, [best, best_wsa], seeds)
+        return last | {"baseline": None, "wsa": None, "figure": None}
     print(competition_table(rows, (name_of(best), name_of(best_wsa))))
     ours, theirs = (rows[name_of(extra)] for extra in (best_wsa, best))
     last |= {"baseline": name_of(best), "wsa": name_of(best_wsa)}
@@ -269,8 +323,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{signed(differences)}"
         )
         last[f"difference_{kind}"] = differences
-    panels = panel_rows(bench, args.preset, base, best_wsa)
-    figure = bench.output / f"{name}.png"
+    figure = bench.output / f"{last['benchmark']}.png"
     draw(panels).savefig(figure, dpi=150)
     print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
     last["panels"] = {
@@ -279,8 +332,9 @@ def main(argv: list[str] | None = None) -> None:
         }
         for field, lines in panels.items()
     }
-    print(json.dumps(last | {"figure": str(figure)}))
+    return last | {"figure": str(figure)}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(
+    name="fig6_rebasin", description=__doc__, arguments=Args, collect=collect, report=report
+)

@@ -1,25 +1,28 @@
 """WSA's Figure 7: the loss in the plane of w1, w2 and the matched w2, without and with WSA.
 
-    python -m benchmarks.fig7_landscape [--preset smoke|cpu|paper]
+    python -m benchmarks fig7 [--preset smoke|cpu|paper]
 
 The models are those of `fig6_rebasin` (its default baseline and its WSA setting of strength 10).
 cpu evaluates 21 x 21 points on 1,000 test images, paper 41 x 41 on all. smoke: MLPs on digits.
 """
 
-import json
-import sys
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment
 from benchmarks.merging.fig6_rebasin import BASES, WSA, setting
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
-from benchmarks.merging.pairs import Bench, MergingArgs, aligned, pair_cells, plain
+from benchmarks.merging.pairs import aligned, pair_cells, plain
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row
+from benchmarks.refused import RefusedError
+from benchmarks.script import Summary
+from wsa_jax.merging import loss_plane
+from wsa_jax.merging.evaluate.plane import LossPlane
+from wsa_jax.merging.evaluate.plots import draw_plane
 
 RESOLUTION = {"smoke": 5, "cpu": 21, "paper": 41}
 EXAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 10_000}
@@ -48,20 +51,27 @@ def plane_row(
     """Evaluate the plane; one ledger row."""
     parts = pair_cells(cell, seed)
     config = PlaneCell(
-        model=cell.label, first=cell_id(parts[0]), second=cell_id(parts[1]),
-        resolution=resolution, examples=examples, seed=seed,
-    )  # fmt: skip
+        model=cell.label,
+        first=cell_id(parts[0]),
+        second=cell_id(parts[1]),
+        resolution=resolution,
+        examples=examples,
+        seed=seed,
+    )
 
     def make(*trained: Trained) -> Row:
-        from wsa_jax.merging import loss_plane
-
         first, second = (model.variables for model in trained)
         matched, _ = aligned(cell, first, second, "weight", seed)
         images, labels = (part[:examples] for part in model_data(parts[0], bench.data_dir).test)
         plane = loss_plane(
-            cell_task(cell), first["params"], second["params"], matched["params"], images, labels,
+            cell_task(cell),
+            first["params"],
+            second["params"],
+            matched["params"],
+            images,
+            labels,
             resolution=resolution,
-        )  # fmt: skip
+        )
         return {name: plain(getattr(plane, name)) for name in FIELDS}
 
     return bench.row(config, make, parts)
@@ -72,13 +82,8 @@ def numbers(row: Row, field: str) -> np.ndarray:
     return np.asarray(row[field], float)
 
 
-def draw(rows: dict[str, Row]) -> Any:
+def draw(rows: dict[str, Row]) -> Figure:
     """Both planes beside each other, on one scale of colours."""
-    from matplotlib.figure import Figure
-
-    from wsa_jax.merging.evaluate.plane import LossPlane
-    from wsa_jax.merging.evaluate.plots import draw_plane
-
     values = np.concatenate([np.ravel(numbers(row, "loss")) for row in rows.values()])
     figure = Figure(figsize=(5.6 * len(rows), 4.6), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(rows), squeeze=False))
@@ -90,29 +95,31 @@ def draw(rows: dict[str, Row]) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Evaluate both planes and draw them side by side."""
-    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
+def collect(bench: Bench, args: MergingArgs) -> dict[str, Row]:
+    """Both planes, where their models did not diverge and some loss on them is finite."""
     if len(args.seed) > 1:
         given = " ".join(map(str, args.seed))
-        sys.exit(f"--seed {given} are {len(args.seed)} seeds, and the figure shows one; give one")
-    bench, base, seed = Bench.open(args), BASES[args.preset], (args.seed or (0,))[0]
+        raise RefusedError(
+            f"--seed {given} are {len(args.seed)} seeds, and the figure shows one; give one"
+        )
+    base, seed = BASES[args.preset], (args.seed or (0,))[0]
     cells = {"without WSA": base, "with WSA": setting(base, WSA[0])}
     rows = {
         name: plane_row(bench, cell, seed, RESOLUTION[args.preset], EXAMPLES[args.preset])
         for name, cell in cells.items()
     }
-    rows = {
+    return {
         name: row
         for name, row in rows.items()
-        # None of models that diverged, and no loss may be finite on the plane of others.
         if row is not None and "loss" in row and np.isfinite(numbers(row, "loss")).any()
     }
-    if not rows:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+
+
+def report(bench: Bench, args: MergingArgs, rows: dict[str, Row]) -> Summary:
+    """Draw both planes side by side, and print how far their losses reach."""
     figure = bench.output / "fig7_landscape.png"
     draw(rows).savefig(figure, dpi=150)
-    last: dict[str, Any] = {"benchmark": "fig7_landscape", "preset": args.preset}
+    last: Summary = {}
     print("\n## Figure 7: the plane of w1, w2 and the matched w2\n")
     for name, row in rows.items():
         losses = numbers(row, "loss")
@@ -120,8 +127,9 @@ def main(argv: list[str] | None = None) -> None:
         last[name] = {"least": least, "greatest": greatest}
         print(f"{name}: loss from {least:.3f} to {greatest:.3f}")
     print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
-    print(json.dumps(last | {"figure": str(figure)}))
+    return last | {"figure": str(figure)}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(
+    name="fig7_landscape", description=__doc__, collect=collect, report=report
+)

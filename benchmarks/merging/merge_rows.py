@@ -1,22 +1,27 @@
 """Merge tables of trained models, recorded: what the NP Merge scripts share."""
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
+from matplotlib.figure import Figure
 
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
-from benchmarks.merging.pairs import Bench, MergingArgs, model_spec, plain
+from benchmarks.merging.pairs import model_spec, plain
+from benchmarks.record.figures import draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
-from benchmarks.record.statistics import markdown_table, spread
+from benchmarks.record.statistics import Row, markdown_table, spread
+from benchmarks.script import Summary
+from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
+from wsa_jax.merging.methods import Pipeline
 
 Line = dict[str, Any]
-Growth = Mapping[int, Mapping[int, dict[str, Any]]]
+Growth = Mapping[int, Mapping[int, Row]]
 """Rows by what grows, then by seed."""
 
 
@@ -55,26 +60,28 @@ def table_row(
     steps: int,
     rates: tuple[float, float] = (0.1, 1e-3),
     part: str = "test",
-    extra: dict[str, Any] | None = None,
-) -> dict[str, Any] | None:
+    extra: Mapping[str, Pipeline] | None = None,
+) -> Row | None:
     """Train or read the models, merge by every method, record the table as one row.
 
     ``extra`` are methods by name that are not among the library's, for the names in ``methods``.
     """
     config = TableCell(
-        model=cells[0].label, models=tuple(cell_id(cell) for cell in cells), methods=methods,
-        samples=samples, steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1],
-        part=part, seed=seed,
-    )  # fmt: skip
+        model=cells[0].label,
+        models=tuple(cell_id(cell) for cell in cells),
+        methods=methods,
+        samples=samples,
+        steps=steps,
+        np_learning_rate=rates[0],
+        fine_tuning_rate=rates[1],
+        part=part,
+        seed=seed,
+    )
 
-    def make(*trained: Trained) -> dict[str, Any]:
-        import jax
-
-        from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
-
+    def make(*trained: Trained) -> Row:
         models = [Model(one.params, one.model_state) for one in trained]
         spec = model_spec(cells[0], models[0].variables)
-        known = METHODS | (extra or {})
+        known = METHODS | dict(extra or {})
         lines = merge_table(
             jax.random.key(seed),
             models,
@@ -89,12 +96,12 @@ def table_row(
     return bench.row(config, make, cells)
 
 
-def accuracy_of(row: dict[str, Any] | None, method: str) -> float | None:
+def accuracy_of(row: Row | None, method: str) -> float | None:
     """Accuracy of a line, in percent; None where there is none, or its model diverged."""
     return next(iter(_accuracies([] if row is None else [row], lambda name: name == method)), None)
 
 
-def score_of(row: dict[str, Any] | None, method: str) -> float | None:
+def score_of(row: Row | None, method: str) -> float | None:
     """What `choose_rates` goes by: the accuracy, the worst of all where the model diverged."""
     accuracy = accuracy_of(row, method)
     return -math.inf if accuracy is None and row is not None else accuracy
@@ -122,17 +129,17 @@ def choose_rates(
     return best[0], best[1]
 
 
-def accuracies(rows: Iterable[dict[str, Any]], method: str) -> list[float]:
+def accuracies(rows: Iterable[Row], method: str) -> list[float]:
     """Accuracies of a line over rows, in percent; rows without it are left out."""
     return _accuracies(rows, lambda name: name == method)
 
 
-def endpoints(rows: Iterable[dict[str, Any]]) -> list[float]:
+def endpoints(rows: Iterable[Row]) -> list[float]:
     """Accuracies of the models themselves, in percent."""
     return _accuracies(rows, lambda name: name.startswith("model "))
 
 
-def _accuracies(rows: Iterable[dict[str, Any]], wanted: Callable[[str], bool]) -> list[float]:
+def _accuracies(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[float]:
     # A row of models that diverged has no lines, and a merge that did has no loss.
     lines = (line for row in rows for line in row.get("lines", ()) if wanted(line["method"]))
     return [100 * line["accuracy"] for line in lines if line["loss"] is not None]
@@ -168,58 +175,70 @@ def growth_curves(found: Growth, method: str) -> list[tuple[list, list]]:
     return [(list(shared), list(run)) for run in zip(*shared.values(), strict=True)]
 
 
-def report_growth(
-    args: MergingArgs,
-    name: str,
-    title: str,
-    growing: str,
-    row_of: Callable[[Bench, MergingArgs, int, int], dict[str, Any] | None],
-    counts: Sequence[int],
-    seeds: Sequence[int],
-    methods: Sequence[str],
-    claim: str,
-) -> None:
-    """Run, print and draw merge tables against something that grows: samples, models.
+@dataclass(frozen=True, kw_only=True)
+class Growing:
+    """Merge tables against something that grows: samples, models."""
 
-    ``row_of`` makes the row of a count and a seed.
-    """
-    from matplotlib.figure import Figure
+    name: str
+    title: str
+    growing: str
+    """What grows."""
+    row_of: Callable[[Bench, MergingArgs, int, int], Row | None]
+    """Makes the row of a count and a seed."""
+    counts: Mapping[Preset, Sequence[int]]
+    seeds: Mapping[Preset, Sequence[int]]
+    methods: Sequence[str]
+    claim: str
 
-    from benchmarks.record.figures import draw_recorded, figure_legend
+    def collect(self, bench: Bench, args: MergingArgs) -> Growth:
+        """The rows there are."""
+        seeds = seeds_of(args, self.seeds)
+        made = {
+            count: {seed: self.row_of(bench, args, count, seed) for seed in seeds}
+            for count in self.counts[args.preset]
+        }
+        return {
+            count: kept
+            for count, rows in made.items()
+            if (kept := {seed: row for seed, row in rows.items() if row is not None})
+        }
 
-    bench = Bench.open(args)
-    made = {count: {seed: row_of(bench, args, count, seed) for seed in seeds} for count in counts}
-    found: Growth = {
-        count: kept
-        for count, rows in made.items()
-        if (kept := {seed: row for seed, row in rows.items() if row is not None})
-    }
-    if not found:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-    shown = (*methods, "ensemble")
-    lines = [
-        [f"{count:,}", spread(endpoints(rows.values()))]
-        + [spread(accuracies(rows.values(), method)) for method in shown]
-        + [str(len(rows))]
-        for count, rows in found.items()
-    ]
-    head = [growing, "ends", *shown, "seeds"]
-    print(f"\n## {title}: test accuracy, % (± std)\n\n{markdown_table(head, lines)}")
-    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    series = {method: growth_curves(found, method) for method in shown}
-    draw_recorded(axes, series, xlabel=growing, ylabel="test accuracy, %", legend=False)
-    figure_legend(figure, columns=4 if len(shown) <= 4 else 3)
-    if counts[-1] > 10 * counts[0]:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    axes.set_xticks(list(found), [f"{count:,}" for count in found])
-    path = bench.output / f"{name}.png"
-    figure.savefig(path, dpi=150)
-    print(f"\nThe paper: {claim}\n\nfigure: {path}")
-    summary = {
-        str(count): {method: accuracies(rows.values(), method) for method in shown}
-        for count, rows in found.items()
-    }
-    last = {"benchmark": name, "preset": args.preset, "accuracy": summary, "figure": str(path)}
-    print(json.dumps(last))
+    def report(self, bench: Bench, args: MergingArgs, found: Growth) -> Summary:
+        """Print the table, a line a count, and draw a line a method."""
+        shown = (*self.methods, "ensemble")
+        lines = [
+            [f"{count:,}", spread(endpoints(rows.values()))]
+            + [spread(accuracies(rows.values(), method)) for method in shown]
+            + [str(len(rows))]
+            for count, rows in found.items()
+        ]
+        head = [self.growing, "ends", *shown, "seeds"]
+        print(f"\n## {self.title}: test accuracy, % (± std)\n\n{markdown_table(head, lines)}")
+        path = bench.output / f"{self.name}.png"
+        self.draw(found, self.counts[args.preset]).savefig(path, dpi=150)
+        print(f"\nThe paper: {self.claim}\n\nfigure: {path}")
+        accuracy = {
+            str(count): {method: accuracies(rows.values(), method) for method in shown}
+            for count, rows in found.items()
+        }
+        return {"accuracy": accuracy, "figure": str(path)}
+
+    def draw(self, found: Growth, counts: Sequence[int]) -> Figure:
+        """Accuracy of each method against what grows."""
+        shown = (*self.methods, "ensemble")
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        series = {method: growth_curves(found, method) for method in shown}
+        draw_recorded(axes, series, xlabel=self.growing, ylabel="test accuracy, %", legend=False)
+        figure_legend(figure, columns=4 if len(shown) <= 4 else 3)
+        if counts[-1] > 10 * counts[0]:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(list(found), [f"{count:,}" for count in found])
+        return figure
+
+    def script(self, description: str) -> MergingExperiment:
+        """The script of it; its description is the docstring of the module."""
+        return MergingExperiment(
+            name=self.name, description=description, collect=self.collect, report=self.report
+        )

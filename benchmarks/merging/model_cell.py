@@ -12,13 +12,26 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
+import optax
+from flax import linen as nn
 from jaxtyping import PyTree
 
 from benchmarks.record.data import data_digests, load_split
 from benchmarks.record.ledger import Ledger, cell_id, is_finished, provenance
+from benchmarks.record.statistics import Row
+from benchmarks.refused import RefusedError
+from wsa_jax import models, training
+from wsa_jax.data import dataset_info, train_validation_split
+from wsa_jax.federated import dirichlet_unequal
+from wsa_jax.merging import Model
+from wsa_jax.runs.identity import digest
+from wsa_jax.scope.scope import WeightScope, constant_target, weight_scope
+from wsa_jax.scope.stability import check_bound
+from wsa_jax.training import FitResult, FitSettings, Task, classification, evaluate
 
 ModelName = Literal["mlp", "vgg8", "vgg11", "vgg16", "resnet"]
 Split = Literal["all", "80-20", "dirichlet", "classes"]
@@ -67,22 +80,19 @@ class Trained(NamedTuple):
 
     params: PyTree
     model_state: PyTree
-    row: dict[str, Any]
+    row: Row
     digest: str
     """Of the parameters and statistics at hand, which the row may not be of."""
 
     @property
     def finite(self) -> bool:
         """Whether there is a model to merge: training may diverge."""
-        import jax
 
         return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
 
     @property
     def variables(self) -> dict[str, PyTree]:
         """Parameters and statistics as one tree, which specs name and aligns move."""
-        from wsa_jax.merging import Model
-
         return Model(self.params, self.model_state).variables
 
 
@@ -96,8 +106,6 @@ class Data(NamedTuple):
 
 def model_data(cell: ModelCell, data_dir: str | None) -> Data:
     """Images and labels of a cell; the validation part is the same for all cells of a data set."""
-    from wsa_jax.data import dataset_info, train_validation_split
-
     info = dataset_info(cell.dataset)
     train = load_split(cell.dataset, info.splits[0], data_dir)
     test = load_split(cell.dataset, "test", data_dir)
@@ -118,8 +126,6 @@ def part_indices(cell: ModelCell, labels: np.ndarray, num_classes: int) -> np.nd
     80-20: a model has 80 % of its share of the classes and the rest is spread over the others;
     dirichlet: each class is divided by Dirichlet(0.5); classes: disjoint random sets of classes.
     """
-    from wsa_jax.federated import dirichlet_unequal
-
     if cell.split == "all":
         return np.arange(len(labels))
     seed = cell.seed // cell.parts
@@ -142,10 +148,8 @@ def part_indices(cell: ModelCell, labels: np.ndarray, num_classes: int) -> np.nd
     return np.sort(np.concatenate(mine))
 
 
-def cell_module(cell: ModelCell, num_classes: int) -> Any:
+def cell_module(cell: ModelCell, num_classes: int) -> nn.Module:
     """The Linen module of a cell, with He's initial weights."""
-    from wsa_jax import models
-
     if cell.model == "mlp":
         hidden = round(64 * cell.width)
         return models.MLP(features=(hidden, hidden, num_classes), initialization="he")
@@ -158,30 +162,21 @@ def cell_module(cell: ModelCell, num_classes: int) -> Any:
     return models.vgg8(num_classes, width=cell.width, initialization="he")
 
 
-def cell_task(cell: ModelCell) -> Any:
+def cell_task(cell: ModelCell) -> Task:
     """What a cell is trained for."""
-    from wsa_jax.data import dataset_info
-    from wsa_jax.training import classification
-
     info = dataset_info(cell.dataset)
     module = cell_module(cell, info.num_classes)
     return classification(module, info, augmentation=cell.augmentation)
 
 
 @functools.cache
-def _initial_scope(network: ModelCell) -> Any:
+def _initial_scope(network: ModelCell) -> WeightScope:
     """The weight scope of a network's initial weights of seed 0."""
-    import jax
-
-    from wsa_jax.scope.scope import weight_scope
-
     return weight_scope(cell_task(network).init(jax.random.key(0))[0])
 
 
-def _scopes(cell: ModelCell) -> tuple[Any, Any]:
+def _scopes(cell: ModelCell) -> tuple[WeightScope, WeightScope]:
     """The initial weight scope of a cell's network, and the one that WSA holds it to."""
-    from wsa_jax.scope.scope import constant_target
-
     names = ("dataset", "model", "depth", "width", "norm", "augmentation")
     initial = _initial_scope(ModelCell(**{name: getattr(cell, name) for name in names}))
     fixed = cell.target == "fixed"
@@ -190,14 +185,12 @@ def _scopes(cell: ModelCell) -> tuple[Any, Any]:
 
 def check_cells(cells: Iterable[ModelCell]) -> None:
     """Exit where WSA's step would be unstable in a cell, before any of them is trained."""
-    from wsa_jax.scope.stability import check_bound
-
     for cell in cells:
         rate, strength = (np.full(1, value) for value in (cell.learning_rate, cell.strength))
         try:
             check_bound(*_scopes(cell), rate, strength)
         except ValueError as error:
-            sys.exit(f"{cell.label}: {error}")
+            raise RefusedError(f"{cell.label}: {error}") from error
 
 
 def train_model(
@@ -208,17 +201,11 @@ def train_model(
     A ledger that came without its checkpoints has it trained again. Another machine may end in
     other parameters than those its row is of: a line on stderr says so.
     """
-    import jax
-    import optax
-
-    from wsa_jax.runs.identity import digest
-    from wsa_jax.training import FitSettings, fit
-
     task, data = cell_task(cell), model_data(cell, data_dir)
     images, labels = data.train
     steps = max(1, cell.epochs * (len(labels) // cell.batch_size))
     begin = time.perf_counter()
-    result = fit(
+    result = training.fit(
         jax.random.key(cell.seed),
         task,
         images,
@@ -252,11 +239,9 @@ def train_model(
 
 
 def accuracy_and_loss(
-    task: Any, params: PyTree, model_state: PyTree, part: tuple[np.ndarray, np.ndarray]
+    task: Task, params: PyTree, model_state: PyTree, part: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, float]:
     """Accuracy in [0, 1] and mean loss."""
-    from wsa_jax.training import evaluate
-
     sums = evaluate(task, params, model_state, *part)
     return {
         "accuracy": float(sums.means()["accuracy"]),
@@ -264,21 +249,25 @@ def accuracy_and_loss(
     }
 
 
-def _row(cell: ModelCell, task: Any, result: Any, data: Data, seconds: float) -> dict[str, Any]:
-    from wsa_jax.scope.scope import weight_scope
-
+def _row(cell: ModelCell, task: Task, result: FitResult, data: Data, seconds: float) -> Row:
     scope = weight_scope(result.params)
     losses = np.asarray(result.loss)
     tail = max(1, len(losses) // cell.epochs) if cell.epochs else 1
-    row: dict[str, Any] = {
-        "id": cell_id(cell), "label": cell.label, "config": dataclasses.asdict(cell),
-        "status": "done", "steps": len(losses), "examples": len(data.train[1]),
-        "train_loss": float(losses[-tail:].mean()), "seconds": round(seconds, 1),
+    row: Row = {
+        "id": cell_id(cell),
+        "label": cell.label,
+        "config": dataclasses.asdict(cell),
+        "status": "done",
+        "steps": len(losses),
+        "examples": len(data.train[1]),
+        "train_loss": float(losses[-tail:].mean()),
+        "seconds": round(seconds, 1),
         "scope": {
             "names": list(scope.names),
-            "mean": np.asarray(scope.mean).tolist(), "std": np.asarray(scope.std).tolist(),
+            "mean": np.asarray(scope.mean).tolist(),
+            "std": np.asarray(scope.std).tolist(),
         },
-    }  # fmt: skip
+    }
     for name in ("validation", "test"):
         row[name] = accuracy_and_loss(task, result.params, result.model_state, getattr(data, name))
     return row | provenance()

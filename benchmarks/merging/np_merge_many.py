@@ -1,6 +1,6 @@
 """NP Merge of 2 to 8 models: three orders of pairs, and all at once.
 
-    python -m benchmarks.np_merge_many [--preset smoke|cpu|paper]
+    python -m benchmarks np_merge_many [--preset smoke|cpu|paper]
 
 Each model is trained from its own seed on its own part of the data (Dirichlet 0.5 over all the
 models there are), matched to the first, and merged: by pairs in the order given, by accuracy, or as
@@ -11,38 +11,39 @@ together.
 
 import dataclasses
 import functools
-import sys
-from typing import Any
+from collections.abc import Sequence
 
-import tyro
-
-from benchmarks.merging.merge_rows import report_growth, table_row
-from benchmarks.merging.np_merge_table import NETWORKS, STEPS, rates_or_exit
-from benchmarks.merging.pairs import Bench, MergingArgs, pair_cells, seeds_of
+from benchmarks.merging.bench import Bench, MergingArgs, Preset
+from benchmarks.merging.merge_rows import Growing, table_row
+from benchmarks.merging.merge_settings import NETWORKS, STEPS, rates_or_exit
+from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.statistics import Row, check_same_data
+from wsa_jax.merging import METHODS as KNOWN
+from wsa_jax.merging.combine.np_merge_many import Order
+from wsa_jax.merging.methods import Pipeline, learned
 
-COUNTS = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
-SEEDS = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+COUNTS: dict[Preset, Sequence[int]] = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
 LONGER = "fine-tuning, steps of all merges"
 METHODS = (
-    "weight matching", "fine-tuning", "NP Merge, given", "NP Merge, accuracy", "NP Merge, tree",
+    "weight matching",
+    "fine-tuning",
+    "NP Merge, given",
+    "NP Merge, accuracy",
+    "NP Merge, tree",
     "NP Merge, joint",
-)  # fmt: skip
+)
 CLAIM = "successive pairwise merges scale to many models (no numbers obtained)."
 
 
-def ordered(order: str) -> Any:
+def ordered(order: Order) -> Pipeline:
     """NP Merge by pairs in an order; accuracies are those on the samples."""
-    from wsa_jax.merging.methods import Pipeline, learned
-
     return Pipeline("weight", functools.partial(learned, order=order))
 
 
 def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None:
     """The table of the first ``count`` of a seed's models, and fine-tuning with more steps."""
-    from wsa_jax.merging import METHODS as KNOWN
-
     base = next(iter(NETWORKS[args.preset].values()))
     cell = dataclasses.replace(base, split="dirichlet", parts=COUNTS[args.preset][-1])
     orders = {f"NP Merge, {order}": ordered(order) for order in ("given", "accuracy", "tree")}
@@ -50,10 +51,15 @@ def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None
 
     def row(methods: tuple[str, ...], merges: int) -> Row | None:
         return table_row(
-            bench, pair_cells(cell, seed)[:count], seed, methods=methods,
-            samples=SAMPLES[args.preset], steps=merges * STEPS[args.preset], rates=rates,
+            bench,
+            pair_cells(cell, seed)[:count],
+            seed,
+            methods=methods,
+            samples=SAMPLES[args.preset],
+            steps=merges * STEPS[args.preset],
+            rates=rates,
             extra=orders | {LONGER: KNOWN["fine-tuning"]},
-        )  # fmt: skip
+        )
 
     found, longer = row(METHODS, 1), row((LONGER,), count - 1)
     if found is None or longer is None:
@@ -63,14 +69,14 @@ def row_of(bench: Bench, args: MergingArgs, count: int, seed: int) -> Row | None
     return found | {"lines": [*found.get("lines", ()), *added]}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Merge more and more models."""
-    args = tyro.cli(MergingArgs, args=argv, description=__doc__)
-    report_growth(
-        args, "np_merge_many", "NP Merge of many models", "models", row_of,
-        COUNTS[args.preset], seeds_of(args, SEEDS), (*METHODS, LONGER), CLAIM,
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+GROWING = Growing(
+    name="np_merge_many",
+    title="NP Merge of many models",
+    growing="models",
+    row_of=row_of,
+    counts=COUNTS,
+    seeds=SEEDS,
+    methods=(*METHODS, LONGER),
+    claim=CLAIM,
+)
+SCRIPT = GROWING.script(__doc__)

@@ -1,6 +1,6 @@
 """NP Merge beside its rivals: the same models, the same samples, the same steps.
 
-    python -m benchmarks.np_merge_table [--preset smoke|cpu|paper] [--dataset cifar10|cifar100]
+    python -m benchmarks np_merge_table [--preset smoke|cpu|paper] [--dataset cifar10|cifar100]
 
 Two models of a network on the same data, on 80/20 classes, on Dirichlet(0.5) classes and on
 disjoint classes, each without and with WSA in their training. Learning rates of NP Merge and of
@@ -13,63 +13,47 @@ digits.
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import tyro
+import numpy as np
+from matplotlib.figure import Figure
 
-from benchmarks.merging.merge_rows import (
-    accuracies,
-    accuracy_of,
-    choose_rates,
-    endpoints,
-    score_of,
-    table_row,
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
+from benchmarks.merging.merge_rows import accuracies, accuracy_of, endpoints, table_row
+from benchmarks.merging.merge_settings import (
+    NAMES,
+    NETWORKS,
+    SAMPLES,
+    SEEDS,
+    SPLITS,
+    STEPS,
+    rates_of,
 )
 from benchmarks.merging.model_cell import ModelCell, Split
-from benchmarks.merging.pairs import Bench, MergingArgs, Preset, pair_cells, seeds_of
-from benchmarks.record.statistics import Row, markdown_table, signed, spread
+from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.statistics import Row, Settings, markdown_table, signed, spread
+from benchmarks.refused import RefusedError
+from benchmarks.script import Summary
+from wsa_jax.plots import PALETTE
 
-RESNET8 = ModelCell(depth=8, width=0.5, norm="batch", epochs=12, examples=5_000)
-VGG11 = ModelCell(model="vgg11", width=0.125, epochs=12, examples=5_000, learning_rate=0.05)
-NETWORKS: dict[Preset, dict[str, ModelCell]] = {
-    "smoke": {
-        "MLP": ModelCell(
-            dataset="digits", model="mlp", epochs=4, batch_size=50, augmentation="none"
-        )
-    },
-    "cpu": {
-        "ResNet8 BN x0.5": RESNET8,
-        "VGG11 x0.125": VGG11,
-    },
-    "paper": {
-        "VGG11": ModelCell(model="vgg11", epochs=200, learning_rate=0.08, batch_size=500),
-        "ResNet20 x8 BN": ModelCell(
-            width=8.0, norm="batch", epochs=200, learning_rate=0.5, batch_size=500
-        ),
-    },
-}
-SPLITS: tuple[Split, ...] = ("all", "80-20", "dirichlet", "classes")
-NAMES = {
-    "all": "same data", "80-20": "80/20 classes", "dirichlet": "Dirichlet 0.5",
-    "classes": "disjoint classes",
-}  # fmt: skip
-WSA: dict[str, Any] = {"strength": 10.0, "target": "initial"}
-TRAININGS: dict[str, dict[str, Any]] = {"plain": {}, "WSA": WSA}
+Setting = tuple[str, str, str]
+"""Network, split, training."""
+Found = dict[Setting, list[Row]]
+"""One row a seed."""
+WSA: Settings = {"strength": 10.0, "target": "initial"}
+TRAININGS: dict[str, Settings] = {"plain": {}, "WSA": WSA}
 METHODS = (
-    "average", "activation matching", "weight matching", "rescaling",
-    "rescaling, weight matching", "Fisher", "fine-tuning", "NP Merge",
-)  # fmt: skip
-GRID = ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2))
-GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
-    "smoke": GRID[1:3], "cpu": GRID, "paper": GRID,
-}  # fmt: skip
-SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
-STEPS = {"smoke": 20, "cpu": 200, "paper": 1_000}
-SEEDS: dict[str, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+    "average",
+    "activation matching",
+    "weight matching",
+    "rescaling",
+    "rescaling, weight matching",
+    "Fisher",
+    "fine-tuning",
+    "NP Merge",
+)
 CLAIM = (
     "NP Merge beats other merges and fine-tuning of the merge, and comes close to the ensemble; "
     "of the paper's tables no number could be obtained."
@@ -85,31 +69,6 @@ class Args(MergingArgs):
     split: tuple[Split, ...] = SPLITS
 
 
-def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float] | None:
-    """Learning rates chosen on the validation part of seed 0, on 80/20 classes, without WSA."""
-    cell = dataclasses.replace(cell, split="80-20", strength=0.0, target="none")
-
-    def score(method: str, rates: tuple[float, float]) -> float | None:
-        row = table_row(
-            bench, pair_cells(cell, 0), 0, methods=(method,), samples=SAMPLES[preset],
-            steps=STEPS[preset], rates=rates, part="validation",
-        )  # fmt: skip
-        return score_of(row, method)
-
-    return choose_rates(score, GRIDS[preset])
-
-
-def rates_or_exit(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float]:
-    """`rates_of` where all that is shown depends on them."""
-    rates = rates_of(bench, preset, cell)
-    if rates is None:
-        sys.exit(
-            f"{bench.rows.path} lacks trials of learning rates for {cell.label}: none is chosen; "
-            "run without --report-only"
-        )
-    return rates
-
-
 def setting_rows(
     bench: Bench,
     preset: Preset,
@@ -120,17 +79,22 @@ def setting_rows(
     """The tables of one network, split and training that there are, one a seed."""
     rows = (
         table_row(
-            bench, pair_cells(cell, seed), seed, methods=METHODS, samples=SAMPLES[preset],
-            steps=STEPS[preset], rates=rates,
+            bench,
+            pair_cells(cell, seed),
+            seed,
+            methods=METHODS,
+            samples=SAMPLES[preset],
+            steps=STEPS[preset],
+            rates=rates,
         )
         for seed in seeds
-    )  # fmt: skip
+    )
     return [row for row in rows if row is not None]
 
 
-def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
+def settings(args: Args) -> dict[Setting, ModelCell]:
     """What is run, by network, split and training."""
-    data: dict[str, Any] = {} if args.dataset is None else {"dataset": args.dataset}
+    data: Settings = {} if args.dataset is None else {"dataset": args.dataset}
     return {
         (network, NAMES[split], training): dataclasses.replace(base, split=split, **wsa, **data)
         for network, base in NETWORKS[args.preset].items()
@@ -139,7 +103,7 @@ def settings(args: Args) -> dict[tuple[str, str, str], ModelCell]:
     }
 
 
-def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
+def table(found: Found) -> str:
     """A line a setting, a column a method; test accuracy in percent over seeds."""
     head = ["network", "data", "training", "ends", *METHODS, "ensemble", "seeds"]
     lines = []
@@ -149,7 +113,7 @@ def table(found: dict[tuple[str, str, str], list[Row]]) -> str:
     return markdown_table(head, lines)
 
 
-def gains(found: dict[tuple[str, str, str], list[Row]], over: str) -> dict[int, list[float]]:
+def gains(found: Found, over: str) -> dict[int, list[float]]:
     """NP Merge less another method, in points: by seed, one for each setting that all seeds have.
 
     Settings of one seed share its data and initial weights: they are no independent values.
@@ -194,13 +158,8 @@ def over_seeds(by_seed: dict[int, list[float]]) -> str:
     return f"{text}; means over {settings}, above 0 in {ahead} of {len(values)}"
 
 
-def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
+def draw(found: Found) -> Figure:
     """Accuracy of each method, a panel a network and split; hollow with WSA in training."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    from wsa_jax.plots import PALETTE
-
     panels = list(dict.fromkeys(setting[:2] for setting in found))
     names = ["model 1", "model 2", *METHODS, "ensemble"]
     columns = min(4, len(panels))
@@ -214,9 +173,13 @@ def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
                     value = accuracy_of(row, name)
                     if value is not None:
                         axes.plot(
-                            value, place + shift, marker, ms=5, color=PALETTE[training == "WSA"],
+                            value,
+                            place + shift,
+                            marker,
+                            ms=5,
+                            color=PALETTE[training == "WSA"],
                             fillstyle="none" if training == "WSA" else "full",
-                        )  # fmt: skip
+                        )
         axes.set_title(", ".join(panel), fontsize=9)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel("test accuracy, %", fontsize=8)
@@ -227,48 +190,58 @@ def draw(found: dict[tuple[str, str, str], list[Row]]) -> Any:
         unused.set_visible(False)
     for training, marker in (("plain", "o"), ("WSA", "s")):
         figure.axes[0].plot(
-            [], [], marker, color=PALETTE[training == "WSA"], label=f"endpoints trained {training}",
+            [],
+            [],
+            marker,
+            color=PALETTE[training == "WSA"],
+            label=f"endpoints trained {training}",
             fillstyle="none" if training == "WSA" else "full",
-        )  # fmt: skip
+        )
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, merge, compare, draw."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def collect(bench: Bench, args: Args) -> Found:
+    """The rows there are of every setting whose network's learning rates are chosen."""
     if args.preset == "smoke" and args.dataset:
-        sys.exit(
+        raise RefusedError(
             f"--dataset {args.dataset} is not of --preset smoke, which has digits; leave it out"
         )
-    bench = Bench.open(args)
     seeds = seeds_of(args, SEEDS)
-    rates, found = dict[str, tuple[float, float] | None](), {}
+    rates, found = dict[str, tuple[float, float] | None](), dict[Setting, list[Row]]()
     for setting, cell in settings(args).items():
-        if setting[0] not in rates:
-            rates[setting[0]] = rates_of(bench, args.preset, cell)
-        if chosen := rates[setting[0]]:
+        network = setting[0]
+        if network not in rates:
+            rates[network] = rates_of(bench, args.preset, cell)
+        if chosen := rates[network]:
             found[setting] = setting_rows(bench, args.preset, cell, seeds, chosen)
-    found = {setting: rows for setting, rows in found.items() if rows}
-    if not found:
-        sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+    return {setting: rows for setting, rows in found.items() if rows}
+
+
+def report(bench: Bench, args: Args, found: Found) -> Summary:
+    """Print the table and what NP Merge gains, and draw the figure if no network is missing."""
     data = "" if args.dataset is None else f", {args.dataset}"
     print(f"\n## NP Merge and its rivals{data}: test accuracy, % (± std)\n\n{table(found)}\n")
-    last: dict[str, Any] = {"benchmark": "np_merge_table", "preset": args.preset}
+    last: Summary = {}
     for rival in ("weight matching", "fine-tuning", "ensemble"):
         last[f"over {rival}"] = gains(found, rival)
         print(f"NP Merge less {rival}, points: {over_seeds(last[f'over {rival}'])}")
     other = "" if args.dataset in (None, "cifar10") else f"_{args.dataset}"
     figure = bench.output / f"np_merge_table{other}.png"
-    missing = [network for network, chosen in rates.items() if chosen is None]
+    missing = sorted(bench.tally.undecided)
     if missing:
         print(f"\nlearning rates are open, trials are missing: {', '.join(missing)}; no figure")
     else:
         draw(found).savefig(figure, dpi=150)
     print(f"\nThe paper: {CLAIM}\n\nfigure: {None if missing else figure}")
-    print(json.dumps(last | {"figure": None if missing else str(figure)}))
+    return last | {"figure": None if missing else str(figure)}
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+SCRIPT = MergingExperiment(
+    name="np_merge_table",
+    description=__doc__,
+    arguments=Args,
+    collect=collect,
+    report=report,
+)

@@ -11,6 +11,9 @@ from scipy.stats import t
 Row = dict[str, Any]
 """One line of a ledger: JSON, made by the experiment that its kind names."""
 
+Settings = dict[str, Any]
+"""Fields of a configuration and their values."""
+
 
 def check_same_data(row: Row, other: Row) -> None:
     """Exit where rows to be compared saw different data; older ones do not say what they saw."""

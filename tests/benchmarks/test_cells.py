@@ -11,7 +11,6 @@ from benchmarks.federated import table2_cross_silo
 from benchmarks.federated.cell import PRESETS, Cell
 from benchmarks.federated.experiment import Args as TableArgs
 from benchmarks.federated.grid import Args, cells_of
-from benchmarks.federated.import_rows import main as import_rows
 from benchmarks.federated.report import largest_stability
 from benchmarks.federated.run_cells import (
     RunOptions,
@@ -26,6 +25,7 @@ from benchmarks.federated.run_cells import (
 )
 from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
+from benchmarks.registry import TOOLS, script
 from tests.benchmarks.planting import planted_row
 from wsa_jax.federated import simulate
 
@@ -183,7 +183,7 @@ def test_imported_rows_get_todays_id_and_the_further_one_stays(tmp_path, capsys)
     source.write_text(json.dumps(old) + "\n")
 
     def run():
-        import_rows([str(source), "--results", str(results)])
+        script("import-rows", TOOLS)([str(source), "--results", str(results)])
         written = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["written"]
         return written, Ledger(results).rows()
 
@@ -195,7 +195,7 @@ def test_imported_rows_get_todays_id_and_the_further_one_stays(tmp_path, capsys)
     written, rows = run()
     assert (written, rows[0]["status"], rows[0]["accuracy"]) == (0, "done", 0.6)
     with pytest.raises(SystemExit, match="is no file"):
-        import_rows([str(tmp_path / "absent.jsonl")])
+        script("import-rows", TOOLS)([str(tmp_path / "absent.jsonl")])
 
 
 def test_client_scopes_of_one_layer_are_kept_and_thinned():

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.grid import STUDY, Args, cells_of, main
+from benchmarks.federated.grid import STUDY, Args, cells_of
 from benchmarks.federated.report import by_label, markdown, paired_gain
-from benchmarks.federated.report import main as report
 from benchmarks.record.ledger import Ledger, cell_id
+from benchmarks.registry import TOOLS, script
 from tests.benchmarks.planting import planted_row
 
 
@@ -20,7 +20,7 @@ def smoke(tmp_path_factory):
         "--preset", "smoke", "--strength", "0", "1", "--no-progress",
         "--results", str(folder / "rows.jsonl"), "--runs", str(folder / "runs"),
     ]  # fmt: skip
-    main(arguments)
+    script("federated")(arguments)
     return folder, arguments
 
 
@@ -40,7 +40,7 @@ def test_smoke_preset_writes_one_finished_row_a_cell(smoke):
 
 def test_finished_cells_are_skipped_and_the_last_line_is_json(smoke, capsys):
     before = (smoke[0] / "rows.jsonl").read_text()
-    main(smoke[1])
+    script("federated")(smoke[1])
     output = capsys.readouterr().out
     assert output.count("skipped") == 2
     assert json.loads(output.strip().splitlines()[-1])["accuracy"].keys() == {
@@ -108,14 +108,14 @@ def test_settings_that_some_cell_keeps_are_taken():
 
 def test_smoke_runs_stay_where_they_are_told(tmp_path, capsys):
     where = ["--preset", "smoke", "--output", str(tmp_path)]
-    main([*where, "--dry-run"])
+    script("federated")([*where, "--dry-run"])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["cells"], last["done"]) == (1, 0)
     with pytest.raises(SystemExit, match=f"{tmp_path}/federated.jsonl holds none of these cells"):
-        main([*where, "--report-only"])
+        script("federated")([*where, "--report-only"])
     (cell,) = cells_of(Args(preset="smoke", evaluate_on="validation"))
     Ledger(tmp_path / "federated.jsonl").write(planted_row(cell, 0.5))
-    main([*where, "--report-only", "--evaluate-on", "validation"])
+    script("federated")([*where, "--report-only", "--evaluate-on", "validation"])
     output = capsys.readouterr().out
     assert "Validation accuracy, %" in output
     assert json.loads(output.splitlines()[-1])["mean_accuracy"] == 0.5
@@ -146,6 +146,8 @@ def test_report_pairs_seeds_and_rounds(smoke, capsys):
     assert paired_gain([row(0, 0.5)], [row(0, 0.4, 0.9), row(1, 0.1)]) == pytest.approx(10.0)
     groups = by_label(Ledger(smoke[0] / "rows.jsonl").rows())
     assert markdown(groups, 3).count("\n") == 3
-    report(["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"])
+    script("report", TOOLS)(
+        ["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"]
+    )
     assert "gain" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (smoke[0] / "federated_3.png").stat().st_size > 10_000

@@ -1,6 +1,5 @@
 """The scripts of the merging experiments: smoke runs, ledgers, splits, choices."""
 
-import importlib
 import json
 
 import numpy as np
@@ -11,6 +10,7 @@ from benchmarks.merging.merge_rows import choose_rates
 from benchmarks.merging.model_cell import ModelCell, part_indices
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
+from benchmarks.registry import script
 
 # In an order in which later scripts find the models of earlier ones.
 SCRIPTS = {
@@ -33,8 +33,7 @@ def smoke_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
     before = sorted(path.name for path in RESULTS.iterdir())
-    room = "federated" if name == "np_merge_federated" else "merging"
-    main = importlib.import_module(f"benchmarks.{room}.{name}").main
+    main = script(name)
     where = ["--preset", "smoke", "--output", str(smoke_folder)]
     main([*where, *SCRIPTS[name]])
     first = capsys.readouterr().out.splitlines()
@@ -49,7 +48,7 @@ def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, caps
 
 def test_a_report_of_nothing_says_so(tmp_path):
     with pytest.raises(SystemExit, match="holds none of these rows: nothing to report"):
-        fig6_rebasin.main(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
+        fig6_rebasin.SCRIPT(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
 
 
 @pytest.mark.parametrize("split", ["80-20", "dirichlet", "classes"])

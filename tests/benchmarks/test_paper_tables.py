@@ -15,6 +15,7 @@ from benchmarks.federated.figures import on_shared_seeds
 from benchmarks.federated.rounds_to_accuracy import reached
 from benchmarks.record.figures import shared_length
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
+from benchmarks.registry import script
 from tests.benchmarks.planting import plant, planted_row
 from wsa_jax.runs.identity import digest
 
@@ -32,7 +33,7 @@ SCRIPTS = (
 )
 
 
-def script(name):
+def module(name):
     return importlib.import_module(f"benchmarks.federated.{name}")
 
 
@@ -49,7 +50,7 @@ def smoke_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
     before = {path.name: digest(np.fromfile(path, np.uint8)) for path in RESULTS.iterdir()}
-    script(name).main(["--preset", "smoke", "--no-progress", "--output", str(smoke_folder)])
+    script(name)(["--preset", "smoke", "--no-progress", "--output", str(smoke_folder)])
     last = last_line(capsys)
     assert (last["benchmark"], last["preset"]) == (name, "smoke")
     assert (smoke_folder / f"{name}.png").stat().st_size > 10_000
@@ -65,20 +66,20 @@ def test_cells_of_every_preset_are_canonical_and_distinct(name, preset):
     if name == "best_against_best":
         cells = [cell for side in best_against_best.trials(args) for cell in side]
     else:
-        cells = ordered_cells(script(name).comparisons(args), (0, 1))
+        cells = ordered_cells(module(name).comparisons(args), (0, 1))
     assert all(cell == cell.canonical() for cell in cells)
     assert len({cell_id(cell) for cell in cells}) == len(cells) >= 2
 
 
 def test_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
     args = Args(preset="smoke")
-    first, second, third = ordered_cells(script("strength_sweep").comparisons(args), (0,))
+    first, second, third = ordered_cells(module("strength_sweep").comparisons(args), (0,))
     ledger = Ledger(tmp_path / "federated.jsonl")
     ledger.write(planted_row(first, 0.5))
     ledger.write(planted_row(second, 0.4, rounds=2))
     text = ledger.path.read_text()
     options = ["--preset", "smoke", "--dry-run", "--output", str(tmp_path)]
-    script("strength_sweep").main(options)
+    script("strength_sweep")(options)
     lines = capsys.readouterr().out.splitlines()
     expected = ((first, " done "), (second, " 2 of 3 rounds "), (third, " to run "))
     for line, (cell, state) in zip(lines, expected, strict=False):
@@ -91,7 +92,7 @@ def test_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["strength_sweep", "best_against_best"])
 def test_scripts_with_strengths_of_their_own_take_none(name, capsys):
     with pytest.raises(SystemExit):
-        script(name).main(["--preset", "smoke", "--dry-run", "--strength", "2"])
+        script(name)(["--preset", "smoke", "--dry-run", "--strength", "2"])
     assert "--strength" in capsys.readouterr().err
 
 
@@ -99,14 +100,14 @@ def test_cells_without_data_are_listed_and_left_out(tmp_path, capsys):
     options = ["--preset", "cpu", "--data-dir", str(tmp_path), "--output", str(tmp_path)]
     options += ["--results", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
     with pytest.raises(SystemExit, match="nothing to report"):
-        script("fig11_scope_trajectories").main(options)
+        script("fig11_scope_trajectories")(options)
     assert capsys.readouterr().out.count("no data here") == 3
-    script("fig11_scope_trajectories").main([*options, "--dry-run"])
+    script("fig11_scope_trajectories")([*options, "--dry-run"])
     assert capsys.readouterr().out.count("no data here") == 3
 
 
 def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
-    lines = script("table2_cross_silo").comparisons(Args(preset="paper"))
+    lines = module("table2_cross_silo").comparisons(Args(preset="paper"))
     line = lines[0]
     ledger = Ledger(tmp_path / "rows.jsonl")
     for seed, accuracy in ((0, 0.60), (1, 0.62)):
@@ -128,7 +129,7 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
         "| CIFAR-10, alpha 0.5 | FedProx +WSA |  | 0 of 1500 |  |  |  | 68.40 | 72.49 | +4.09 |"
     )
     options = ["--preset", "paper", "--report-only", "--seed", "0", "1"]
-    script("table2_cross_silo").main(
+    script("table2_cross_silo")(
         [*options, "--results", str(ledger.path), "--output", str(tmp_path)]
     )
     line = last_line(capsys)["lines"][0]
@@ -137,7 +138,7 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
 
 
 def test_baseline_counts_only_the_settings_seeds(tmp_path):
-    line = script("strength_sweep").comparisons(Args(preset="short"))[0]
+    line = module("strength_sweep").comparisons(Args(preset="short"))[0]
     ledger = Ledger(tmp_path / "rows.jsonl")
     for seed, accuracy in ((0, 0.40), (1, 0.50)):
         ledger.write(planted_row(line.baseline, accuracy, seed=seed))
@@ -155,12 +156,12 @@ def test_baseline_counts_only_the_settings_seeds(tmp_path):
 
 
 def test_dropped_updates_are_reported(tmp_path, capsys):
-    cell, *_ = ordered_cells(script("strength_sweep").comparisons(Args(preset="smoke")), (0,))
+    cell, *_ = ordered_cells(module("strength_sweep").comparisons(Args(preset="smoke")), (0,))
     ledger = Ledger(tmp_path / "federated.jsonl")
     for seed, dropped in ((0, 7), (1, 0), (2, 3)):
         ledger.write(planted_row(cell, 0.5, seed=seed) | {"dropped": dropped})
     options = ["--preset", "smoke", "--report-only", "--output", str(tmp_path)]
-    script("strength_sweep").main([*options, "--seed", "0", "1", "2"])
+    script("strength_sweep")([*options, "--seed", "0", "1", "2"])
     expected = "FedAvg, digits, 4 clients: 10 updates were not finite and were dropped."
     assert expected in capsys.readouterr().out
 
@@ -208,7 +209,7 @@ def test_a_seed_just_begun_does_not_cut_the_others():
 
 
 def test_panels_show_the_seeds_that_all_their_settings_have(tmp_path):
-    group = script("strength_sweep").comparisons(Args(preset="short"))[:3]
+    group = module("strength_sweep").comparisons(Args(preset="short"))[:3]
     ledger = Ledger(tmp_path / "rows.jsonl")
     for cell, seeds in ((group[0].baseline, (0, 1)), (group[0].treated, (0, 1))):
         for seed in seeds:
@@ -252,13 +253,13 @@ def test_best_against_best_decides_on_planted_rows(gains, expected, tmp_path, ca
     assert comparison.treated.strength == wsa[1].strength
     assert {comparison.baseline.evaluate_on, comparison.treated.evaluate_on} == {"test"}
     options = ["--preset", "smoke", "--report-only", "--output", str(tmp_path)]
-    best_against_best.main(options)
+    best_against_best.SCRIPT(options)
     assert last_line(capsys)["verdict"] == "open"
     for seed, gain in zip((1, 2), gains, strict=True):
         ledger.write(planted_row(comparison.baseline, 0.5, seed=seed))
         ledger.write(planted_row(comparison.treated, 0.5 + gain, seed=seed))
     # Gains stand beside their seeds, in whatever order those were given.
-    best_against_best.main([*options, "--seed", "2", "1"])
+    best_against_best.SCRIPT([*options, "--seed", "2", "1"])
     last = last_line(capsys)
     assert last["verdict"] == expected
     assert last["difference"] == pytest.approx(50 * sum(gains))
@@ -271,7 +272,7 @@ def test_best_against_best_gives_both_sides_as_many_trials_and_fresh_seeds(tmp_p
         assert len(grid.baseline) == len(grid.wsa)
         assert 0 not in grid.seeds
     with pytest.raises(SystemExit, match="seed 0 chose"):
-        best_against_best.main(["--preset", "smoke", "--seed", "0", "--output", str(tmp_path)])
+        best_against_best.SCRIPT(["--preset", "smoke", "--seed", "0", "--output", str(tmp_path)])
 
 
 def test_unfinished_trials_leave_the_winner_open(tmp_path):
@@ -290,5 +291,5 @@ def test_unfinished_trials_leave_the_winner_open(tmp_path):
 def test_processes_share_the_folder_that_they_are_told(tmp_path):
     several = ["--preset", "smoke", "--processes", "2", "--dry-run"]
     with pytest.raises(SystemExit, match="--processes 2 and no --output"):
-        script("strength_sweep").main(several)
-    script("strength_sweep").main([*several, "--output", str(tmp_path)])
+        script("strength_sweep")(several)
+    script("strength_sweep")([*several, "--output", str(tmp_path)])

@@ -14,8 +14,10 @@ from benchmarks.federated.cell import Cell
 from benchmarks.federated.experiment import Args, recorded
 from benchmarks.federated.figures import curve_panels
 from benchmarks.federated.strength_sweep import comparisons as sweep
-from benchmarks.merging import fig4_scaling, fig6_rebasin, fig7_landscape, np_merge_table, pairs
+from benchmarks.merging import bench as benches
+from benchmarks.merging import fig4_scaling, fig6_rebasin, fig7_landscape, np_merge_table
 from benchmarks.merging import model_cell as model_cells
+from benchmarks.merging.bench import Bench, MergingArgs
 from benchmarks.merging.merge_rows import (
     accuracy_of,
     choose_rates,
@@ -24,7 +26,7 @@ from benchmarks.merging.merge_rows import (
     score_of,
 )
 from benchmarks.merging.model_cell import ModelCell, Trained, check_cells
-from benchmarks.merging.pairs import Bench, MergingArgs, PathCell, barriers, pair_cells
+from benchmarks.merging.pairs import PathCell, barriers, pair_cells
 from benchmarks.record.ledger import Ledger, cell_id
 from tests.benchmarks.planting import planted_row
 from wsa_jax.scope.scope import weight_scope
@@ -63,7 +65,7 @@ def test_an_open_competition_is_reported_and_draws_nothing(tmp_path, capsys):
     for align in ("none", "weight"):
         config = PathCell(model=base.label, first=first, second=second, align=align)
         Ledger(tmp_path / "merging.jsonl").write({"id": cell_id(config)} | row)
-    fig6_rebasin.main(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
+    fig6_rebasin.SCRIPT(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
     output = capsys.readouterr().out
     assert "the competition is open: 1 of its 4 trials were run" in output
     assert json.loads(output.splitlines()[-1])["wsa"] is None
@@ -148,7 +150,7 @@ def test_a_report_without_the_first_records_controls_draws_no_mechanism(tmp_path
         cell = Cell(learning_rate=0.1, init="he", strength=strength, rounds=50).canonical()
         rows.write(planted_row(cell, 0.5))
     where = ["--results", str(rows.path), "--output", str(tmp_path), "--rounds", "50"]
-    federated_report.main(where)
+    federated_report.SCRIPT(where)
     assert "federated_mechanism: no baseline" in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("*.png")] == ["federated_50.png"]
 
@@ -188,7 +190,7 @@ def test_trajectories_are_of_one_seed(tmp_path):
             lambda cell: [planted_row(cell, 0.5, seed=cells.index(cell))],
         )
     with pytest.raises(SystemExit, match="--seed 0 1 are 2 seeds"):
-        fig7_landscape.main(["--preset", "smoke", "--output", str(tmp_path), "--seed", "0", "1"])
+        fig7_landscape.SCRIPT(["--preset", "smoke", "--output", str(tmp_path), "--seed", "0", "1"])
 
 
 def test_a_model_trained_again_to_other_parameters_is_named(tmp_path, monkeypatch, capsys):
@@ -219,7 +221,7 @@ def test_rows_name_their_models_and_nothing_is_measured_on_one_that_diverged(tmp
         row = {"id": cell_id(cell), "status": "done"}
         return Trained({"w": np.full(2, value)}, {}, row, f"digest {cell.seed}")
 
-    monkeypatch.setattr(pairs, "train_model", train)
+    monkeypatch.setattr(benches, "train_model", train)
     bench = Bench.open(MergingArgs(preset="smoke", output=tmp_path))
     base = ModelCell(dataset="digits", model="mlp")
     rows = []

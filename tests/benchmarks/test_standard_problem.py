@@ -60,7 +60,7 @@ def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):
     ledger = Ledger(tmp_path / "federated.jsonl")
 
     def last():
-        standard_problem.main(where)
+        standard_problem.SCRIPT(where)
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     assert (last()["cells"], last()["strength"]) == (4, None)
@@ -74,7 +74,7 @@ def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):
 
 def test_smoke_runs_all_its_cells(tmp_path, capsys):
     where = ["--preset", "smoke", "--no-progress", "--output", str(tmp_path)]
-    standard_problem.main(where)
+    standard_problem.SCRIPT(where)
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["cells"], last["finished"]) == (4, 4)
     rows = Ledger(tmp_path / "federated.jsonl").rows()
