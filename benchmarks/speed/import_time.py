@@ -1,6 +1,8 @@
 """How long `import wsa_jax` takes against the libraries it stands on, in turns of processes.
 
-python -m benchmarks speed import_time
+    python -m benchmarks speed import_time
+
+Both are statements of a fresh Python each; the ratio is the median over pairs.
 """
 
 import statistics
