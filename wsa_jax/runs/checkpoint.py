@@ -1,9 +1,13 @@
 """Checkpoints of a run's state: written atomically by orbax, sealed, kept by step."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
+import sys
+import time
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -251,11 +255,26 @@ def _as_one_line(
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Keep orbax's progress lines out of users' terminals; its errors are exceptions."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep orbax's progress lines, and its tasks' complaints, out of users' terminals.
+
+    What fails is an exception. The tasks that orbax leaves behind then are collected here, since
+    they write their tracebacks when they go.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except BaseException:
+        sys.unraisablehook = lambda unraisable: None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Reads that were under way end after the first that failed.
+            time.sleep(0.1)
+            gc.collect()
+        raise
     finally:
-        logger.setLevel(level)
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

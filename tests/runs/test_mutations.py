@@ -1,0 +1,24 @@
+"""Damaged run directories: the same result, or one line that names the path; never another."""
+
+import pytest
+
+from tests.runs.mutate import Trials, count, flips, mutations
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory) -> Trials:
+    return Trials(tmp_path_factory.mktemp("trials"))
+
+
+def test_damaged_directories_resume_bitwise_or_say_so_in_one_line(trials):
+    counts, bad = count(trials, mutations(trials, seed=0)[:60])
+    assert not bad
+    assert counts["resumed"] and counts["clear"]
+    assert counts.total() == 60
+
+
+def test_a_flipped_bit_changes_nothing_or_is_named(trials):
+    counts, bad = count(trials, flips(trials, 40, seed=0))
+    assert not bad
+    assert counts["clear"] >= 20  # Most bits are weights.
+    assert counts.total() == 40
