@@ -151,7 +151,8 @@ def count(trials: Trials, chosen: list[Trial]) -> tuple[collections.Counter, lis
 
 def _class_of(error: Exception, directory: Path) -> str:
     ours = type(error) is ValueError or type(error).__name__ == "CheckpointError"
-    return "clear" if ours and "\n" not in str(error) and str(directory) in str(error) else "foreign"
+    one_line = "\n" not in str(error) and str(directory) in str(error)
+    return "clear" if ours and one_line else "foreign"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -257,20 +257,24 @@ def _as_one_line(
 def _quiet() -> Generator[None]:
     """Keep orbax's progress lines, and its tasks' complaints, out of users' terminals.
 
-    What fails is an exception. The tasks that orbax leaves behind then are collected here, since
-    they write their tracebacks when they go.
+    What fails is an exception. The tasks that orbax leaves behind then end, and are collected,
+    here, since they write tracebacks when they go.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+
+    def without_late_tasks(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = without_late_tasks
     try:
         yield
-    except BaseException:
-        sys.unraisablehook = lambda unraisable: None
+    except _FAILURES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Reads that were under way end after the first that failed.
             time.sleep(0.1)
             gc.collect()
         raise
