@@ -72,6 +72,7 @@ class Budget:
         need a far larger rate than weights.
       fine_tuning_rate: Adam's learning rate for fine-tuning.
       held_out: the fraction held out to select the best step, in [0, 1).
+      restarts: starts of `weight_matching`, of which the best is kept.
     """
 
     steps: int = 200
@@ -79,6 +80,7 @@ class Budget:
     np_learning_rate: float | int = 0.1
     fine_tuning_rate: float | int = 1e-3
     held_out: float | int = 0.2
+    restarts: int = 2
 
     def __post_init__(self) -> None:
         for name in ("np_learning_rate", "fine_tuning_rate"):
@@ -115,7 +117,9 @@ class Pipeline:
     ) -> MergeResult:
         """Merge the models."""
         align_key, combine_key = jax.random.split(key)
-        models = align_models(align_key, spec, models, evidence, self.align)
+        models = align_models(
+            align_key, spec, models, evidence, self.align, restarts=budget.restarts
+        )
         return self.combine(combine_key, models, evidence, budget)
 
 
@@ -125,6 +129,8 @@ def align_models(
     models: Sequence[Model],
     evidence: Evidence,
     name: str,
+    *,
+    restarts: int = 2,
 ) -> list[Model]:
     """Bring every model's units into correspondence with the first one's.
 
@@ -134,6 +140,7 @@ def align_models(
       models: all of one architecture.
       evidence: examples for activation matching.
       name: name of the align; ``"rescaling, weight"`` applies one after the other.
+      restarts: as in `weight_matching`.
 
     Raises:
       ValueError: rescaling where no group admits it, an unknown name, or as for the aligns.
@@ -147,7 +154,9 @@ def align_models(
         if "rescaling" in name:
             variables = align(spec, variables, rescale(spec, first, variables))
         if "weight" in name:
-            matching = weight_matching(jax.random.fold_in(key, index), spec, first, variables)
+            matching = weight_matching(
+                jax.random.fold_in(key, index), spec, first, variables, restarts=restarts
+            )
             variables = align(spec, variables, matching)
         if "activation" in name:
             matching = activation_matching(

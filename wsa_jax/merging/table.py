@@ -81,7 +81,9 @@ def merge_table(
         begin, spent = time.perf_counter(), 0.0
         if isinstance(method, Pipeline):
             if method.align not in aligned:
-                moved = align_models(align_key, spec, models, evidence, method.align)
+                moved = align_models(
+                    align_key, spec, models, evidence, method.align, restarts=budget.restarts
+                )
                 aligned[method.align] = (moved, time.perf_counter() - begin)
                 begin = time.perf_counter()
             moved, spent = aligned[method.align]

@@ -79,7 +79,7 @@ def test_it_is_the_published_algorithm_on_the_same_visiting_order(name):
         rng = np.random.default_rng((*jax.random.key_data(key).tolist(), 0))
         orders = (rng.permutation(len(spec.groups)) for _ in itertools.count())
         expected, sweeps = _published(spec, first, second, orders)
-        found = weight_matching(key, spec, first, second)
+        found = weight_matching(key, spec, first, second, restarts=1)
         for group in spec.names:
             np.testing.assert_array_equal(found.permutations[group], expected[group])
         assert found.info["sweeps"] == (sweeps,)
@@ -102,6 +102,16 @@ def test_issue_8_is_found_from_the_sorted_start():
             assert info["objective"] == max(info["objectives"])
     assert found[0] < 10  # Published: 10 of 100.
     assert found[1] >= 18
+
+
+def test_two_starts_are_the_default_and_the_better_is_kept():
+    shapes, spec = residual(30, 50, norms=False)
+    first = draw(0, shapes)
+    second = plant(0, spec, first)
+    info = weight_matching(KEY, spec, first, second).info
+    published = weight_matching(KEY, spec, first, second, restarts=1).info
+    assert info["objectives"][0] == published["objective"] < info["objectives"][1]
+    assert info["objective"] == info["objectives"][1] and info["distance"] == 0.0
 
 
 def test_updated_products_are_those_made_anew():
@@ -276,6 +286,7 @@ def test_errors_name_leaf_and_setting():
         match(first, restarts=0)
     with pytest.raises(ValueError, match="max_sweeps 0 is below 1"):
         match(first, max_sweeps=0)
-    assert not weight_matching(KEY, spec, first, draw(1, shapes), max_sweeps=1).info["converged"]
+    cut = weight_matching(KEY, spec, first, draw(1, shapes), restarts=1, max_sweeps=1)
+    assert not cut.info["converged"]
     with pytest.raises(ValueError, match=r"map of group first has shape \(2,\)"):
         align(spec, first, Matching({"first": np.arange(2)}, {}))

@@ -66,7 +66,7 @@ def weight_matching(
     second: PyTree,
     *,
     init: Permutations | str | None = None,
-    restarts: int = 1,
+    restarts: int = 2,
     max_sweeps: int = 100,
 ) -> Matching:
     r"""Permute the second model's units so that its weights come closest to the first's.
@@ -85,15 +85,17 @@ def weight_matching(
       spec: which axes move together; statistics move but enter no score.
       first: the model that stays fixed.
       second: the model to reorder to match ``first``.
-      init: where the first start begins: permutations, ``"identity"`` (same as None: the
-        published algorithm), ``"sorted"`` or ``"random"``.
-      restarts: number of starts; the best objective is kept. The second begins ``"sorted"``
-        (unless the first did), the others at random.
+      init: where the first start begins: permutations, ``"identity"`` (same as None, the published
+        start), ``"sorted"`` or ``"random"``.
+      restarts: number of starts; the best objective, in float64, is kept. The second begins
+        ``"sorted"`` (unless the first did), the others at random. With 1 and the ``init`` of None,
+        this is the published algorithm.
       max_sweeps: maximum number of sweeps per start.
 
     ``"sorted"`` scores two units by their weights sorted along every axis that other groups permute
     (no order of the others can give more: the Gilmore-Lawler bound). It finds planted
-    permutations where the identity ends in a local optimum, as in residual networks.
+    permutations where the identity ends in a local optimum, as in residual networks, factors of
+    low rank, and convolutions of one channel each.
 
     Returns:
       The permutations, and ``info`` with ``objective`` (the sum above over the weights that move),
