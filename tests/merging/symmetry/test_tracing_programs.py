@@ -39,13 +39,41 @@ def _step(kind, choice, weight, h, other):
     if kind == 10:
         scores = jax.nn.softmax(jnp.einsum("bgc,bhc->bgh", groups, groups))
         return jnp.einsum("bgh,bhc->bgc", scores, groups).reshape(2, 12)
-    return jnp.pad(h[:, 1:-1], ((0, 0), (1, 1)))
+    if kind == 11:
+        return jnp.pad(h[:, 1:-1], ((0, 0), (1, 1)))
+    return _indexed_step(kind, choice, weight, groups, h, other)
 
 
-def _program(seed):
+def _indexed_step(kind, choice, weight, groups, h, other):
+    """Steps that cut inside each group, or read and write by index."""
+    half = groups.shape[-1] // 2
+    first, second = groups[..., :half], groups[..., half:]
+    if kind == 12:  # rotary embeddings: one half turned by the other
+        return jnp.concatenate([-second, first], -1).reshape(2, 12)
+    if kind == 13:  # a part of each group alone
+        first = (jnp.tanh(first), first * weight(1, half)[None], jnp.cumsum(first, -1))[choice]
+        return jnp.concatenate([first, second], -1).reshape(2, 12)
+    if kind == 14:
+        written = (other[1], 0.0, weight(1, 12)[0])[choice]
+        return h.at[choice % 2].set(written)
+    if kind == 15:
+        rows = h.at[jnp.array([1, 0])]
+        return (rows.add(other), rows.max(other), h.at[:, 3:6].add(other[:, 3:6]))[choice]
+    if kind == 16:
+        units = list(jnp.moveaxis(groups, 1 + choice % 2, 0))
+        return jnp.stack(units[::-1], 1).reshape(2, 12)
+    if kind == 17:
+        rows = jnp.array([1, 1])
+        return jax.ops.segment_sum(h, rows, 2) + jax.ops.segment_max(other, rows, 2).clip(-9)
+    if kind == 18:
+        return jax.lax.sort((other, h), dimension=0, num_keys=1)[1]
+    return jnp.abs(jnp.fft.fft(h, axis=0))
+
+
+def _program(seed, kinds=12):
     """A function and its parameters; the first calls of weights draw them."""
     rng = np.random.default_rng(seed)
-    kinds = rng.integers(0, 12, 7).tolist()
+    kinds = rng.integers(0, kinds, 7).tolist()
     choices = rng.integers(0, 3, 7).tolist()
     places = rng.random((7, 2)).tolist()
 
@@ -73,9 +101,10 @@ def _program(seed):
     return apply, params
 
 
+@pytest.mark.parametrize("kinds", [12, 20])
 @pytest.mark.parametrize("seed", range(16))
-def test_moves_of_a_random_programs_units_keep_it(seed):
-    apply, params = _program(seed)
+def test_moves_of_a_random_programs_units_keep_it(seed, kinds):
+    apply, params = _program(seed, kinds)
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
     spec = trace_spec(apply, params, x)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from jaxtyping import PyTree
 
 from wsa_jax.merging.symmetry.spec import Group, Tie
-from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, Factor, Sum, atoms_of, expand
 from wsa_jax.merging.symmetry.tracing.steps import Value
 from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, is_statistic, trace
 from wsa_jax.scope.layers import Rule
@@ -94,8 +94,9 @@ def _fixed(traced: Traced, units: dict[Atom, str]) -> Iterable[tuple[str, ...]]:
     for name, value in traced.leaves.items():
         for number, axis in enumerate(value.axes):
             segments = expand(axis)
-            if any(not any(atom in units for atom in segment) for segment in segments):
-                reasons = [a.reason for s in segments for a in s if a.reason is not None]
+            parts = any(isinstance(factor, Sum) for segment in segments for factor in segment)
+            if parts or any(not any(atom in units for atom in segment) for segment in segments):
+                reasons = [atom.reason for atom in atoms_of(axis) if atom.reason is not None]
                 yield name, str(number), [*reasons, "a single unit"][0]
 
 
@@ -109,7 +110,9 @@ def _axis(axis: Axis, units: dict[Atom, str]) -> str:
     )
 
 
-def _atom(atom: Atom, units: dict[Atom, str]) -> str:
+def _atom(atom: Factor, units: dict[Atom, str]) -> str:
+    if isinstance(atom, Sum):
+        return f"({_axis(atom.terms, units)})"
     if atom in units:
         return f"{units[atom]}[{atom.size}]"
     return f"~{atom.size}" if atom.free else str(atom.size)

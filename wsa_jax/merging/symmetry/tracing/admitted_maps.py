@@ -25,6 +25,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Reduce,
     Same,
     Scaling,
+    Scatter,
     Stack,
     Step,
     Unknown,
@@ -85,6 +86,8 @@ class _Analysis:
                 self.concatenate(step, dimension, new=False)
             case Stack(dimension):
                 self.concatenate(step, dimension, new=True)
+            case Scatter():
+                self.scatter(step, step.kind)
             case Pad() | LoopCarry() | Same():
                 self.together(step)
             case Decide():
@@ -233,6 +236,29 @@ class _Analysis:
                 values = [v for v in step.inputs if axis != along or atom in self.atoms(v, place)]
                 entry[atom] = self.agreed(values, place, atom)
             degrees.append(entry)
+        self.set(result, degrees)
+
+    def scatter(self, step: Step, kind: Scatter) -> None:
+        operand, updates = step.inputs
+        (result,) = step.outputs
+        degrees: list[AxisDegrees] = [{} for _ in result.axes]
+        for axis, place in enumerate(kind.places):
+            for atom in self.atoms(result, axis):
+                given = [(operand, axis)] + ([] if place is None else [(updates, place)])
+                if any(_any_degree(v.constant) and v.constant != 0 for v, _ in given):
+                    self.not_linear.add(atom)
+                known = {self.degree(v, a, atom) for v, a in given if not _any_degree(v.constant)}
+                if len(known) > 1 or (kind.scaling is Scaling.NONE and any(known)):
+                    self.break_all([atom])
+                if kind.scaling is not Scaling.SUM:
+                    self.not_linear.add(atom)
+                degrees[axis][atom] = max(known, default=0)
+        # Along the other axes of what is written, elements are chosen or summed.
+        for axis in range(len(updates.axes)):
+            for atom in self.atoms(updates, axis) if axis not in kind.places else ():
+                self.not_linear.add(atom)
+                if self.degree(updates, axis, atom):
+                    self.break_all([atom])
         self.set(result, degrees)
 
     def together(self, step: Step) -> None:

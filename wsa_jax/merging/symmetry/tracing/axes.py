@@ -3,11 +3,14 @@
 An *atom* is an index set that may be reordered as a whole: the units of a layer, the heads of an
 attention layer. An axis is a tuple of segments, one after the other (a concatenation), and a
 segment is a tuple of atoms, major first (a flattening): ``[h·w·c + u]`` is ``((h, w, c), (u,))``.
+A factor of a segment may be a sum itself: heads cut in halves are ``((heads, (d1 + d2)),)``.
 Joining two axes merges atoms; where their borders differ, atoms are split, wherever they occur.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 _LIMIT = 1024
 """More segments than this in one axis are positions, not structure: they are pinned."""
@@ -56,7 +59,21 @@ class Atom:
         return Atom(size, reason=self.reason, free=self.free)
 
 
-Segment = tuple[Atom, ...]
+@dataclass(frozen=True)
+class Sum:
+    """A concatenation inside each unit of the factors before it, of which one or more may move."""
+
+    terms: "Axis"
+    free: ClassVar[bool] = False
+
+    @property
+    def size(self) -> int:
+        """Length of the concatenation."""
+        return size_of(self.terms)
+
+
+Factor = Atom | Sum
+Segment = tuple[Factor, ...]
 Axis = tuple[Segment, ...]
 
 
@@ -67,7 +84,7 @@ def fresh(size: int, *, reason: str | None = None, free: bool = False) -> Axis:
 
 def size_of(axis: Axis) -> int:
     """Length of an axis."""
-    return sum(math.prod(atom.size for atom in segment) for segment in axis)
+    return sum(_size(segment) for segment in axis)
 
 
 def expand(axis: Axis) -> Axis:
@@ -82,7 +99,19 @@ def expand(axis: Axis) -> Axis:
 
 def atoms_of(axis: Axis) -> list[Atom]:
     """The unsplit roots of an axis, in order, repeats included."""
-    return [atom for segment in expand(axis) for atom in segment]
+    return _atoms(factor for segment in expand(axis) for factor in segment)
+
+
+def products_of(axis: Axis) -> list[tuple[Atom, ...]]:
+    """The axis as products of atoms alone, each factor that is a sum multiplied out."""
+    products: list[tuple[Atom, ...]] = []
+    for segment in expand(axis):
+        terms: list[tuple[Atom, ...]] = [()]
+        for factor in segment:
+            parts = products_of(factor.terms) if isinstance(factor, Sum) else [(factor,)]
+            terms = [(*term, *part) for term in terms for part in parts]
+        products += terms
+    return products
 
 
 def is_free(axis: Axis) -> bool:
@@ -122,7 +151,10 @@ def join(first: Axis, second: Axis) -> Axis:
             return _join_positional(first, second)
         borders = _borders(first), _borders(second)
         if borders[0] == borders[1]:
-            return expand(tuple(_join_segments(a, b) for a, b in zip(first, second, strict=True)))
+            joined = [_join_segments(a, b) for a, b in zip(first, second, strict=True)]
+            if None not in joined:
+                return expand(tuple(segment for segment in joined if segment is not None))
+            continue
         cut(first, borders[1])
         cut(second, borders[0])
     reason = "two orders of one axis that have no common pieces"
@@ -144,6 +176,7 @@ def cut(axis: Axis, points: Iterable[int]) -> Axis:
             if inside is None:
                 break
             (leading, *rest), offset = inside
+            assert isinstance(leading, Atom)  # a leading sum is multiplied out
             before, within = divmod(offset, _size(rest))
             sizes = (before, 1 if within else 0, leading.size - before - (within > 0))
             leading.parts = tuple(
@@ -161,12 +194,16 @@ def distribute(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         return axes
     factors, axes = list(axis[0]), []
     for size in reversed(sizes):
-        taken: list[Atom] = []
+        taken: list[Factor] = []
         while (missing := size // _size(taken)) > 1:
-            atom = factors.pop().root()
-            if atom.parts is not None:  # it occurs twice in this axis
-                factors.extend(a for segment in expand(((atom,),)) for a in segment)
-                continue
+            factors.extend(_current(factors.pop()))  # an atom that occurs twice may be split by now
+            atom = factors.pop()
+            if isinstance(atom, Sum):
+                if missing % atom.size == 0:
+                    taken.insert(0, atom)
+                    continue
+                pin((tuple(factors),), "a reshape that cuts across a concatenation in each unit")
+                return distribute(axis, sizes)
             if missing % atom.size and atom.size % missing:
                 # Borders that do not divide one another have no common factors.
                 reason = f"a reshape of {size_of(axis)} to {tuple(sizes)} that cuts across units"
@@ -181,20 +218,37 @@ def distribute(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     return axes
 
 
-def _size(segment: Sequence[Atom]) -> int:
-    return math.prod(atom.size for atom in segment)
+def _size(segment: Sequence[Factor]) -> int:
+    return math.prod(factor.size for factor in segment)
 
 
-def _pin(atoms: Iterable[Atom], reason: str) -> None:
-    for atom in atoms:
+def _atoms(factors: Iterable[Factor]) -> list[Atom]:
+    return [
+        atom
+        for factor in factors
+        for atom in (atoms_of(factor.terms) if isinstance(factor, Sum) else [factor])
+    ]
+
+
+def _pin(factors: Iterable[Factor], reason: str) -> None:
+    for atom in _atoms(factors):
         if not atom.free and atom.reason is None:
             atom.reason = reason
 
 
+def _current(factor: Factor) -> list[Factor]:
+    """A factor in unsplit roots."""
+    segments = expand(factor.terms if isinstance(factor, Sum) else ((factor,),))
+    return list(segments[0]) if len(segments) == 1 else [Sum(segments)]
+
+
 def _expand(segment: Segment) -> list[Segment]:
     terms: list[Segment] = [()]
-    for atom in segment:
-        atom = atom.root()
+    for factor in segment:
+        if isinstance(factor, Sum):
+            terms = _times(terms, list(expand(factor.terms)))
+            continue
+        atom = factor.root()
         if atom.size == 1:
             continue
         if atom.parts is None:
@@ -212,25 +266,23 @@ def _times(terms: list[Segment], parts: list[Segment]) -> list[Segment]:
     for term in terms:
         if not term:
             result.extend(parts)
-            continue
-        if alike:  # the same units several times: a flattening, too
+        elif alike:  # the same units several times: a flattening, too
             places = Atom(len(parts), reason="places in which units are repeated")
             result.append((*term, places, *parts[0]))
-            continue
-        # Around a concatenation, the units outside of it are at fixed places.
-        _pin(term, "it repeats a concatenation")
-        if _size(term) * len(parts) > _LIMIT:
+        elif any(not atom.free and atom.reason is None for atom in _atoms(term)):
+            result.append((*term, Sum(tuple(parts))))
+        elif _size(term) * len(parts) > _LIMIT:
             reason = "a concatenation repeated too often to follow"
-            _pin((atom for part in parts for atom in part), reason)
+            _pin((factor for part in parts for factor in part), reason)
             size = _size(term) * sum(_size(part) for part in parts)
             result.append((Atom(size, reason=reason),))
-        else:
+        else:  # at fixed places: one concatenation after the other
             result.extend(parts * _size(term))
     return result
 
 
 def _merge_free(segment: Segment) -> Segment:
-    result: list[Atom] = []
+    result: list[Factor] = []
     for atom in segment:
         if atom.free and result and result[-1].free:
             result[-1] = Atom(result[-1].size * atom.size, free=True)
@@ -261,26 +313,32 @@ def _factor(atom: Atom, minor: int) -> tuple[Atom, Atom]:
     return pieces
 
 
-def _join_segments(first: Segment, second: Segment) -> Segment:
+def _join_segments(first: Segment, second: Segment) -> Segment | None:
+    """Join two flattenings from their ends; None if something had to be pinned before."""
     left, right, joined = list(first), list(second), []
     while left and right:
-        a, b = left.pop().root(), right.pop().root()
         # A merge or a split before this one may have split these, too.
-        if a.parts is not None or b.parts is not None:
-            left.extend(atom for part in expand(((a,),)) for atom in part)
-            right.extend(atom for part in expand(((b,),)) for atom in part)
-            continue
-        if a.size > b.size and a.size % b.size == 0:
+        left.extend(_current(left.pop()))
+        right.extend(_current(right.pop()))
+        a, b = left.pop(), right.pop()
+        if isinstance(a, Atom) and a.size > b.size and a.size % b.size == 0:
             major, a = _factor(a, b.size)
             left.append(major)
-        elif b.size > a.size and b.size % a.size == 0:
+        elif isinstance(b, Atom) and b.size > a.size and b.size % a.size == 0:
             major, b = _factor(b, a.size)
             right.append(major)
         elif a.size != b.size:
-            rest = [*left, a, *right, b]
+            for larger, rest in ((a, left), (b, right)):
+                if isinstance(larger, Sum) and larger.size == max(a.size, b.size):
+                    _pin(rest, "a flattening that cuts across a concatenation in each unit")
+                    return None
             reason = "two flattenings of one axis that cut across each other's units"
-            _pin((atom for part in expand((tuple(rest),)) for atom in part), reason)
+            _pin([*left, a, *right, b], reason)
             joined.insert(0, Atom(_size(left) * a.size, reason=reason))
             return tuple(joined)
-        joined.insert(0, a.merge(b))
+        if isinstance(a, Atom) and isinstance(b, Atom):
+            joined.insert(0, a.merge(b))
+        else:
+            axes = [f.terms if isinstance(f, Sum) else ((f,),) for f in (a, b)]
+            joined = [*_current(Sum(join(*axes))), *joined]
     return tuple(joined)

@@ -26,6 +26,9 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Value,
 )
 
+# Rules that hold for arrays without elements, too; such an array is not always without effect.
+_WITH_EMPTY = frozenset(["concatenate", "split"])
+
 AxisRule = Callable[["Walk", Any, Sequence[Value]], list[Value]]
 
 
@@ -95,7 +98,9 @@ class Walk(Equations[Value]):
         self.equations.append(equation)
         known = self.primitives.get(name)
         empty = 0 in [n for var in (*eqn.invars, *eqn.outvars) for n in _shape(var)]
-        if known is None or (empty and not _has_jaxpr(eqn)):
+        if empty and all(0 in _shape(var) for var in eqn.outvars):
+            equation.outputs = [Value(tuple(map(fresh, _shape(var)))) for var in eqn.outvars]
+        elif known is None or (empty and name not in _WITH_EMPTY and not _has_jaxpr(eqn)):
             equation.outputs = pin_all(self, eqn, inputs)
         else:
             equation.outputs = known.axes(self, eqn, inputs)

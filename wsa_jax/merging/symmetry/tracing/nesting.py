@@ -7,7 +7,7 @@ they do: every array, and every product before it is summed, shows which head th
 from collections.abc import Iterable, Sequence
 
 from wsa_jax.merging.symmetry.spec import Tie
-from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand, products_of
 from wsa_jax.merging.symmetry.tracing.steps import Value
 
 
@@ -63,15 +63,15 @@ def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tupl
     for index, axis in enumerate(axes):
         elsewhere = [_throughout(other) for place, other in enumerate(axes) if place != index]
         mentioned = [
-            {atom for segment in other for atom in segment}
+            {atom for product in products_of(other) for atom in product}
             for place, other in enumerate(axes)
             if place != index
         ]
-        for segment in axis:
-            for place, atom in enumerate(segment):
+        for product in products_of(axis):
+            for place, atom in enumerate(product):
                 if atom not in live:
                     continue
-                own = [other for i, other in enumerate(segment) if i != place]
+                own = [other for i, other in enumerate(product) if i != place]
                 beside = {other for other in own if own.count(other) == 1 and other is not atom}
                 # On other axes it must be evident which index is meant.
                 if not any(other.free for other in own):
@@ -86,9 +86,9 @@ def _occurrences(axes: tuple[Axis, ...], live: frozenset[Atom]) -> Iterable[tupl
 
 def _throughout(axis: Axis) -> set[Atom]:
     """Atoms that every position of an axis has exactly one index of."""
-    first, *rest = axis or ((),)
+    first, *rest = products_of(axis) or ((),)
     return {
         atom
         for atom in first
-        if first.count(atom) == 1 and all(segment.count(atom) == 1 for segment in rest)
+        if first.count(atom) == 1 and all(product.count(atom) == 1 for product in rest)
     }

@@ -10,6 +10,7 @@ from wsa_jax.merging.symmetry.tracing.interpreter import Walk, merged_origin, pi
 from wsa_jax.merging.symmetry.tracing.steps import (
     Contract,
     Convolve,
+    Decide,
     Elementwise,
     Origin,
     Power,
@@ -57,6 +58,12 @@ def elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
+def bitcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """As a function of elements, unless an element becomes several."""
+    same = len(eqn.outvars[0].aval.shape) == len(inputs[0].axes)
+    return (elementwise if same else pin_all)(walk, eqn, inputs)
+
+
 def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Each output is its input."""
     outputs = [Value(value.axes, value.origin, value.constant) for value in inputs]
@@ -101,13 +108,42 @@ def reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Axes summed over are joined, and so are those of a batch."""
-    (contracted, batch) = eqn.params["dimension_numbers"]
+    contracted, batch = eqn.params["dimension_numbers"]
+    return _contract(walk, eqn, inputs, contracted, batch, dropped=())
+
+
+def ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Rows meet the matrix of the group that they lie in: both have positions."""
+    left, right, sizes = inputs
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contracted, batch = numbers.dot_dimension_numbers
+    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    if set(ragged) & {*contracted[0], *batch[0]}:
+        return pin_all(walk, eqn, inputs)
+    reason = walk.where(eqn)
+    for value, axes in ((left, ragged), (right, groups), (sizes, range(len(sizes.axes)))):
+        for axis in axes:
+            pin(value.axes[axis], reason)
+    walk.record(eqn.primitive.name, Decide(), [sizes], [])
+    return _contract(walk, eqn, [left, right], contracted, batch, dropped=groups)
+
+
+def _contract(
+    walk: Walk,
+    eqn: Any,
+    inputs: Sequence[Value],
+    contracted: Sequence[Sequence[int]],
+    batch: Sequence[Sequence[int]],
+    dropped: Sequence[int],
+) -> list[Value]:
+    """A sum of products; ``dropped`` are axes of the second input of which one index is read."""
     left, right = inputs
     summed = [join(left.axes[a], right.axes[b]) for a, b in zip(*contracted, strict=True)]
     shared = [join(left.axes[a], right.axes[b]) for a, b in zip(*batch, strict=True)]
+    used = [{*contracted[0], *batch[0]}, {*contracted[1], *batch[1], *dropped}]
     free = [
-        [axis for axis in range(len(value.axes)) if axis not in (*contracted[i], *batch[i])]
-        for i, value in enumerate(inputs)
+        [axis for axis in range(len(value.axes)) if axis not in gone]
+        for value, gone in zip(inputs, used, strict=True)
     ]
     axes = [*shared, *(v.axes[a] for v, kept in zip(inputs, free, strict=True) for a in kept)]
     _mark(walk, left, contracted[0], right, first=True)
@@ -122,8 +158,9 @@ def dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         )
     result = Value(tuple(axes), origin)
     # Nesting needs to know what stands side by side while the products are summed.
-    inside = Value((*axes, *summed))
-    walk.record("dot_general", Contract(contracted, batch, free, inside), inputs, [result])
+    inside = Value((*axes, *summed, *(right.axes[axis] for axis in dropped)))
+    kind = Contract(contracted, batch, free, inside)
+    walk.record(eqn.primitive.name, kind, inputs, [result])
     return [result]
 
 

@@ -20,7 +20,6 @@ from wsa_jax.merging.symmetry.tracing.axes import (
 from wsa_jax.merging.symmetry.tracing.interpreter import AxisRule, Walk, merged_origin, pin_all
 from wsa_jax.merging.symmetry.tracing.steps import (
     Concatenate,
-    Decide,
     Move,
     Origin,
     Pad,
@@ -32,7 +31,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
 Sources = Sequence[Sequence[int]]
 
 
-def _moved(
+def moved(
     walk: Walk, eqn: Any, value: Value, axes: Sequence[Axis], sources: Sources
 ) -> list[Value]:
     """One array whose axes come from the listed axes of another."""
@@ -60,7 +59,7 @@ def broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
         if size_of(value.axes[axis]) == shape[place]:
             axes[place], sources[place] = value.axes[axis], (axis,)
-    return _moved(walk, eqn, value, axes, sources)
+    return moved(walk, eqn, value, axes, sources)
 
 
 def reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -84,33 +83,33 @@ def reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         source = tuple(range(first, start))
         axes += distribute(product([value.axes[axis] for axis in source]), shape[place:stop])
         sources += [source] * (stop - place)
-    return _moved(walk, eqn, value, axes, sources)
+    return moved(walk, eqn, value, axes, sources)
 
 
 def transpose(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Axes in another order."""
     order = eqn.params["permutation"]
-    return _moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in order], [(a,) for a in order])
+    return moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in order], [(a,) for a in order])
 
 
 def squeeze(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Without axes of one position."""
     left = [a for a in range(len(inputs[0].axes)) if a not in eqn.params["dimensions"]]
-    return _moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in left], [(a,) for a in left])
+    return moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in left], [(a,) for a in left])
 
 
 def reverse(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Positions are counted from the other end."""
-    return _positions(walk, eqn, inputs[0], eqn.params["dimensions"])
+    return positions(walk, eqn, inputs[0], eqn.params["dimensions"])
 
 
-def _positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> list[Value]:
+def positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> list[Value]:
     """Pin some axes, whose length may change; the others stay."""
     reason, axes = walk.where(eqn), list(value.axes)
     for axis in pinned:
         pin(axes[axis], reason)
         axes[axis] = fresh(eqn.outvars[0].aval.shape[axis], reason=reason)
-    return _moved(walk, eqn, value, axes, _kept(len(axes)))
+    return moved(walk, eqn, value, axes, _kept(len(axes)))
 
 
 def along(*keys: str) -> AxisRule:
@@ -132,6 +131,7 @@ def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) 
     joined = list(inputs[0].axes)
     for value in inputs[1:]:
         joined = [join(a, b) for a, b in zip(joined, value.axes, strict=True)]
+    origin = merged_origin(inputs, inputs[0].shape)
     kept: list[int] = []
     for var in eqn.outvars:
         shape = var.aval.shape
@@ -140,9 +140,32 @@ def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) 
         for place, axis in enumerate(kept):
             if axis in axes:
                 out[place] = fresh(shape[place], reason=reason)
-        outputs.append(Value(tuple(out)))
+        outputs.append(Value(tuple(out), origin and tuple(origin[axis] for axis in kept)))
     walk.record(eqn.primitive.name, Reduce(kept, walk.scaling(eqn)), inputs, outputs)
     return outputs
+
+
+def matrices(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Linear algebra: the last two axes are matrices, whose places matter; the others a batch."""
+    reason = walk.where(eqn)
+    rank = min(len(value.axes) for value in inputs) - 2
+    batch = list(inputs[0].axes[:rank])
+    for value in inputs:
+        batch = [join(a, b) for a, b in zip(batch, value.axes[:rank], strict=True)]
+        for axis in value.axes[rank:]:
+            pin(axis, reason)
+    outputs = []
+    for var in eqn.outvars:
+        rest = tuple(fresh(size, reason=reason) for size in var.aval.shape[rank:])
+        outputs.append(Value((*batch, *rest)))
+    walk.record(eqn.primitive.name, Reduce(range(rank), walk.scaling(eqn)), inputs, outputs)
+    return outputs
+
+
+def transforms(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A Fourier transform has frequencies along the last axes; the others stay."""
+    rank = len(inputs[0].axes)
+    return ordered(walk, eqn, inputs, range(rank - len(eqn.params["fft_lengths"]), rank))
 
 
 def concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -182,7 +205,7 @@ def tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         product([fresh(times, free=True), axis])
         for times, axis in zip(eqn.params["reps"], inputs[0].axes, strict=True)
     ]
-    return _moved(walk, eqn, inputs[0], axes, _kept(len(axes)))
+    return moved(walk, eqn, inputs[0], axes, _kept(len(axes)))
 
 
 def pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -204,7 +227,7 @@ def pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def _part(axis: Axis, start: int, stop: int, reason: str) -> Axis:
+def part(axis: Axis, start: int, stop: int, reason: str) -> Axis:
     """Positions start to stop of an axis."""
     if (start, stop) == (0, size_of(axis)):
         return axis
@@ -228,11 +251,21 @@ def slice_(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     limits = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strides, strict=True)
     for axis, (start, stop, stride) in enumerate(limits):
         if stride == 1:
-            axes[axis] = _part(axes[axis], start, stop, reason)
+            axes[axis] = part(axes[axis], start, stop, reason)
         else:
             pin(axes[axis], reason)
             axes[axis] = fresh(shape[axis], reason=reason)
-    return _moved(walk, eqn, value, axes, _kept(len(axes)))
+    return moved(walk, eqn, value, axes, _kept(len(axes)))
+
+
+def unstack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Each position of one axis alone, without the axis."""
+    value, axis, outputs = inputs[0], eqn.params["axis"], []
+    left = [place for place in range(len(value.axes)) if place != axis]
+    for index in range(len(eqn.outvars)):
+        part(value.axes[axis], index, index + 1, walk.where(eqn))
+        outputs += moved(walk, eqn, value, [value.axes[a] for a in left], [(a,) for a in left])
+    return outputs
 
 
 def split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -240,65 +273,10 @@ def split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     value, axis, start, outputs = inputs[0], eqn.params["axis"], 0, []
     for size in eqn.params["sizes"]:
         axes = list(value.axes)
-        axes[axis] = _part(axes[axis], start, start + int(size), walk.where(eqn))
-        outputs += _moved(walk, eqn, value, axes, _kept(len(axes)))
+        axes[axis] = part(axes[axis], start, start + int(size), walk.where(eqn))
+        outputs += moved(walk, eqn, value, axes, _kept(len(axes)))
         start += int(size)
     return outputs
-
-
-def dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """A part that starts where the data say."""
-    shape = eqn.outvars[0].aval.shape
-    moving = [axis for axis, size in enumerate(inputs[0].shape) if size != shape[axis]]
-    return _positions(walk, eqn, inputs[0], moving)
-
-
-def dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """A part that is written over where the data say."""
-    value, update = inputs[0], inputs[1]
-    reason, axes = walk.where(eqn), []
-    for axis, given in zip(value.axes, update.axes, strict=True):
-        if size_of(axis) == size_of(given):
-            axes.append(join(axis, given))
-        else:
-            pin(axis, reason)
-            pin(given, reason)
-            axes.append(fresh(size_of(axis), reason=reason))
-    result = Value(tuple(axes))
-    walk.record("dynamic_update_slice", Concatenate(None), [value, update], [result])
-    return [result]
-
-
-def gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """Whole axes stay, and what is looked up by index has positions."""
-    table, indices = inputs
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    reason, shape = walk.where(eqn), eqn.outvars[0].aval.shape
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    axes: list[Axis] = [((),)] * len(shape)
-    sources: list[tuple[int, ...]] = [()] * len(shape)
-    places = iter(numbers.offset_dims)
-    for axis, given in enumerate(table.axes):
-        whole = sizes[axis] == size_of(given) and axis not in gone
-        if not whole:
-            pin(given, reason)
-        if axis not in gone:
-            place = next(places)
-            axes[place] = given if whole else fresh(sizes[axis], reason=reason)
-            sources[place] = (axis,)
-    batch = [place for place in range(len(shape)) if place not in numbers.offset_dims]
-    for place, axis in zip(batch, range(len(indices.axes) - 1), strict=True):
-        if axis in numbers.start_indices_batching_dims:
-            pin(indices.axes[axis], reason)
-        axes[place] = indices.axes[axis]
-    pin(indices.axes[-1], reason)
-    result = Value(tuple(axes))
-    for axis, pairs in enumerate(table.origin or ()):
-        if axis not in gone:
-            walk.produced |= pairs
-    walk.record("gather", Move(sources), [table], [result])
-    walk.record("gather", Decide(), [indices], [])
-    return [result]
 
 
 def iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:

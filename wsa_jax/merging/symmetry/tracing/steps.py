@@ -128,6 +128,18 @@ class Stack(NamedTuple):
     dimension: int
 
 
+class Scatter(NamedTuple):
+    """The second input written into the first, or added to it.
+
+    Attributes:
+      places: for each axis of the first, the axis of the second that covers it as a whole.
+      scaling: how both go together.
+    """
+
+    places: Sequence[int | None]
+    scaling: ScalingRule
+
+
 class Pad(NamedTuple):
     """An array with a number around it."""
 
@@ -156,6 +168,7 @@ StepKind = (
     | Elementwise
     | Concatenate
     | Stack
+    | Scatter
     | Pad
     | Decide
     | LoopCarry

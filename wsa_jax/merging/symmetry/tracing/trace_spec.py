@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Role, Tie, check_spec
 from wsa_jax.merging.symmetry.tracing.admitted_maps import Degree, admitted
-from wsa_jax.merging.symmetry.tracing.axes import Atom, expand, fresh, pin
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Sum, atoms_of, expand, fresh, pin
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
 from wsa_jax.merging.symmetry.tracing.nesting import lies_in_units_of, possible_parents
 from wsa_jax.merging.symmetry.tracing.primitives import PRIMITIVES
@@ -21,6 +21,7 @@ from wsa_jax.scope.layers import Rule
 from wsa_jax.tree import key_path
 
 _INPUT, _OUTPUT = "an input", "an output"
+_PART = "a part of each unit that the axis holds"
 # Not worth reporting: nobody expects these to move.
 _EVIDENT = frozenset({_INPUT, _OUTPUT, WINDOW})
 _STATISTICS = frozenset({"mean", "var", "running_mean", "running_var"})
@@ -145,10 +146,12 @@ def trace(
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
-    # A concatenation found late fixes the places around it in all earlier arrays: expand again.
-    for value in walk.values():
+    # A tie says nothing of parts of each unit: where units move, what they are cut into stays.
+    for value in [*leaves, *walk.values()]:
         for axis in value.axes:
-            expand(axis)
+            for factor in (factor for segment in expand(axis) for factor in segment):
+                if isinstance(factor, Sum):
+                    pin(factor.terms, _PART)
     # What is never read could be moved alone, which would mean nothing.
     order = _order(walk)
     for index in set(range(count)) - set(order):
@@ -227,7 +230,7 @@ def _ties(
                 length = math.prod(atom.size for atom in segment)
                 outer = 1
                 for atom in segment:
-                    if atom.reason is None:
+                    if isinstance(atom, Atom) and atom.reason is None:
                         inner = length // (outer * atom.size)
                         tie = Tie(
                             leaf=names[index],
@@ -298,10 +301,11 @@ def _pinned(
     for name, leaf in zip(names, leaves, strict=True):
         for axis, given in enumerate(leaf.axes):
             segments = expand(given)
-            reasons = [a.reason for segment in segments for a in segment if a.reason is not None]
+            reasons = [atom.reason for atom in atoms_of(given) if atom.reason is not None]
+            parts = any(isinstance(factor, Sum) for segment in segments for factor in segment)
             telling = [reason for reason in reasons if reason not in _EVIDENT]
             if (name, axis) not in moving:
                 if telling:
                     yield Pinned(leaf=name, axis=axis, reason=telling[0])
-            elif any(not any(atom in ties for atom in segment) for segment in segments):
+            elif parts or any(not any(atom in ties for atom in segment) for segment in segments):
                 yield Pinned(leaf=name, axis=axis, reason=[*telling, *reasons, "a single unit"][0])
