@@ -42,3 +42,30 @@ def test_nan_is_a_deviation_and_zero_has_no_scale():
     with pytest.raises(ValueError, match="the models differ: logits"):
         check_equivalence(_apply, zero, params, x)
     assert check_equivalence(_apply, zero, zero, x) == 0.0
+
+
+def test_outputs_of_other_shapes_are_refused():
+    # Shapes that would broadcast: [5, 1] against [5, 3] and [3] against [5, 3].
+    widths = {"narrow": jnp.ones((3, 1)), "wide": jnp.ones((3, 3))}
+    x = _model()[1]
+    with pytest.raises(ValueError, match=r"the output has shape \(5, 1\) and \(5, 3\); compare"):
+        check_equivalence(lambda w, x: x @ w, widths["narrow"], widths["wide"], x)
+    with pytest.raises(ValueError, match=r"logits has shape \(5, 3\) and \(3,\)"):
+        check_equivalence(
+            lambda w, x: {"logits": x @ w if w.shape[1] == 3 else x[0]},
+            *list(widths.values())[::-1],
+            x,
+        )
+    with pytest.raises(ValueError, match="outputs have structures"):
+        check_equivalence(
+            lambda w, x: x @ w if w.shape[1] == 3 else (x, x), *list(widths.values()), x
+        )
+
+
+def test_complex_numbers_are_compared_as_such():
+    w = jnp.array([[1.0 + 2.0j], [3.0 - 1.0j]])
+    x = jnp.ones((4, 2))
+    assert check_equivalence(lambda w, x: x @ w, w, w[::-1], x) == 0.0
+    # The real parts agree, so only the imaginary parts tell: |4 + 1j - (4 - 1j)| / |4 + 1j|.
+    with pytest.raises(ValueError, match=r"the output deviates by 0\.49"):
+        check_equivalence(lambda w, x: x @ w, w, w.conj(), x)

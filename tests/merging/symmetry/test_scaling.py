@@ -1,5 +1,7 @@
 """Scaling one layer by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,11 @@ def test_what_is_refused(model):
     nested = AxisSpec(groups=(*spec.groups, inner))
     with pytest.raises(ValueError, match="group inner lies inside the units of hidden and is not"):
         scale_layer(nested, params, "inner", 2.0)
+
+
+@pytest.mark.parametrize("factor", [1e38, 1e-46, 1e-39])
+def test_factors_outside_the_range_of_the_weights_are_refused(model, factor):
+    params, spec = model
+    message = re.escape(f"scale {factor:g} of group hidden or its inverse is outside the range")
+    with pytest.raises(ValueError, match=message):
+        scale_layer(spec, params, "hidden", factor)

@@ -121,5 +121,22 @@ def test_units_inside_a_loop_have_no_tap():
     x = _normal(2, 3)
     spec = trace_spec(apply, params, x)
     assert spec.names == ("up",)
-    with pytest.raises(ValueError, match="group up has no activations outside of loops"):
-        taps(apply, spec)(params, x)
+    with pytest.warns(UserWarning, match="group up has no activations outside of loops"):
+        assert taps(apply, spec)(params, x) == {}
+
+
+def test_groups_that_can_be_reached_have_taps_beside_one_that_cannot():
+    params = {"in": _normal(3, 4), "out": _normal(4, 2)}
+    params |= {"up": _normal(2, 4, 5), "down": _normal(2, 5, 4)}
+
+    def apply(p, x):
+        turn = lambda h, w: (h + jnp.tanh(h @ w[0]) @ w[1], None)  # noqa: E731
+        return jax.lax.scan(turn, x @ p["in"], (p["up"], p["down"]))[0] @ p["out"]
+
+    x = _normal(7, 3)
+    spec = trace_spec(apply, params, x)
+    assert spec.names == ("in", "up")
+    with pytest.warns(UserWarning, match="group up has no activations"):
+        seen = taps(apply, spec)(params, x)
+    np.testing.assert_allclose(seen["in"] @ params["out"], apply(params, x), rtol=1e-5, atol=1e-5)
+    assert seen["in"].shape == (7, 4) and set(seen) == {"in"}

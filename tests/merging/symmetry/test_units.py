@@ -184,3 +184,69 @@ def test_errors_name_leaf_and_axis(block, attention):
     orphan = Group(name="orphan", size=2, parent="heads", ties=(Tie(leaf="x", axis=0),))
     with pytest.raises(ValueError, match="none of its parent heads"):
         check_spec(AxisSpec(groups=(*heads.groups, orphan)), weights | {"x": jnp.ones(2)})
+
+
+def _scalable(admits):
+    params = {"a": _normal(2, 3), "b": _normal(3, 2)}
+    ties = [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed")]
+    return params, hand_written({"hidden": ties}, params, admits=admits)
+
+
+def test_an_order_that_is_none_and_a_model_of_another_width_are_refused():
+    params, spec = _scalable("scaling")
+    for wrong in ([0] * 3, [0, 1, 3], np.array([2, 1, 1])):
+        with pytest.raises(
+            ValueError, match="the order of group hidden does not name each of its 3"
+        ):
+            permute_units(spec, params, {"hidden": wrong})
+    with pytest.raises(ValueError, match="the order of group hidden has dtype float64; give int"):
+        permute_units(spec, params, {"hidden": [0.0, 1.0, 2.0]})
+    np.testing.assert_array_equal(
+        permute_units(spec, params, {"hidden": [2, 0, 1]})["a"], params["a"][:, [2, 0, 1]]
+    )
+    for width, message in ((2, "has size 2, too small"), (4, "has size 4, of which")):
+        other = {"a": _normal(2, width), "b": _normal(width, 2)}
+        with pytest.raises(ValueError, match=f"axis 1 of leaf a {message}"):
+            permute_units(spec, other, {"hidden": np.arange(3)})
+        with pytest.raises(ValueError, match=f"axis 1 of leaf a {message}"):
+            scale_units(spec, other, {"hidden": np.ones(3)})
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("admits", ["scaling", "linear"])
+def test_scales_that_cannot_be_undone_are_refused(wrong, admits):
+    params, spec = _scalable(admits)
+    with pytest.raises(ValueError, match=f"scale {wrong:g} of group hidden cannot be undone"):
+        scale_units(spec, params, {"hidden": np.array([1.0, wrong, 2.0])})
+
+
+def test_negative_scales_pass_linear_units_only():
+    params, spec = _scalable("linear")
+    moved = scale_units(spec, params, {"hidden": np.array([1.0, -1.0, -2.0])})
+    np.testing.assert_allclose(moved["a"] @ moved["b"], params["a"] @ params["b"], rtol=1e-5)
+    params, spec = _scalable("scaling")
+    with pytest.raises(ValueError, match="scale -1 of group hidden is negative, and the group adm"):
+        scale_units(spec, params, {"hidden": np.array([1.0, -1.0, 2.0])})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong"),
+    [("float32", 1e38), ("float32", 1e-46), ("float16", 1e5), ("bfloat16", 1e39)],
+)
+def test_scales_outside_a_dtypes_range_are_refused(dtype, wrong):
+    params, spec = _scalable("scaling")
+    params = {name: leaf.astype(dtype) for name, leaf in params.items()}
+    with pytest.raises(ValueError, match=f"or its inverse is outside the range of {dtype} of leaf"):
+        scale_units(spec, params, {"hidden": np.array([1.0, wrong, 2.0])})
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(ValueError, match="role of the tie in leaf a: 'x' is unknown; give 'produ"):
+        Tie(leaf="a", axis=0, role="x")
+    with pytest.raises(ValueError, match="admits of group g: 'x' is unknown; give 'linear', 'scal"):
+        Group(name="g", size=2, ties=(), admits="x")
+    params = {"a": _normal(2, 3)}
+    with pytest.raises(ValueError, match="admits of group hidden: 'x' is unknown"):
+        hand_written({"hidden": [Tie(leaf="a", axis=1)]}, params, admits="x")
+    with pytest.raises(ValueError, match="admits names groups other, which are not given; there"):
+        hand_written({"hidden": [Tie(leaf="a", axis=1)]}, params, admits={"other": "scaling"})

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from wsa_jax.merging.align.blocks import Signature
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
-from wsa_jax.merging.symmetry.units import permute_units, unit_rows
+from wsa_jax.merging.symmetry.units import gather_units, unit_rows
 
 __all__ = ["View", "lay", "products", "update_products", "views_of"]
 
@@ -94,7 +94,7 @@ def products(
         ((_, permutation),) = permutations.items()
         second = second[permutation]
     else:
-        second = permute_units(local, {_LEAF: second}, permutations)[_LEAF]
+        second = gather_units(local, {_LEAF: second}, permutations)[_LEAF]
     if layout != "leaf":
         rows = (x.reshape(-1, own.size) for x in (first, second))
         return (jnp.einsum("kn,km->nm", *rows, precision=jax.lax.Precision.HIGHEST),)

@@ -1,8 +1,10 @@
 """Check that moved parameters still compute the same function."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -33,22 +35,33 @@ def check_equivalence(
       The deviation, a plain number.
 
     Edge cases: for an output that is 0 everywhere, the absolute deviation counts. A NaN in either
-    output is a deviation.
+    output is a deviation. Complex numbers are compared as such, by the absolute value of the
+    difference.
 
     Raises:
-      ValueError: the deviation is above ``rtol``; the message names the output if there is more
-        than one.
+      ValueError: the deviation is above ``rtol``, or the outputs have different shapes; the message
+        names the output if there is more than one.
 
     >>> import jax.numpy as jnp
     >>> x, w = jnp.ones((2, 3)), jnp.array([[1.0], [2.0], [4.0]])
     >>> check_equivalence(lambda w, x: x @ w, w, w[::-1], x)
     0.0
     """
-    outputs = jax.tree_util.tree_leaves_with_path(apply_fn(params, *inputs))
-    others = jax.tree.leaves(apply_fn(moved, *inputs))
+    outputs, structure = jax.tree_util.tree_flatten_with_path(apply_fn(params, *inputs))
+    others, other_structure = jax.tree.flatten(apply_fn(moved, *inputs))
+    if structure != other_structure:
+        raise ValueError(
+            f"the models' outputs have structures {structure} and {other_structure}; "
+            "compare models of one architecture"
+        )
     worst = 0.0
     for (path, output), other in zip(outputs, others, strict=True):
-        expected, given = np.asarray(output, np.float64), np.asarray(other, np.float64)
+        if np.shape(output) != np.shape(other):
+            raise ValueError(
+                f"the models differ: {key_path(path) or 'the output'} has shape "
+                f"{np.shape(output)} and {np.shape(other)}; compare models of one architecture"
+            )
+        expected, given = _wide(output), _wide(other)
         scale = np.max(np.abs(expected), initial=0.0) or 1.0
         deviation = float(np.max(np.abs(given - expected), initial=0.0) / scale)
         if not deviation <= rtol:
@@ -59,3 +72,9 @@ def check_equivalence(
             )
         worst = max(worst, deviation)
     return worst
+
+
+def _wide(array: Any) -> np.ndarray:
+    """In double precision; complex numbers stay complex."""
+    wide = np.complex128 if jnp.iscomplexobj(array) else np.float64
+    return np.asarray(array, wide)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.merging.symmetry.spec import AxisSpec
-from wsa_jax.merging.symmetry.units import scale_units
+from wsa_jax.merging.symmetry.units import check_scale, scale_units
 
 
 def scale_layer(
@@ -29,7 +29,8 @@ def scale_layer(
 
     Raises:
       ValueError: the group is unknown, admits permutations only (a norm lies between) or lies
-        inside another; the factor is not positive and finite (a traced factor is not checked).
+        inside another; the factor is not positive and finite, or outside the range of a leaf's
+        dtype (a traced factor is not checked).
 
     >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[1.0], [4.0]])}
@@ -51,4 +52,6 @@ def scale_layer(
             f"factor {factor} of group {group} is not positive and finite; only positive factors "
             "pass a ReLU"
         )
+    # Before it is rounded to float32, where 1e-46 is 0.
+    check_scale(spec[group], factor, params)
     return scale_units(spec, params, {group: jnp.full(spec[group].size, factor, jnp.float32)})

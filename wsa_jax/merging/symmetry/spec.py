@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from wsa_jax.tree import key_path
+from wsa_jax import checks
+from wsa_jax.leaves import key_path
 
 Role = Literal["produced", "consumed", "statistic"]
 Admits = Literal["linear", "scaling", "permutation"]
@@ -38,10 +39,13 @@ class Tie:
 
     leaf: str
     axis: int
-    role: Role = "produced"
+    role: str = "produced"
     offset: int = 0
     outer: int = 1
     inner: int = 1
+
+    def __post_init__(self) -> None:
+        checks.one_of(f"role of the tie in leaf {self.leaf}:", self.role, get_args(Role))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,11 @@ class Group:
     name: str
     size: int
     ties: tuple[Tie, ...]
-    admits: Admits = "permutation"
+    admits: str = "permutation"
     parent: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of(f"admits of group {self.name}:", self.admits, get_args(Admits))
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -225,7 +232,7 @@ def hand_written(
     params: PyTree,
     *,
     pinned: Iterable[Pinned] = (),
-    admits: Admits | Mapping[str, Admits] = "permutation",
+    admits: str | Mapping[str, str] = "permutation",
 ) -> AxisSpec:
     """Build a spec from ties alone, with sizes read off the model.
 
@@ -239,7 +246,8 @@ def hand_written(
       admits: what all groups admit, or what each admits, by name.
 
     Raises:
-      ValueError: as for `check_spec`, or an axis whose size its block does not divide.
+      ValueError: as for `check_spec`, an axis whose size its block does not divide, or ``admits``
+        is not one of ``"linear"``, ``"scaling"`` and ``"permutation"``, or names another group.
 
     >>> spec = hand_written(
     ...     {"hidden": [Tie(leaf="a", axis=1), Tie(leaf="b", axis=0, role="consumed", outer=2)]},
@@ -251,6 +259,12 @@ def hand_written(
     shapes = {
         key_path(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    unknown = [] if isinstance(admits, str) else [name for name in admits if name not in groups]
+    if unknown:
+        raise ValueError(
+            f"admits names groups {_listed(unknown)}, which are not given; there are "
+            f"{_listed(groups)}"
+        )
     built = []
     for name, given in groups.items():
         ties = tuple(given)

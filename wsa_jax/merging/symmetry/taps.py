@@ -1,6 +1,7 @@
 """Read the activations of a group's units from any function, without hooks in the model."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group
-from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, expand
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, Factor, expand
 from wsa_jax.merging.symmetry.tracing.equations import Equations
 from wsa_jax.merging.symmetry.tracing.steps import (
     Contract,
@@ -50,12 +51,15 @@ def taps(
       order, flattened ones separate again; ``[batch, ..., parent's units, units]`` for a nested
       group.
 
+    Edge cases: a group whose activations occur only inside a loop, or only in an axis that is cut
+    into parts, is left out of the result, with a warning that names it.
+
     Guarantees: one evaluation of the function, of which only what the taps need is computed under
     jit; works for any function that `trace_spec` can read, and inside jit, vmap and grad.
 
     Raises:
       ValueError: (from the returned function) a group that is not one of the function's own
-        symmetries, or whose activations occur only inside a loop.
+        symmetries.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.symmetry.tracing import trace_spec
@@ -72,7 +76,9 @@ def taps(
 
     def activations(params: PyTree, *inputs: PyTree) -> dict[str, Array]:
         traced = trace(apply_fn, params, *inputs)
-        places = {group.name: _tap(traced, spec, group, where) for group in spec.groups}
+        found = {group.name: _tap(traced, spec, group, where) for group in spec.groups}
+        places = {name: tap for name, tap in found.items() if tap is not None}
+        _name_missing([name for name in found if name not in places])
         wanted = {(tap.position, tap.output, tap.index) for tap in places.values()}
         _, arrays, _ = flatten(apply_fn, params, inputs)
         evaluation = _Evaluation(wanted)
@@ -110,7 +116,18 @@ class _Evaluation(Equations[Any]):
         return results
 
 
-def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
+def _name_missing(names: Sequence[str]) -> None:
+    if names:
+        listed = ", ".join(names)
+        groups, have = ("group", "has") if len(names) == 1 else ("groups", "have")
+        warnings.warn(
+            f"{groups} {listed} {have} no activations outside of loops that hold the units, and "
+            "no tap; tap a function without lax.scan to see them",
+            stacklevel=3,
+        )
+
+
+def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap | None:
     atom = _atom(traced, group)
     units = (atom,) if group.parent is None else (_atom(traced, spec[group.parent]), atom)
     steps = [step for step in traced.walk.steps if step.position is not None]
@@ -120,10 +137,7 @@ def _tap(traced: Traced, spec: AxisSpec, group: Group, where: str) -> _Tap:
         holding = [axis for axis in range(len(value.axes)) if _holds(value.axes[axis], atom)]
         if holding and _placed(value, holding[0], units):
             return _Tap(step.position or 0, output, index, value.axes, holding[0], units)
-    raise ValueError(
-        f"group {group.name} has no activations outside of loops that hold its units; "
-        "tap a function without lax.scan, or leave the group out"
-    )
+    return None
 
 
 def _atom(traced: Traced, group: Group) -> Atom:
@@ -201,7 +215,7 @@ def _placed(value: Value, axis: int, units: tuple[Atom, ...]) -> bool:
 def _units_last(array: Array, tap: _Tap) -> Array:
     """Unflatten the axes that hold the units, and move the units to the end."""
     shape: list[int] = []
-    atoms: list[Atom | None] = []
+    atoms: list[Factor | None] = []
     for axis, given in enumerate(tap.axes):
         segments = expand(given)
         chosen = (

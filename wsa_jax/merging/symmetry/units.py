@@ -1,18 +1,19 @@
 """Move the units of a model's groups: permute, scale, and view a leaf as one row per unit."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, ties_by_leaf
-from wsa_jax.tree import key_path
+from wsa_jax.leaves import is_traced, key_path
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
 
-Permutations = Mapping[str, Integer[Array | np.ndarray, "*parent units"]]
-Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"]]
+Permutations = Mapping[str, Integer[Array | np.ndarray, "*parent units"] | Sequence[Any]]
+Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"] | Sequence[Any]]
 
 
 def identity_permutations(spec: AxisSpec) -> dict[str, Integer[np.ndarray, "*parent units"]]:
@@ -36,7 +37,8 @@ def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) ->
     traces under jit with ``spec`` static.
 
     Raises:
-      ValueError: a permutation of an unknown group or of the wrong shape.
+      ValueError: a permutation of an unknown group or of the wrong shape, an order that is no
+        permutation (traced orders are not checked), or a model that the spec is not for.
 
     >>> from wsa_jax.merging.symmetry.spec import hand_written
     >>> params = {"a": jnp.array([[1.0, 2.0, 3.0]]), "b": jnp.array([[1.0], [2.0], [3.0]])}
@@ -47,6 +49,14 @@ def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) ->
     ([[3.0, 1.0, 2.0]], True)
     """
     check_maps(spec, permutations)
+    for name, order in permutations.items():
+        _check_order(name, order)
+    check_spec(spec, params)
+    return gather_units(spec, params, permutations)
+
+
+def gather_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
+    """`permute_units` without its checks, also for a part of what a spec is for."""
 
     def move(leaf: Array, group: Group, tie: Tie) -> Array:
         if group.name not in permutations:
@@ -76,20 +86,39 @@ def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) ->
     return _map_ties(spec, params, move)
 
 
+def _check_order(name: str, order: Any) -> None:
+    """Raise a ValueError unless each row of an order names every unit once."""
+    if is_traced(order):
+        return
+    rows = np.asarray(order)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(
+            f"the order of group {name} has dtype {rows.dtype}; give integers, the units' numbers"
+        )
+    if (np.sort(rows, axis=-1) != np.arange(rows.shape[-1])).any():
+        raise ValueError(
+            f"the order of group {name} does not name each of its {rows.shape[-1]} units once; "
+            "give a permutation"
+        )
+
+
 def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     """Multiply what produces a unit by its scale, and divide what consumes it.
 
     Args:
       spec: which axes move together; every scaled group must admit scaling.
       params: a model.
-      scales: by group, positive, ``[units]``; for a nested group ``[parent's units, units]``.
+      scales: by group, positive, ``[units]``; for a nested group ``[parent's units, units]``. A
+        group that admits linear maps takes negative scales, too.
 
     Guarantees: with positive scales the function is unchanged up to rounding; scales of 1 change
     nothing at all.
 
     Raises:
       ValueError: a scale of an unknown group, of the wrong shape, or of a group that admits
-        permutations only (a norm lies between).
+        permutations only (a norm lies between); a scale that is 0, not finite, negative where that
+        is not admitted, or that leaves a leaf's dtype no room; a model that the spec is not for.
+        Traced scales are checked for shape only.
 
     >>> from wsa_jax.merging.symmetry.spec import hand_written
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[1.0], [4.0]])}
@@ -105,6 +134,9 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
                 f"group {name} admits permutations only: its units pass a norm or a non-linearity "
                 "that does not commute with scaling; leave it out"
             )
+    check_spec(spec, params)
+    for name, scale in scales.items():
+        check_scale(spec[name], scale, params)
 
     def move(leaf: Array, group: Group, tie: Tie) -> Array:
         if group.name not in scales or tie.role == "statistic":
@@ -159,13 +191,45 @@ def unit_rows(
     return jnp.moveaxis(rows, (4, 1), (0, 1)).reshape(parent.size, group.size, -1)
 
 
-def check_maps(spec: AxisSpec, maps: Mapping[str, Array | np.ndarray]) -> None:
+def check_maps(spec: AxisSpec, maps: Mapping[str, Any]) -> None:
     """Raise a ValueError that names a map of an unknown group or of the wrong shape."""
     for name, given in maps.items():
         expected = _map_shape(spec, spec[name])
-        if tuple(given.shape) != expected:
+        if np.shape(given) != expected:
             raise ValueError(
-                f"the map of group {name} has shape {tuple(given.shape)}, expected {expected}"
+                f"the map of group {name} has shape {np.shape(given)}, expected {expected}"
+            )
+
+
+def check_scale(group: Group, given: Any, params: PyTree) -> None:
+    """Raise a ValueError for a scale that loses the function or the weights."""
+    if is_traced(given):
+        return
+    scale = np.asarray(given, np.float64)
+    if not np.isfinite(scale).all() or (scale == 0).any():
+        worst = scale[~np.isfinite(scale) | (scale == 0)][0]
+        raise ValueError(
+            f"scale {worst:g} of group {group.name} cannot be undone; give finite numbers above 0"
+        )
+    if group.admits != "linear" and (scale < 0).any():
+        raise ValueError(
+            f"scale {scale[scale < 0][0]:g} of group {group.name} is negative, and the group "
+            "admits positive ones only: its units pass a ReLU or the like"
+        )
+    dtypes = {
+        key_path(path): jnp.asarray(leaf).dtype if np.isscalar(leaf) else leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if key_path(path) in {tie.leaf for tie in group.ties}
+    }
+    for leaf, dtype in dtypes.items():
+        # Both the factor and its inverse must be numbers that the dtype holds at full precision.
+        tiny = float(jnp.finfo(dtype).tiny) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+        size = np.abs(scale)
+        if size.min() < tiny or size.max() * tiny > 1:
+            worst = size.min() if size.min() < tiny else size.max()
+            raise ValueError(
+                f"scale {worst:g} of group {group.name} or its inverse is outside the range of "
+                f"{dtype} of leaf {leaf}; give one nearer to 1"
             )
 
 
