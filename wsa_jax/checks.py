@@ -135,7 +135,10 @@ def finite(params: PyTree, what: str = "params") -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not is_weight(leaf):
             continue
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, np.float32)).sum())
+        values = np.asarray(leaf)
+        # NumPy knows bfloat16 by its bytes alone; float64 has numbers that float32 has not.
+        known = values if values.dtype.kind == "f" else values.astype(np.float32)
+        bad = int(values.size - np.isfinite(known).sum())
         if bad:
             raise ValueError(
                 f"leaf {key_path(path)} of {what} holds {bad} NaN or infinite "
@@ -160,7 +163,7 @@ def floating(params: PyTree) -> None:
         )
 
 
-def shares(weights: Sequence[float] | Real[ArrayLike, " models"], what: str) -> None:
+def shares(weights: Sequence[float | int] | Real[ArrayLike, " models"], what: str) -> None:
     """Raise a ValueError if concrete weights of models are negative, not finite or all 0.
 
     >>> shares([-1.0, 2.0], "weights")

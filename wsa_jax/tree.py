@@ -1,11 +1,11 @@
-"""Pytrees of models: stacking, interpolation and weighted means, where optax.tree has none."""
+"""Pytrees of models: stacking and interpolation, where optax.tree has none."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree, Real
+from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax import checks
 from wsa_jax.leaves import is_array as is_array
@@ -13,6 +13,14 @@ from wsa_jax.leaves import is_key as is_key
 from wsa_jax.leaves import is_traced as is_traced
 from wsa_jax.leaves import is_weight as is_weight
 from wsa_jax.leaves import key_path as key_path
+from wsa_jax.reductions import clip_by_norm as clip_by_norm
+from wsa_jax.reductions import clip_gradient as clip_gradient
+from wsa_jax.reductions import norm as norm
+from wsa_jax.reductions import shares as shares
+from wsa_jax.reductions import sum_of_squares as sum_of_squares
+from wsa_jax.reductions import unit as unit
+from wsa_jax.reductions import weighted_mean as weighted_mean
+from wsa_jax.reductions import wide as wide
 
 
 def stack(models: Sequence[PyTree]) -> PyTree:
@@ -83,39 +91,6 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
         return ((1 - t) * wide(a) + t * wide(b)).astype(a.dtype)
 
     return jax.tree.map(mix, first, second)
-
-
-def weighted_mean(models: PyTree, weights: Real[ArrayLike, " models"]) -> PyTree:
-    """Average ``[models, ...]`` over its leading axis with weights normalised to sum to 1.
-
-    Guarantees: accumulates in at least float32 and keeps each leaf's dtype; a model of weight 0 is
-    left out even where it holds NaN. Edge case: weights that are all 0 give zeros.
-
-    >>> weighted_mean({"w": jnp.array([1.0, 5.0])}, jnp.array([3.0, 1.0]))["w"].item()
-    2.0
-    """
-    weights = jnp.asarray(weights, jnp.float32)
-    total = jnp.sum(weights)
-    share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
-
-    def mean(leaf: Any) -> Any:
-        if not is_weight(leaf):
-            return leaf[0] if is_array(leaf) else leaf
-        column = share.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        terms = jnp.where(column > 0, column * wide(leaf), 0.0)
-        return jnp.sum(terms, axis=0).astype(leaf.dtype)
-
-    return jax.tree.map(mean, models)
-
-
-def wide(leaf: ArrayLike) -> Array:
-    """Return the leaf in float32, or in its own dtype where that is wider.
-
-    >>> wide(jnp.bfloat16(0.5)).dtype
-    dtype('float32')
-    """
-    values = jnp.asarray(leaf)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def as_list(models: PyTree) -> list[PyTree]:

@@ -17,7 +17,7 @@ from wsa_jax.scope.proximal import proximal_scope
 from wsa_jax.scope.regularization import Scale, regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training.task import Batch, Task
-from wsa_jax.tree import is_key, wide
+from wsa_jax.tree import clip_gradient, is_key, wide
 
 Form = Literal["gradient", "penalty", "proximal"]
 
@@ -302,7 +302,7 @@ def local_optimizer(
             regularize_scope(settings.strength, select=scope_form.select, scale=scope_form.scale)
         )
     if local.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(local.clip_norm))
+        parts.append(clip_gradient(local.clip_norm))
     parts.append(optax.add_decayed_weights(local.weight_decay))
     parts.append(optax.sgd(settings.learning_rate, momentum=local.momentum or None))
     if scope_form is not None and scope_form.form == "proximal":

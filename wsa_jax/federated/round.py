@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Integer, Key, PyTree
 
 from wsa_jax.federated import mesh as meshes
@@ -24,6 +23,7 @@ from wsa_jax.federated.train_clients import (
     remember,
     train_clients,
 )
+from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import WeightScope, weight_scope
 from wsa_jax.training.task import Task
@@ -210,7 +210,7 @@ def _round(
         participants.client[: plan.participants],
         new.target,
         weight_scope(new.params, select=plan.select),
-        optax.tree.norm(mean.by_samples.update),
+        norm(mean.by_samples.update),
     )
     accepted = stands & (report.row.accepted > 0)
     clients = remember(plan, state.clients, report.state, participants, accepted)

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Integer, Key, PyTree, Shaped
@@ -31,6 +30,7 @@ from wsa_jax.federated.client import (
     train_client,
 )
 from wsa_jax.federated.diagnostics import ClientRow
+from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule
 from wsa_jax.scope.scope import scope_divergence, weight_scope
 from wsa_jax.scope.stability import stability
@@ -265,7 +265,7 @@ def _train_one(
         std=jnp.asarray(scope.std),
         target_divergence=scope_divergence(scope, server.target),
         stability=jnp.zeros_like(scope.mean),
-        update_norm=optax.tree.norm(result.update),
+        update_norm=norm(result.update),
         accepted=accepted,
         finite=finite,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.reductions import shares
 from wsa_jax.scope.layers import Layer, Rule, kernels, select_layers
 
 STD_FLOOR = 1e-6
@@ -118,20 +119,24 @@ def fuse_scopes(
             "stack scopes with jax.vmap or pass a sequence"
         )
     models = stacked.mean.shape[0]
-    share = jnp.ones(models) if weights is None else jnp.asarray(weights, jnp.float32)
-    if share.shape != (models,):
+    weights = np.ones(models) if weights is None else weights
+    if np.shape(weights) != (models,):
         raise ValueError(
-            f"weights of shape {share.shape} for {models} models; give one weight per model"
+            f"weights of shape {np.shape(weights)} for {models} models; give one weight per model"
         )
-    checks.shares(share, "weights")
-    share = (share / share.sum()).reshape((models,) + (1,) * (stacked.mean.ndim - 1))
+    checks.shares(weights, "weights")
+    share = jnp.asarray(shares(weights), jnp.float32)
+    share = share.reshape((models,) + (1,) * (stacked.mean.ndim - 1))
 
     def fuse(values: Any) -> Array:
         return jnp.sum(jnp.where(share > 0, share * values, 0.0), axis=0)
 
+    # In units of the largest std, whose square may be out of range.
+    largest = jnp.max(jnp.where(share > 0, stacked.std, 0.0), axis=0, keepdims=True)
+    unit = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
     return WeightScope(
         mean=fuse(stacked.mean),
-        std=_safe_sqrt(fuse(jnp.square(stacked.std))),
+        std=unit[0] * _safe_sqrt(fuse(jnp.square(stacked.std / unit))),
         names=stacked.names,
         sizes=stacked.sizes,
     )

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shape
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields, door
+from wsa_jax.reductions import clip_gradient
 from wsa_jax.runs.described import task_settings
 from wsa_jax.runs.identity import digest
 from wsa_jax.runs.run_directory import RunDirectory
@@ -287,7 +288,7 @@ def _optimizer(
         [] if target is None else [regularize_scope(strength, select=settings.select)]
     )
     if settings.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(settings.clip_norm))
+        parts.append(clip_gradient(settings.clip_norm))
     parts += [
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(rate, momentum=settings.momentum),

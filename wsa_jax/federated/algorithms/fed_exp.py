@@ -4,7 +4,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Integer, PyTree
 
 from wsa_jax.federated.algorithms.base import (
@@ -14,11 +13,12 @@ from wsa_jax.federated.algorithms.base import (
     add_update,
     one_object,
 )
+from wsa_jax.tree import sum_of_squares
 
 
 def _finish(update: PyTree, context: LocalContext) -> tuple[tuple[()], Array]:
     del context
-    return (), optax.tree.norm(update, squared=True)
+    return (), sum_of_squares(update)
 
 
 def _mean_of_iterates(server: PyTree, params: PyTree) -> PyTree:
@@ -71,8 +71,11 @@ def fed_exp(
         small = epsilon * jnp.float32(epsilon_decay) ** (2 * (context.round + 1))
         if epsilon_form == "code":
             small = small * context.participants
-        mean_norm = optax.tree.norm(context.update, squared=True)
-        step = jnp.maximum(1.0, context.message / (2 * (mean_norm + small)))
+        denominator = 2 * (sum_of_squares(context.update) + small)
+        # 0 where nothing moves and epsilon has decayed below the least float32: then any step does.
+        divisor = jnp.where(denominator > 0, denominator, 1.0)
+        ratio = jnp.where(denominator > 0, context.message / divisor, 1.0)
+        step = jnp.clip(ratio, 1.0, jnp.finfo(ratio.dtype).max)
         params = add_update(context.params, context.update, step)
         return params, _previous(context, params)
 

@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.tree import as_stack, is_array, is_traced, is_weight, weighted_mean
+from wsa_jax.tree import (
+    as_stack,
+    is_array,
+    is_traced,
+    is_weight,
+    norm,
+    unit,
+    weighted_mean,
+    wide,
+)
 
 # Below this angle, great circle and line agree up to float32 rounding; this close to half a turn,
 # the circle is not determined.
@@ -50,13 +59,13 @@ def average(
     if not leaves:
         return models
     count = leaves[0].shape[0]
-    weights = jnp.ones(count) if weights is None else jnp.asarray(weights, jnp.float32)
-    if weights.shape != (count,):
+    weights = np.ones(count) if weights is None else weights
+    if np.shape(weights) != (count,):
         raise ValueError(
-            f"weights has shape {weights.shape} for {count} models; give one per model"
+            f"weights has shape {np.shape(weights)} for {count} models; give one per model"
         )
     if not is_traced(weights):
-        known = np.asarray(weights)
+        known = np.asarray(weights, np.float64)
         checks.shares(known, "weights")
         kept = np.flatnonzero(known)
 
@@ -106,7 +115,7 @@ def slerp(
     if per not in ("leaf", "model"):
         raise ValueError(f"per {per!r} is unknown; give 'leaf' or 'model'")
     pairs = [
-        (jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+        (wide(a), wide(b))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
         if is_weight(a)
     ]
@@ -115,7 +124,7 @@ def slerp(
     def mix(a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
-        pair = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+        pair = wide(a), wide(b)
         left, right = _shares([pair], t) if whole is None else whole
         return (left * pair[0] + right * pair[1]).astype(a.dtype)
 
@@ -124,20 +133,14 @@ def slerp(
 
 def _shares(pairs: list[tuple[Array, Array]], t: Real[ArrayLike, ""]) -> tuple[Array, Array]:
     """Coefficients of both vectors, each given in parts."""
-    t = jnp.asarray(t, jnp.float32)
-
-    def norm(parts: list[Array]) -> Array:
-        square = sum((jnp.sum(part * part) for part in parts), start=jnp.zeros(()))
-        # Not the root of 0, whose gradient is infinite even where it is not used.
-        return jnp.where(square > 0, jnp.sqrt(_nonzero(square)), 0.0)
-
-    left, right = norm([a for a, _ in pairs]), norm([b for _, b in pairs])
-    units = [(a / _nonzero(left), b / _nonzero(right)) for a, b in pairs]
+    t = jnp.asarray(t, float)
+    left, right = unit([a for a, _ in pairs]), unit([b for _, b in pairs])
+    both = (norm(left) > 0) & (norm(right) > 0)
+    apart = norm(jax.tree.map(jnp.subtract, left, right))
+    along = norm(jax.tree.map(jnp.add, left, right))
     # The half-angle form is accurate where arccos of a scalar product near 1 is not.
-    angle = 2 * jnp.arctan2(norm([a - b for a, b in units]), norm([a + b for a, b in units]))
-    curved = (
-        (jnp.minimum(left, right) > 0) & (angle > _SMALL_ANGLE) & (angle < jnp.pi - _SMALL_ANGLE)
-    )
+    angle = 2 * jnp.arctan2(jnp.where(both, apart, 0.0), jnp.where(both, along, 1.0))
+    curved = both & (angle > _SMALL_ANGLE) & (angle < jnp.pi - _SMALL_ANGLE)
     angle = jnp.where(curved, angle, 1.0)
 
     def share(s: Array) -> Array:
@@ -145,7 +148,3 @@ def _shares(pairs: list[tuple[Array, Array]], t: Real[ArrayLike, ""]) -> tuple[A
         return jnp.where((s == 0) | (s == 1), s, value)
 
     return share(1 - t), share(t)
-
-
-def _nonzero(x: Array) -> Array:
-    return jnp.where(x > 0, x, 1.0)

@@ -17,7 +17,7 @@ from wsa_jax.merging.combine.coefficients import (
 from wsa_jax.merging.combine.examples import check_examples
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training.task import Task
-from wsa_jax.tree import as_list
+from wsa_jax.tree import as_list, shares, wide
 
 LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
 """``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
@@ -84,7 +84,7 @@ def fisher_merge(
     models: PyTree,
     fishers: PyTree,
     *,
-    weights: Sequence[float] | Real[ArrayLike, " models"] | None = None,
+    weights: Sequence[float | int] | Real[ArrayLike, " models"] | None = None,
     floor: Real[ArrayLike, ""] = 1e-6,
     model_state: PyTree = None,
 ) -> MergeResult:
@@ -133,11 +133,11 @@ def fisher_merge(
     checks.shares(scale, "weights")
     if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
         raise ValueError(f"floor {floor} is not positive; the default is 1e-6")
-    params, shares = _jitted_merge(
-        tuple(models), tuple(fishers), jnp.asarray(scale, jnp.float32), jnp.float32(floor)
+    params, by_leaf = _jitted_merge(
+        tuple(models), tuple(fishers), jnp.asarray(shares(scale), float), jnp.asarray(floor, float)
     )
     state = {} if model_state is None else model_state
-    return MergeResult(params, state, {"shares": shares})
+    return MergeResult(params, state, {"shares": by_leaf})
 
 
 @functools.lru_cache(maxsize=64)
@@ -188,24 +188,26 @@ def _jitted_merge(
 ) -> tuple[PyTree, dict[str, Array]]:
     named = [weights_by_name(model) for model in models]
     information = [weights_by_name(fisher) for fisher in fishers]
-    merged, shares = {}, {}
+    merged, by_leaf = {}, {}
     for name, first in named[0].items():
         precision = jnp.stack(
             [
                 # Exactly 0 for a weight of 0, whatever the Fisher information is under a trace.
-                jnp.where(
-                    weight > 0, weight * jnp.maximum(fisher[name].astype(jnp.float32), floor), 0.0
-                )
+                jnp.where(weight > 0, weight * jnp.maximum(wide(fisher[name]), floor), 0.0)
                 for weight, fisher in zip(scale, information, strict=True)
             ]
         )
-        share = precision / jnp.sum(precision, axis=0, keepdims=True)
-        # Relative to the first model, so that equal models give exactly themselves.
-        origin = first.astype(jnp.float32)
+        share = jnp.asarray(shares(precision), precision.dtype)
+        # A floor below the least number of this type leaves nothing to share by but the weights.
+        column = scale.astype(share.dtype).reshape(-1, *(1,) * first.ndim)
+        share = jnp.where(jnp.sum(share, axis=0, keepdims=True) > 0, share, column)
+        # Relative to the first model, so that equal models give exactly themselves; in halves,
+        # since the difference of two large numbers would be infinite.
+        origin = 0.5 * wide(first)
         terms = (
-            part * (model[name].astype(jnp.float32) - origin)
+            part * (0.5 * wide(model[name]) - origin)
             for part, model in zip(share, named, strict=True)
         )
-        merged[name] = (origin + sum(terms)).astype(first.dtype)
-        shares[name] = share
-    return replace_weights(models[0], merged), shares
+        merged[name] = (2 * (origin + sum(terms))).astype(first.dtype)
+        by_leaf[name] = share
+    return replace_weights(models[0], merged), by_leaf

@@ -28,7 +28,7 @@ from wsa_jax.merging.combine.learning import (
 from wsa_jax.merging.combine.np_merge import merge_pair
 from wsa_jax.merging.combine.penalties import NO_PENALTY, Strengths, penalise
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.tree import as_list
+from wsa_jax.tree import as_list, shares
 
 Order = Literal["given", "accuracy", "tree"]
 
@@ -191,23 +191,22 @@ def np_merge_joint(
     Source: ours, after `np_merge`.
     """
     models = _checked(models)
-    shares = np.ones(len(models)) if init is None else init
-    if np.shape(shares) != (len(models),):
+    init = np.ones(len(models)) if init is None else init
+    if np.shape(init) != (len(models),):
         raise ValueError(
-            f"init of shape {np.shape(shares)} for {len(models)} models; give one share per model"
+            f"init of shape {np.shape(init)} for {len(models)} models; give one share per model"
         )
-    checks.shares(shares, "init")
+    checks.shares(init, "init")
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=repair,
     )  # fmt: skip
 
-    shares = jnp.asarray(shares, jnp.float32)
-    shares = shares / jnp.sum(shares)
+    initial = jnp.asarray(shares(init), jnp.float32)
     variables: Coefficients = {}
     center: dict[str, Array] = {}
     for name, shape in coefficient_shapes(models[0], settings.granularity).items():
-        center[name] = shares.reshape(-1, *(1,) * len(shape))
+        center[name] = initial.reshape(-1, *(1,) * len(shape))
         variables[name] = jnp.broadcast_to(jnp.log(center[name]), (len(models), *shape))
     penalty, penalty_inputs = penalise(strengths, models, center, joint=True)
     return learn(

@@ -15,7 +15,7 @@ from wsa_jax.merging.evaluate.path import measure
 from wsa_jax.merging.repair.batch_norm import find_statistics
 from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.task import Task
-from wsa_jax.tree import is_weight
+from wsa_jax.tree import is_weight, norm, unit, wide
 from wsa_jax.types import Inputs
 
 # Fraction of the third model's distance: a point on the line is off it by less in float32.
@@ -147,21 +147,17 @@ def _coordinates(first: PyTree, second: PyTree, third: PyTree) -> np.ndarray:
 @jax.jit
 def _lengths(first: PyTree, second: PyTree, third: PyTree) -> tuple[Array, Array, Array, Array]:
     origin, there, other = (
-        [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(tree) if is_weight(leaf)]
+        [wide(leaf) for leaf in jax.tree.leaves(tree) if is_weight(leaf)]
         for tree in (first, second, third)
     )
 
-    def dot(a: list[Array], b: list[Array]) -> Array:
-        return sum((jnp.sum(p * q) for p, q in zip(a, b, strict=True)), start=jnp.zeros(()))
-
     u = [b - a for a, b in zip(origin, there, strict=True)]
     v = [c - a for a, c in zip(origin, other, strict=True)]
-    square = dot(u, u)
-    share = dot(u, v) / jnp.where(square > 0, square, 1.0)
-    # The rest itself, not |v|² - |share u|², which cancels where the three are nearly in line.
-    rest = [b - share * a for a, b in zip(u, v, strict=True)]
-    width = jnp.sqrt(square)
-    return width, share * width, jnp.sqrt(dot(rest, rest)), jnp.sqrt(dot(v, v))
+    direction = unit(u)
+    across = sum((jnp.sum(a * b) for a, b in zip(direction, v, strict=True)), jnp.zeros(()))
+    # The rest itself, not |v|² - |across|², which cancels where the three are nearly in line.
+    rest = [b - across * a for a, b in zip(direction, v, strict=True)]
+    return norm(u), across, norm(rest), norm(v)
 
 
 @functools.lru_cache(maxsize=16)
