@@ -19,6 +19,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.record.ledger import LedgerError
 from benchmarks.refused import RefusedError
 from benchmarks.registry import EXPERIMENTS, TIMINGS, TOOLS, full_name, script
 from benchmarks.script import Preset
@@ -64,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RefusedError as refused:
         print(refused, file=sys.stderr)
         raise
+    except ValueError as error:
+        from wsa_jax.runs.files import CheckpointError
+
+        # A damaged file is its own one line; any other error is one of the program's.
+        if not isinstance(error, LedgerError | CheckpointError):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what is recorded stays: start again to resume", file=sys.stderr)
         sys.exit(130)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -330,12 +329,14 @@ def add_round(row: dict[str, Any], cell: Cell, update: dict[str, Any]) -> None:
 
 def _restored_rows(metrics: Path, directory: Path) -> list[dict[str, Any]]:
     """The rows of rounds that a checkpoint covers; simulate calls on_round for the others."""
+    from wsa_jax.runs.run_directory import read_rows
+
     steps = [
         int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit()
     ]
     if not steps or not metrics.exists():
         return []
-    return [json.loads(line) for line in metrics.read_text().splitlines()[: max(steps)]]
+    return read_rows(metrics, max(steps))[1]
 
 
 def _diagnostics(update: dict[str, Any]) -> dict[str, Any]:

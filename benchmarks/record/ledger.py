@@ -69,29 +69,72 @@ def as_recorded(row: dict[str, Any]) -> dict[str, Any]:
     return kept | {"status": "diverged"} if lost and kept.get("status") == "done" else kept
 
 
+class LedgerError(ValueError):
+    """A ledger that cannot be read or written; one line with its path, and the line of the row."""
+
+
+class Row(dict[str, Any]):
+    """A row as a ledger holds it; a field that is missing is named with the row's place."""
+
+    def __init__(self, fields: dict[str, Any], place: str):
+        super().__init__(fields)
+        self.place = place
+
+    def __missing__(self, key: str) -> Any:
+        raise LedgerError(f"{self.place} has no {key!r}: it is no row of this table; {_MEND}")
+
+
+_MEND = "mend or delete that line"
+
+
 class Ledger:
-    """One JSONL file of results, rewritten atomically under a lock at every change."""
+    """One JSONL file of results, rewritten atomically under a lock at every change.
+
+    Every line is a row with an id of its own; anything else is refused, and nothing is skipped.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, in the order in which cells were first started."""
+        """All rows, in the order in which cells were first started.
+
+        Raises:
+          LedgerError: a line is no row, or has the id of another one.
+        """
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+        with self._one_line("read"):
+            text = self.path.read_bytes()
+        if not text:
+            raise LedgerError(f"{self.path} is empty; restore it, or delete it to start anew")
+        rows, lines = list[dict[str, Any]](), dict[str, int]()
+        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), 1):
+            row = _row(line, f"{self.path}, line {number},")
+            if row["id"] in lines:
+                raise LedgerError(
+                    f"{row.place} has the id {row['id']} of line {lines[row['id']]}; {_MEND}"
+                )
+            lines[row["id"]] = number
+            rows.append(row)
+        return rows
 
     def find(self, cell: str) -> dict[str, Any] | None:
         """The row of a cell, None if it was never started."""
         return next((row for row in self.rows() if row["id"] == cell), None)
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Put a row in, or in the place of the row of the same id; return it `as_recorded`."""
+        """Put a row in, or in the place of the row of the same id; return it `as_recorded`.
+
+        Raises:
+          LedgerError: the file is damaged, and is left so; or it cannot be written.
+        """
         from wsa_jax.runs.files import write_atomically
 
         row = as_recorded(row)
-        with self._lock():
+        with self._one_line("write"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._one_line("write"), self._lock():
             rows = self.rows()
             ids = [other["id"] for other in rows]
             if row["id"] in ids:
@@ -108,10 +151,30 @@ class Ledger:
         folder = self.path.resolve().parent
         # Git tracks the committed results' folder and ignores that of runs.
         folder = RUNS if folder == RESULTS else folder
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / f".{self.path.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextlib.contextmanager
+    def _one_line(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LedgerError(
+                f"cannot {doing} {self.path} ({error.strerror}); give a file that can be, and "
+                "space for it: what was recorded stays"
+            ) from error
+
+
+def _row(line: bytes, place: str) -> Row:
+    try:
+        fields = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise LedgerError(f"{place} is torn or foreign (no JSON object); {_MEND}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
+        raise LedgerError(f"{place} is torn or foreign (no object with an id); {_MEND}")
+    return Row(fields, place)
 
 
 def provenance() -> dict[str, Any]:

@@ -6,11 +6,12 @@ import math
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import paired_gains
 from benchmarks.record import ledger
 from benchmarks.record.data import data_digests
-from benchmarks.record.ledger import Ledger, is_finished
+from benchmarks.record.ledger import Ledger, LedgerError, is_finished
 from tests.benchmarks.planting import planted_row
 
 
@@ -36,6 +37,60 @@ def test_a_lock_stays_beside_its_ledger_out_of_sight(tmp_path, monkeypatch):
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     locks = {"elsewhere/.rows.jsonl.lock", "runs/.rows.jsonl.lock"}
     assert files == {"elsewhere/rows.jsonl", "results/rows.jsonl"} | locks
+
+
+GOOD = '{"id": "a", "status": "done"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"rows.jsonl is empty; restore it, or delete it"),
+        (GOOD + '{"id": "b", "sta', r"rows.jsonl, line 2, is torn or foreign \(no JSON object\)"),
+        (GOOD + "\n" + GOOD, r"line 2, is torn or foreign"),
+        (GOOD + "<<<<<<< HEAD\n", r"line 2, is torn or foreign"),
+        (GOOD + "[1]\n", r"line 2, is torn or foreign \(no object with an id\)"),
+        (GOOD + '{"cell": 1}\n', r"line 2, is torn or foreign \(no object with an id\)"),
+        (GOOD + '{"id": 1}\n', r"line 2, is torn or foreign \(no object with an id\)"),
+        (GOOD + GOOD, r"line 2, has the id a of line 1; mend or delete that line"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_and_nothing_is_written_over(tmp_path, text, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    for use in (Ledger(path).rows, lambda: Ledger(path).write({"id": "c", "status": "done"})):
+        with pytest.raises(LedgerError, match=message) as error:
+            use()
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+    assert path.read_text() == text
+
+
+def test_bytes_a_folder_and_a_missing_field_are_named(tmp_path):
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(LedgerError, match=r"bytes.jsonl, line 1, is torn or foreign"):
+        Ledger(tmp_path / "bytes.jsonl").rows()
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(LedgerError, match=r"cannot read .*folder.jsonl \(Is a directory\)"):
+        Ledger(tmp_path / "folder.jsonl").rows()
+    (tmp_path / "rows.jsonl").write_text('{"id": "a"}\n')
+    row = Ledger(tmp_path / "rows.jsonl").find("a")
+    assert row == {"id": "a"}
+    with pytest.raises(LedgerError, match=r"rows.jsonl, line 1, has no 'status': it is no row of"):
+        is_finished(row)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match=r"cannot write .*below.jsonl \((Not a dir|File exists)"):
+        Ledger(tmp_path / "file" / "below.jsonl").write({"id": "a"})
+
+
+def test_a_damaged_ledger_is_one_line_of_the_command(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("{")
+    with pytest.raises(SystemExit) as error:
+        main(["report", "--results", str(tmp_path / "rows.jsonl")])
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "rows.jsonl, line 1, is torn or foreign" in said
 
 
 @pytest.mark.parametrize(
