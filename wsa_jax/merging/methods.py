@@ -178,7 +178,9 @@ def repaired(evidence: Evidence) -> Callable[[PyTree, PyTree], PyTree]:
     """``(params, model_state) -> model_state`` with BatchNorm statistics from the evidence."""
 
     def repair(params: PyTree, model_state: PyTree) -> PyTree:
-        return reset_batch_norm(evidence.task, params, model_state, evidence.images)
+        return reset_batch_norm(
+            evidence.task, params, model_state, evidence.images, labels=evidence.labels
+        )
 
     return repair
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from wsa_jax import checks
 from wsa_jax.door import door
-from wsa_jax.merging.repair.batch_norm import find_statistics, reset_batch_norm
+from wsa_jax.merging.repair.batch_norm import reset_batch_norm
+from wsa_jax.merging.repair.statistics import find_statistics
 from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.merging.evaluate.path import measure
-from wsa_jax.merging.repair.batch_norm import find_statistics
+from wsa_jax.merging.repair.statistics import find_statistics
 from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.task import Task
 from wsa_jax.tree import is_weight, norm, unit, wide
