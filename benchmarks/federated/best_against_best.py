@@ -155,9 +155,12 @@ def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> S
     gains = list(by_seed.values())
     mean, error = mean_and_error(gains)
     return found | {
-        "seeds": list(by_seed), "gains": gains, "difference": mean, "error": error,
+        "seeds": list(by_seed),
+        "gains": gains,
+        "difference": mean,
+        "error": error,
         "verdict": verdict(gains),
-    }  # fmt: skip
+    }
 
 
 def figure(args: CommonArgs, trial_rows: RowsOf, result: Summary) -> Figure:
@@ -173,10 +176,13 @@ def figure(args: CommonArgs, trial_rows: RowsOf, result: Summary) -> Figure:
             ]
             if rows:
                 left.plot(
-                    *zip(*rows, strict=True), marker, color=PALETTE[side], markersize=7,
+                    *zip(*rows, strict=True),
+                    marker,
+                    color=PALETTE[side],
+                    markersize=7,
                     markerfacecolor=PALETTE[side] if init == "he" else "white",
                     label=f"{name}, {'He' if init == 'he' else 'reference'} init",
-                )  # fmt: skip
+                )
     left.set_xscale("log")
     left.set_xlabel("learning rate")
     left.set_ylabel("validation accuracy, %")

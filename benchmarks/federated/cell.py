@@ -12,9 +12,14 @@ Algorithm = Literal[
     "fed_avg", "fed_prox", "scaffold", "fed_exp", "fed_avg_m", "fed_adam", "fed_yogi"
 ]
 ALGORITHM_NAMES: dict[str, str] = {
-    "fed_avg": "FedAvg", "fed_prox": "FedProx", "scaffold": "SCAFFOLD", "fed_exp": "FedExP",
-    "fed_avg_m": "FedAvgM", "fed_adam": "FedAdam", "fed_yogi": "FedYogi",
-}  # fmt: skip
+    "fed_avg": "FedAvg",
+    "fed_prox": "FedProx",
+    "scaffold": "SCAFFOLD",
+    "fed_exp": "FedExP",
+    "fed_avg_m": "FedAvgM",
+    "fed_adam": "FedAdam",
+    "fed_yogi": "FedYogi",
+}
 DATASET_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
 # FedProx's strength in the public reference experiments; elsewhere CIFAR-10's.
 REFERENCE_MU = {"cifar10": 0.1, "cifar100": 0.001, "cinic10": 1.0}
@@ -170,12 +175,21 @@ class Cell:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
-        "dataset": "digits", "model": "mlp", "clients": 4, "participants": 4, "rounds": 3,
-        "evaluate_every": 1, "augmentation": "none",
+        "dataset": "digits",
+        "model": "mlp",
+        "clients": 4,
+        "participants": 4,
+        "rounds": 3,
+        "evaluate_every": 1,
+        "augmentation": "none",
     },
     "short": {"rounds": 100},
     "cpu": {
-        "side": 16, "width": 0.5, "kernel_size": 3, "rounds": 1500, "evaluate_every": 25,
+        "side": 16,
+        "width": 0.5,
+        "kernel_size": 3,
+        "rounds": 1500,
+        "evaluate_every": 25,
     },
     "paper": {"rounds": 1500, "evaluate_every": 25},
-}  # fmt: skip
+}

@@ -55,7 +55,8 @@ class CommonArgs(RunOptions):
 
     def base(self, **extra: Any) -> dict[str, Any]:
         """The preset's settings of a cell, with others on top."""
-        chosen = PRESETS[self.preset] | ({"rounds": self.rounds} if self.rounds else {})
+        rounds = {} if self.rounds is None else {"rounds": self.rounds}
+        chosen = PRESETS[self.preset] | rounds
         return chosen | extra
 
     def cell(self, **extra: Any) -> Cell:
@@ -208,6 +209,8 @@ def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[
             return "done"
         if missing_data(cell.dataset, data_dir):
             return "no data here"
+        if row is not None and row["status"] == "failed":
+            return "failed"
         return "to run" if row is None else f"{row['rounds_done']} of {cell.rounds} rounds"
 
     return [state(cell) for cell in cells]

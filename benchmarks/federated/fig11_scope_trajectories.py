@@ -112,9 +112,11 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf):
             values = trajectory(row, moment)
             for client in range(values.shape[1]):
                 (handles[f"client {client}"],) = axes.plot(
-                    row["client_scopes"]["round"], values[:, client], linewidth=1.1,
+                    row["client_scopes"]["round"],
+                    values[:, client],
+                    linewidth=1.1,
                     color=colormaps["tab10"](client % 10),
-                )  # fmt: skip
+                )
     for axes, moment in zip(grid[:, 0], MOMENTS, strict=True):
         axes.set_ylabel(MOMENTS[moment])
         axes.ticklabel_format(axis="y", useOffset=False)

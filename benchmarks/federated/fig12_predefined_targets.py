@@ -23,8 +23,11 @@ def comparisons(args: Args) -> list[Comparison]:
     settings: dict[str, dict[str, Any]] = {"fused target": {"strength": args.strength}}
     for mean, std in TARGETS[: 1 if args.preset == "smoke" else None]:
         settings[f"target N({mean:g}, {std:g}²)"] = {
-            "strength": args.strength, "target": "fixed", "target_mean": mean, "target_std": std,
-        }  # fmt: skip
+            "strength": args.strength,
+            "target": "fixed",
+            "target_mean": mean,
+            "target_std": std,
+        }
     if args.preset != "smoke":
         settings["no WSA, He initialisation"] = {"init": "he"}
     return [

@@ -107,9 +107,13 @@ def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
             if comparison.paper is not None:
                 before, after = comparison.paper
                 axes.plot(
-                    after - before, place, "D", markersize=7, markerfacecolor="white",
+                    after - before,
+                    place,
+                    "D",
+                    markersize=7,
+                    markerfacecolor="white",
                     color=PALETTE[1],
-                )  # fmt: skip
+                )
             if gains:
                 mean, error = mean_and_error(gains)
                 axes.errorbar(
@@ -136,12 +140,21 @@ def _gain_legend(figure: Figure, comparisons: Sequence[Comparison], rows_of: Row
     bars = ", ± standard error over seeds" if any(len(of_line) > 1 for of_line in pairs) else ""
     handles = [
         Line2D(
-            [], [], marker="o", linestyle="", color=PALETTE[0],
+            [],
+            [],
+            marker="o",
+            linestyle="",
+            color=PALETTE[0],
             label=f"ours, {length} rounds{bars}",
         ),
         Line2D(
-            [], [], marker="D", linestyle="", color=PALETTE[1], markerfacecolor="white",
+            [],
+            [],
+            marker="D",
+            linestyle="",
+            color=PALETTE[1],
+            markerfacecolor="white",
             label=f"paper, {PAPER_ROUNDS:,} rounds",
         ),
-    ]  # fmt: skip
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

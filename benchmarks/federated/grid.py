@@ -100,23 +100,49 @@ class Args(CommonArgs):
 
 
 _SINGLE = (
-    "dataset", "model", "width", "kernel_size", "side", "partition", "shards_per_client",
-    "clients", "rounds", "mu", "target_mean", "target_std", "window", "augmentation", "evaluate_on",
-)  # fmt: skip
+    "dataset",
+    "model",
+    "width",
+    "kernel_size",
+    "side",
+    "partition",
+    "shards_per_client",
+    "clients",
+    "rounds",
+    "mu",
+    "target_mean",
+    "target_std",
+    "window",
+    "augmentation",
+    "evaluate_on",
+)
 _LISTS = (
-    "alpha", "algorithm", "form", "scale", "target", "init", "learning_rate", "strength", "seed",
-)  # fmt: skip
+    "alpha",
+    "algorithm",
+    "form",
+    "scale",
+    "target",
+    "init",
+    "learning_rate",
+    "strength",
+    "seed",
+)
 
 
 # Where else these would change nothing: cells that differ in them alone are one cell.
 _NEEDS = {
-    "alpha": "--partition equal or unequal", "shards_per_client": "--partition shards",
-    "mu": "--algorithm fed_prox", "width": "--model cnn or vgg8",
-    "kernel_size": "--model cnn", "form": "a --strength above 0",
-    "scale": "a --strength above 0", "target": "a --strength above 0",
-    "window": "a --strength above 0", "target_mean": "--target fixed and a --strength above 0",
+    "alpha": "--partition equal or unequal",
+    "shards_per_client": "--partition shards",
+    "mu": "--algorithm fed_prox",
+    "width": "--model cnn or vgg8",
+    "kernel_size": "--model cnn",
+    "form": "a --strength above 0",
+    "scale": "a --strength above 0",
+    "target": "a --strength above 0",
+    "window": "a --strength above 0",
+    "target_mean": "--target fixed and a --strength above 0",
     "target_std": "--target fixed and a --strength above 0",
-}  # fmt: skip
+}
 
 
 def cells_of(args: Args) -> list[Cell]:
@@ -130,8 +156,9 @@ def cells_of(args: Args) -> list[Cell]:
         base |= {"model": "mlp", "side": 0} if args.dataset == "digits" else {"model": "cnn"}
     single = {name: value for name in _SINGLE if (value := getattr(args, name)) is not None}
     base |= single
-    if args.participation or args.clients:
-        base["participants"] = args.participation or args.clients
+    drawn = args.clients if args.participation is None else args.participation
+    if drawn is not None:
+        base["participants"] = drawn
     lists = {name: value for name in _LISTS if (value := getattr(args, name))}
     grid: Iterable[dict[str, Any]] = STUDY
     if not args.study:
@@ -146,7 +173,8 @@ def cells_of(args: Args) -> list[Cell]:
     cells = [Cell(**(base | chosen)).canonical() for chosen in grid]
     for name, need in _NEEDS.items():
         for value in lists.get(name, (single[name],) if name in single else ()):
-            if all(getattr(cell, name) != value for cell in cells):
+            # NaN equals nothing; it is refused with the cells.
+            if value == value and all(getattr(cell, name) != value for cell in cells):
                 raise RefusedError(
                     f"{_flag(name, value)} changes no cell here; give {need}, or leave it out"
                 )

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.run_cells import cell_model, cell_partition
+from benchmarks.federated.cell_parts import cell_model, cell_partition
 from benchmarks.merging.bench import (
     Bench,
     MergingArgs,
@@ -47,8 +47,10 @@ BASES: dict[Preset, Settings] = {
     "paper": {"rounds": 200, "init": "he"},
 }
 CLIENTS: dict[Preset, tuple[tuple[int, int], ...]] = {
-    "smoke": ((4, 4),), "cpu": ((10, 10), (100, 10)), "paper": ((10, 10), (100, 10)),
-}  # fmt: skip
+    "smoke": ((4, 4),),
+    "cpu": ((10, 10), (100, 10)),
+    "paper": ((10, 10), (100, 10)),
+}
 SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 PROXY = {"smoke": 100, "cpu": 1_000, "paper": 1_000}
 STEPS = {"smoke": 5, "cpu": 20, "paper": 100}
@@ -94,9 +96,14 @@ class FederatedMerge:
     def cell(self) -> Cell:
         """The same federation as the other scripts know it."""
         return Cell(
-            dataset=self.dataset, model=self.model, init=self.init, clients=self.clients,
-            participants=self.participants, alpha=self.alpha, seed=self.seed,
-        )  # fmt: skip
+            dataset=self.dataset,
+            model=self.model,
+            init=self.init,
+            clients=self.clients,
+            participants=self.participants,
+            alpha=self.alpha,
+            seed=self.seed,
+        )
 
 
 def merge_round(config: FederatedMerge, task: Any) -> Any:
@@ -118,15 +125,26 @@ def merge_round(config: FederatedMerge, task: Any) -> Any:
             return mean
         if config.server == "fine-tuning":
             return fine_tune(
-                key, task.loss, mean, proxy, settings=settings, model_state={},
+                key,
+                task.loss,
+                mean,
+                proxy,
+                settings=settings,
+                model_state={},
                 learning_rate=rate,
-            ).params  # fmt: skip
+            ).params
         listed = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(weights))]
         share = jnp.asarray(weights) / jnp.sum(jnp.asarray(weights))
         return np_merge_joint(
-            key, task.loss, listed, proxy, settings=settings, init=share, model_state={},
+            key,
+            task.loss,
+            listed,
+            proxy,
+            settings=settings,
+            init=share,
+            model_state={},
             learning_rate=rate,
-        ).params  # fmt: skip
+        ).params
 
     return server
 
@@ -169,11 +187,15 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     local = LocalSettings(steps=config.steps, batch_size=config.batch_size)
     form = ScopeForm() if config.strength else None
     client = functools.partial(
-        train_client, task=task, algorithm=fed_avg(), local=local, scope_form=form,
+        train_client,
+        task=task,
+        algorithm=fed_avg(),
+        local=local,
+        scope_form=form,
         epochs=epochs_needed(
             int(partition.sizes.min()), steps=config.steps, batch_size=config.batch_size
         ),
-    )  # fmt: skip
+    )
     indices, sizes = jnp.asarray(partition.indices), jnp.asarray(partition.sizes)
 
     @jax.jit
@@ -245,10 +267,11 @@ def configuration(
 ) -> FederatedMerge:
     """A run of a preset; a rate that is the default is left unsaid, so that ids stay."""
     values: Settings = BASES[preset] | {
-        "server": server, "proxy": PROXY[preset],
+        "server": server,
+        "proxy": PROXY[preset],
         "server_steps": 0 if server == "mean" else STEPS[preset],
         "server_rate": 0.0 if rate == DEFAULT_RATES[server] else rate,
-    }  # fmt: skip
+    }
     return FederatedMerge(**(values | extra))
 
 
@@ -270,10 +293,14 @@ def rates_of(bench: Bench, preset: Preset) -> dict[Server, float]:
     def score(method: str, rates: tuple[float, float]) -> float | None:
         server: Server = "NP Merge" if method == "NP Merge" else "fine-tuning"
         config = configuration(
-            preset, server, rates[server == "fine-tuning"], clients=clients,
-            participants=participants, rounds=BASES[preset]["rounds"] // 2,
+            preset,
+            server,
+            rates[server == "fine-tuning"],
+            clients=clients,
+            participants=participants,
+            rounds=BASES[preset]["rounds"] // 2,
             evaluate_on="validation",
-        )  # fmt: skip
+        )
         row = bench.row(config, lambda: run(config, bench.data_dir))
         if row is not None and row["status"] == "diverged":
             return -math.inf

@@ -114,9 +114,13 @@ def largest_stability(row: Row) -> float:
 def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     """The table, one line a setting."""
     head = [
-        "setting", "seeds", "rounds", "test accuracy, %", "gain over its baseline, paired",
+        "setting",
+        "seeds",
+        "rounds",
+        "test accuracy, %",
+        "gain over its baseline, paired",
         "largest share of the stable range",
-    ]  # fmt: skip
+    ]
     lines = []
     for label, group in groups.items():
         done = [row["rounds_done"] for row in group]
@@ -199,14 +203,19 @@ def mechanism(groups: dict[str, list[Row]]) -> Figure | None:
         draw_recorded(axes[place], drawn, xlabel="round", ylabel=ylabel, legend=False)
 
     panel(
-        0, "divergence between clients, nats", lambda layers: max(layers.sum(), 1e-12),
+        0,
+        "divergence between clients, nats",
+        lambda layers: max(layers.sum(), 1e-12),
         "client_divergence",
-    )  # fmt: skip
+    )
     panel(1, "fused std of the last layer", lambda fused: fused[-1], "fused_std")
     panel(
-        2, "std lost by averaging, last layer, %",
-        lambda average, fused: 100 * (1 - average[-1] / fused[-1]), "average_std", "fused_std",
-    )  # fmt: skip
+        2,
+        "std lost by averaging, last layer, %",
+        lambda average, fused: 100 * (1 - average[-1] / fused[-1]),
+        "average_std",
+        "fused_std",
+    )
     axes[0].set_yscale("log")
     # Under all panels: below one of them, the names would widen the gap beside it.
     figure_legend(picture)

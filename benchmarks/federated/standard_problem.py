@@ -47,9 +47,12 @@ FIRST: tuple[dict[str, Any], ...] = (
 
 # The habit of the paper's group in other published code.
 _OWN_HABIT: dict[str, Any] = {
-    "learning_rate": 0.03, "momentum": 0.9, "weight_decay": 1e-5, "clip_norm": 100.0,
+    "learning_rate": 0.03,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "clip_norm": 100.0,
     "augmentation": "example",
-}  # fmt: skip
+}
 
 # What could make the paper's gain, for FedAvg; those with WSA get the chosen strength.
 PLAIN: tuple[dict[str, Any], ...] = (

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from benchmarks.federated.cell_row import new_row
 from benchmarks.federated.experiment import with_seed
-from benchmarks.federated.run_cells import new_row
 
 
 def planted_row(cell, accuracy, *, seed=None, rounds=None, clients=4):
@@ -16,17 +16,21 @@ def planted_row(cell, accuracy, *, seed=None, rounds=None, clients=4):
         "status": "done" if rounds == cell.rounds else "started",
         "rounds_done": rounds,
         "accuracy": accuracy,
-        "curve": [[mark, float(accuracy * (1 - 0.5 ** (4 * mark / rounds)) * 16 / 15), 1.0]
-                  for mark in marks],
-    }  # fmt: skip
+        "curve": [
+            [mark, float(accuracy * (1 - 0.5 ** (4 * mark / rounds)) * 16 / 15), 1.0]
+            for mark in marks
+        ],
+    }
     row["curve"][-1][1] = accuracy
     if cell.client_scopes:
         rng = np.random.default_rng(0)
         kept = list(range(1, rounds + 1, max(1, rounds // 300)))
         walk = 0.04 + 1e-4 * rng.normal(size=(len(kept), clients)).cumsum(axis=0)
         row["client_scopes"] = {
-            "round": kept, "mean": (walk - 0.04).tolist(), "std": walk.tolist(),
-        }  # fmt: skip
+            "round": kept,
+            "mean": (walk - 0.04).tolist(),
+            "std": walk.tolist(),
+        }
     return row
 
 

@@ -7,22 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.federated import run_cells as run_cells_module
 from benchmarks.federated import table2_cross_silo
 from benchmarks.federated.cell import PRESETS, Cell
+from benchmarks.federated.cell_parts import cell_partition, cell_task, cell_wsa, federation_data
+from benchmarks.federated.cell_row import add_round, new_row
 from benchmarks.federated.experiment import Args as TableArgs
 from benchmarks.federated.grid import Args, cells_of
 from benchmarks.federated.report import largest_stability
-from benchmarks.federated.run_cells import (
-    RunOptions,
-    add_round,
-    cell_partition,
-    cell_task,
-    cell_wsa,
-    federation_data,
-    new_row,
-    run_cell,
-    run_cells,
-)
+from benchmarks.federated.run_cells import RunOptions, run_cell, run_cells
 from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from benchmarks.registry import TOOLS, script
@@ -103,17 +96,26 @@ def test_he_scope_is_that_of_the_model_drawn_with_hes_initialisation():
 
 def test_layers_and_local_steps_reach_the_library(monkeypatch, tmp_path):
     cell = Cell(
-        dataset="digits", model="mlp", strength=1.0, layers="all", form="proximal", rounds=1,
-        augmentation="none", momentum=0.9, weight_decay=1e-5, clip_norm=100.0, clients=2,
+        dataset="digits",
+        model="mlp",
+        strength=1.0,
+        layers="all",
+        form="proximal",
+        rounds=1,
+        augmentation="none",
+        momentum=0.9,
+        weight_decay=1e-5,
+        clip_norm=100.0,
+        clients=2,
         participants=2,
-    ).canonical()  # fmt: skip
+    ).canonical()
     given = {}
 
     def listening(*args, **settings):
         given.update(settings)
         return simulate(*args, **settings)
 
-    monkeypatch.setattr("wsa_jax.federated.simulate", listening)
+    monkeypatch.setattr(run_cells_module, "simulate", listening)
     row = run_cell(cell, RunOptions(runs=tmp_path, progress=False), Ledger(tmp_path / "rows.jsonl"))
     local = given["local"]
     assert (local.momentum, local.weight_decay, local.clip_norm) == (0.9, 1e-5, 100.0)

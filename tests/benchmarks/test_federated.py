@@ -17,9 +17,17 @@ def smoke(tmp_path_factory):
     """The smoke preset with and without WSA, run once, and what it left behind."""
     folder = tmp_path_factory.mktemp("smoke")
     arguments = [
-        "--preset", "smoke", "--strength", "0", "1", "--no-progress",
-        "--results", str(folder / "rows.jsonl"), "--runs", str(folder / "runs"),
-    ]  # fmt: skip
+        "--preset",
+        "smoke",
+        "--strength",
+        "0",
+        "1",
+        "--no-progress",
+        "--results",
+        str(folder / "rows.jsonl"),
+        "--runs",
+        str(folder / "runs"),
+    ]
     script("federated")(arguments)
     return folder, arguments
 
