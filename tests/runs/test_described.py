@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import os
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from wsa_jax.runs.described import described
+from tests.trees import assert_bitwise
+from wsa_jax.runs.described import described, described_code, task_settings
+from wsa_jax.training import FitSettings, classification_task, fit
 
 
 class Act(enum.Enum):
@@ -98,3 +101,131 @@ def test_other_processes_say_the_same():
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert found == described(nn.Dense(3, kernel_init=nn.initializers.he_normal()))
+
+
+class Net:
+    """Of this file, so of a user."""
+
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, x):
+        return x + self.width
+
+
+class Other(Net):
+    def __call__(self, x):
+        return x - self.width
+
+
+SCALE = 1.0
+
+
+def scaled(x):
+    return SCALE * x
+
+
+def relu(x):
+    return nn.relu(x)
+
+
+def through(function):
+    return lambda x: function(x)
+
+
+CODE_PAIRS = {
+    "operators": (lambda x: x + 1, lambda x: x - 1),
+    "module-level functions": (scaled, relu),
+    "called by a closure": (through(scaled), through(relu)),
+    "library's functions": (through(jax.nn.relu), through(jax.nn.tanh)),
+    "jitted": (jax.jit(scaled), jax.jit(relu)),
+    "methods of a class": (through(Net(3)), through(Other(3))),
+    "fields of an object": (through(Net(3)), through(Net(4))),
+    "arrays held": (through(functools.partial(scaled, np.ones(2))), through(scaled)),
+    "bound methods": (Net(3).__call__, Other(3).__call__),
+    "defaults": (lambda x, by=1: x, lambda x, by=2: x),
+}
+
+
+@pytest.mark.parametrize("pair", CODE_PAIRS.values(), ids=CODE_PAIRS)
+def test_code_that_differs_is_told_apart(pair):
+    first, second = map(described_code, pair)
+    assert first != second
+    assert " at 0x" not in first + second
+    assert first == described_code(pair[0])
+
+
+def test_a_global_that_a_function_reads_is_part_of_it(monkeypatch):
+    before = described_code(through(scaled))
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert described_code(through(scaled)) != before
+
+
+def test_functions_that_call_each_other_end():
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n != 0 and even(n - 1)
+
+    assert described_code(even) == described_code(even) != described_code(odd)
+
+
+def test_other_processes_describe_code_alike(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "import jax\n"
+        "def inner(x):\n    return {frozenset({'a', 'b', 'c'}): x}\n"
+        "def apply(x):\n    return jax.nn.relu(inner(x))\n"
+    )
+    program = (
+        "from user import apply; from wsa_jax.runs.described import described_code;"
+        "print(described_code(apply))"
+    )
+    command = [sys.executable, "-c", program]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    first, second = (
+        subprocess.run(
+            command, check=True, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    )  # fmt: skip
+    assert first == second
+    assert "inner" in first
+
+
+def linear(key):
+    return {"w": jax.random.normal(key, (4, 3))}, {}
+
+
+def task_of(activation, **options):
+    def apply(params, model_state, inputs, train, key):
+        return activation(inputs @ params["w"]), model_state
+
+    return classification_task(linear, apply, **options)
+
+
+def test_a_task_without_settings_resumes_only_with_the_same_functions(tmp_path):
+    inputs = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    labels = np.arange(30) % 3
+
+    def start(activation, **options):
+        return fit(
+            jax.random.key(0), task_of(activation, **options), inputs, labels,
+            settings=FitSettings(steps=2, batch_size=5), directory=tmp_path,
+        )  # fmt: skip
+
+    first = start(jax.nn.relu)
+    assert_bitwise(start(jax.nn.relu), first)
+    with pytest.raises(ValueError, match="holds a run with task = ") as error:
+        start(jax.nn.tanh)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds a run with task = "):
+        start(jax.nn.relu, padding_label=-1)
+
+
+def test_settings_that_a_task_names_stand_for_its_functions():
+    named = {"settings": (("model", "linear"),)}
+    first, second = (task_settings(task_of(f, **named)) for f in (jax.nn.relu, jax.nn.tanh))
+    assert first == second
+    assert first[0] == ("model", "linear")

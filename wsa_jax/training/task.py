@@ -76,7 +76,8 @@ class Task(NamedTuple):
         state it returns has the structure and dtypes of the one it was given.
       metrics: ``(params, model_state, batch) -> Metrics``, in evaluation mode: sums over the mask.
       settings: what distinguishes it, ``((name, value), ...)``; a run in a directory is resumed
-        only by a task with the same settings, so name everything that matters.
+        only by a task with the same settings, so name everything that matters. Without settings,
+        only by functions of the same code, which call, read and hold the same.
       logits: ``(params, model_state, inputs) -> [batch, ..., classes]``, in evaluation mode, for
         inputs as they are stored; None for a task without logits.
       padding_label: label of positions that are in no loss and no metric; None for none.
