@@ -70,6 +70,11 @@ def test_clip():
     np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [1.5, 2.0], rtol=1e-6)
 
 
+def test_the_median_of_an_even_number_does_not_overflow():
+    found = coordinate_median({"w": jnp.full((4, 1), 3e38)}, jnp.ones(4))
+    np.testing.assert_array_equal(found["w"], np.float32(3e38))
+
+
 def test_a_clip_does_not_hide_divergence():
     assert np.isinf(clip_update({"a": jnp.array([jnp.inf, 1.0])}, 1.0)["a"]).any()
     assert np.isnan(clip_update({"a": jnp.array([jnp.nan, 1.0])}, 1.0)["a"]).any()
@@ -222,6 +227,75 @@ class TestNonFiniteClients:
         assert int(info.dropped) == 4
         for leaf in jax.tree.leaves(state):
             assert np.isfinite(leaf).all()
+
+
+class TestHugeResults:
+    """Finite numbers whose squares, sums or steps are not."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exploding(cls, federation):
+        """The same federation, whose loss has a gradient of about 1e25 on a poisoned label."""
+        task = federation.task
+
+        def loss(key, params, model_state, batch):
+            value, model_state = task.loss(key, params, model_state, batch)
+            bad = jnp.any((batch.labels == POISON) & (batch.mask > 0))
+            slope = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+            return value + jnp.where(bad, 1e25, 0.0) * slope, model_state
+
+        local = dataclasses.replace(federation.local, clip_norm=None, steps=1)
+        return federation._replace(task=task._replace(loss=loss), local=local)
+
+    @pytest.mark.parametrize("make", [fed_adam, fed_avg])
+    def test_an_update_too_large_to_be_squared_is_dropped(self, exploding, make):
+        start, settings = exploding.start(make()), exploding.settings()
+        run = exploding.round(make())
+        state, info = run(exploding.key, start, poisoned(exploding, [1]), settings)
+        assert np.asarray(info.accepted).tolist() == [True, False, False, True]
+        assert (int(info.dropped), bool(info.refused)) == (1, False)
+        without = exploding.data._replace(sizes=exploding.data.sizes.at[1].set(0))
+        expected, _ = run(exploding.key, start, without, settings)
+        np.testing.assert_allclose(flat(state.params), flat(expected.params), rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("devices", [None, 2])
+    def test_a_server_step_that_is_not_finite_is_refused(self, federation, devices):
+        """Parameters, server state, target and clients' states stay; only the round number moves."""
+
+        def broken(server, context):
+            params, control = scaffold().apply(server, context)
+            infinite = jax.tree.map(lambda c: c.at[0].set(jnp.inf), control)
+            return params, jax.tree.map(
+                lambda bad, good: jnp.where(context.round == 1, bad, good), infinite, control
+            )
+
+        algorithm = scaffold()._replace(name="broken", apply=broken)
+        run = federation.round(algorithm, devices=devices)
+        first, info = run(
+            federation.key, federation.start(algorithm), federation.data, federation.settings()
+        )
+        assert not info.refused
+        second, info = run(federation.key, first, federation.data, federation.settings())
+        assert info.refused
+        assert int(info.dropped) == 0
+        expected = dataclasses.replace(first, round=jnp.int32(2))
+        for old, new in zip(jax.tree.leaves(expected), jax.tree.leaves(second), strict=True):
+            np.testing.assert_array_equal(old, new)
+        third, info = run(federation.key, second, federation.data, federation.settings())
+        assert not info.refused
+        assert np.any(flat(third.params) != flat(second.params))
+
+    def test_sums_that_overflow_are_refused_and_told_once(self, federate):
+        # Each message is finite; their sum is not.
+        algorithm = fed_avg()._replace(
+            name="loud", finish=lambda update, context: ((), jnp.float32(3e38))
+        )
+        rule = Aggregation(rule="trimmed_mean", trim=0.0)
+        with pytest.warns(UserWarning, match="round 1 was refused and changed nothing") as told:
+            result = federate(algorithm=algorithm, rounds=4, aggregation=rule)
+        assert len(told) == 1
+        assert [row["refused"] for row in result.history] == [1, 1, 1, 1]
+        assert result.state.round == 4
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ class Aggregation:
       trim: share of the clients that the trimmed mean leaves out at each end, in [0, 0.5).
       clip_norm: bound on the norm of each client's update, None for no clipping. The client clips,
         so its state and its scope agree with what it sends.
-      drop_nonfinite: leave out a client that sends NaN or infinity, and keep its state.
+      drop_nonfinite: leave out a client that sends NaN, infinity or an update whose squared norm is
+        infinite, and keep its state; and refuse a round whose sums, parameters or server state
+        would no longer be finite, so that it changes nothing but the round number.
     """
 
     rule: Rule = "mean"
@@ -159,6 +161,22 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves] or [True]))
 
 
+def stays_finite(new: PyTree, old: PyTree) -> Bool[Array, ""]:
+    """Whether every number that is finite in ``old`` is finite in ``new``, a tree like it.
+
+    >>> bool(stays_finite({"w": jnp.inf, "b": 1.0}, {"w": -jnp.inf, "b": 0.0}))
+    True
+    >>> bool(stays_finite({"w": jnp.inf}, {"w": 1.0}))
+    False
+    """
+    sound = [
+        jnp.all(jnp.isfinite(leaf) | ~jnp.isfinite(before))
+        for leaf, before in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+        if _is_number(leaf)
+    ]
+    return jnp.all(jnp.array(sound or [True]))
+
+
 def coordinate_median(
     models: PyTree, keep: Bool[ArrayLike, " models"] | Real[ArrayLike, " models"]
 ) -> PyTree:
@@ -178,7 +196,8 @@ def coordinate_median(
     def median(leaf: Array) -> Array:
         ordered = _ordered(leaf, kept)
         upper_value = ordered[jnp.minimum(upper, len(kept) - 1)]
-        return jnp.where(count > 0, (ordered[lower] + upper_value) / 2, 0.0)
+        # Halves first: the sum of two large numbers may be infinite.
+        return jnp.where(count > 0, ordered[lower] / 2 + upper_value / 2, 0.0)
 
     return jax.tree.map(median, models)
 

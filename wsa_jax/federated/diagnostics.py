@@ -22,7 +22,10 @@ class RoundInfo:
       loss: mean training loss of each participant over its local steps, ``[participants]``.
       participants: which clients took part, ``[participants]``.
       accepted: whether each one's update was used, ``[participants]``; False without examples.
-      dropped: number of participants left out because they sent NaN or infinity.
+      dropped: number of participants left out because they sent NaN, infinity or an update too
+        large to be squared.
+      refused: whether the round changed nothing because the sums of what was sent, the parameters
+        or the server state would no longer have been finite.
       clients: weight scopes after local training, ``[participants, layers]``.
       client_divergence: mean KL between two different participants, ``[layers]``; 0 for one client.
       target_divergence: mean KL of a participant from the target it was held to, ``[layers]``.
@@ -37,6 +40,7 @@ class RoundInfo:
     participants: Integer[Array, " participants"]
     accepted: Bool[Array, " participants"]
     dropped: Integer[Array, ""]
+    refused: Bool[Array, ""]
     clients: WeightScope
     client_divergence: Float[Array, " layers"]
     target_divergence: Float[Array, " layers"]
@@ -107,6 +111,7 @@ def round_info(
     fused: WeightScope,
     average: WeightScope,
     mean_update_norm: Float[Array, ""],
+    refused: Bool[Array, ""],
 ) -> RoundInfo:
     """Combine the participants' rows."""
     accepted = rows.accepted > 0
@@ -116,6 +121,7 @@ def round_info(
         participants=chosen,
         accepted=accepted,
         dropped=(rows.finite == 0).sum(),
+        refused=refused,
         clients=scopes,
         client_divergence=mean_divergence(scopes, accepted),
         target_divergence=mean_over(rows.target_divergence, accepted),

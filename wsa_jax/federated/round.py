@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Integer, Key, PyTree
 
 from wsa_jax.federated import mesh as meshes
-from wsa_jax.federated.aggregate import Aggregation, Sent, aggregate, from_numbers
+from wsa_jax.federated.aggregate import (
+    Aggregation,
+    Sent,
+    aggregate,
+    all_finite,
+    from_numbers,
+    stays_finite,
+)
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
 from wsa_jax.federated.client import Broadcast, LocalSettings, RoundSettings, ScopeForm
 from wsa_jax.federated.diagnostics import RoundInfo, round_info
@@ -140,7 +147,8 @@ def make_round(
     one compilation; equal keys and states give bitwise equal results. With the mean, a round over a
     mesh is one all-reduce of the sums; client states (SCAFFOLD) and robust rules need more.
 
-    Edge case: a round in which no client is accepted changes nothing except the round number.
+    Edge case: a round in which no client is accepted changes nothing except the round number; nor
+    does one whose sums, parameters or server state would no longer be finite (`Aggregation`).
 
     Raises:
       ValueError: at the first call, participants is not in [1, clients].
@@ -200,9 +208,13 @@ def _round(
         round=state.round + 1,
     )
 
-    # Without an accepted client the means are zeros, which would be taken for a model.
-    stands = mean.count > 0
+    # The second and the third door: sums and steps of finite updates may still overflow.
     old = dataclasses.replace(state, clients=(), round=new.round)
+    sound = jnp.array(True)
+    if plan.aggregation.drop_nonfinite:
+        sound = all_finite((mean.by_samples, mean.by_client)) & stays_finite(new, old)
+    # Without an accepted client the means are zeros, which would be taken for a model.
+    stands = sound & (mean.count > 0)
     new = jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old)
     rows = jax.tree.map(lambda x: x[: plan.participants], report.row)
     info = round_info(
@@ -211,6 +223,7 @@ def _round(
         new.target,
         weight_scope(new.params, select=plan.select),
         norm(mean.by_samples.update),
+        refused=~sound,
     )
     accepted = stands & (report.row.accepted > 0)
     clients = remember(plan, state.clients, report.state, participants, accepted)

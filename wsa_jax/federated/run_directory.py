@@ -82,7 +82,8 @@ def round_row(
     learning_rate        learning rate of the local steps
     strength             strength of WSA, 0 without it
     train_loss           mean over clients and their local steps
-    dropped              participants left out because they sent NaN or infinity
+    dropped              participants left out because they sent NaN, infinity or huge updates
+    refused              1 if the round changed nothing, as its result was not finite, else 0
     update_norm          mean over clients of the norms of their updates
     mean_update_norm     norm of the aggregated update
     layers               names, in the order of all lists below
@@ -112,6 +113,7 @@ def round_row(
         "strength": float(strength),
         "train_loss": json_number(mean(info.loss)),
         "dropped": int(info.dropped),
+        "refused": int(info.refused),
         "update_norm": json_number(mean(info.update_norm)),
         "mean_update_norm": json_number(info.mean_update_norm),
         "layers": list(info.average.names),

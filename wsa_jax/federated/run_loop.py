@@ -152,16 +152,36 @@ class Recorder:
             round_row(i, info, rates[i], strengths[i], seconds, self._recording.client_scopes)
             for i, info in self._pending
         ]
-        first, last = rows[0]["round"], rows[-1]["round"]
-        if not any(np.asarray(info.accepted).any() for _, info in self._pending):
-            self._warn_once(
-                f"no client's update was accepted in rounds {first} to {last}: all were NaN or "
-                "infinite, or came from clients without examples; lower learning_rate "
-                f"{rates[last - 1]} or check the loss",
-                kind="nobody",
-            )
+        self._warn(rows)
         self._pending.clear()
         return rows
+
+    def _warn(self, rows: list[dict[str, Any]]) -> None:
+        """Say, once a run for each kind, what was left out."""
+        first, last = rows[0]["round"], rows[-1]["round"]
+        dropped = next((row for row in rows if row["dropped"]), None)
+        refused = next((row for row in rows if row["refused"]), None)
+        if not any(np.asarray(info.accepted).any() for _, info in self._pending):
+            self._warn_once(
+                "nobody accepted",
+                f"no client's update was accepted in rounds {first} to {last}: all were NaN or "
+                "infinite, or came from clients without examples; lower learning_rate "
+                f"{rows[-1]['learning_rate']} or check the loss",
+            )
+        elif dropped is not None:
+            self._warn_once(
+                "dropped",
+                f"{dropped['dropped']} of the clients of round {dropped['round']} sent NaN, "
+                "infinity or an update too large to be squared, and were left out; rows count them "
+                "as dropped",
+            )
+        if refused is not None:
+            self._warn_once(
+                "refused",
+                f"round {refused['round']} was refused and changed nothing, because a sum of what "
+                "clients sent, or the parameters or state that the server made of it, was not "
+                "finite; rows count such rounds as refused",
+            )
 
     def _show(self, rows: list[dict[str, Any]], state: ServerState) -> bool:
         """Call ``on_round`` with each row; return whether it said stop."""
@@ -175,11 +195,11 @@ class Recorder:
                 row[name] = _json_value(name, value, row["round"])
         return stops
 
-    def _warn_once(self, message: str, *, kind: str) -> None:
+    def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
             # Attributed to the caller of simulate, behind its door.
-            warnings.warn(message, stacklevel=7)
+            warnings.warn(message, stacklevel=8)
 
 
 def takes_state(on_round: OnRound) -> bool:

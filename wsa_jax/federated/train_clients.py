@@ -254,10 +254,11 @@ def _train_one(
     sent_state = to_numbers(result.model_state, server.model_state)
     by_samples = BySamples(result.update, result.message, sent_state)
     by_client = (scope.mean, jnp.square(scope.std))
-    # One client that diverged must not end the run of all.
-    finite = jnp.array(True)
+    # The first door: one client that diverged must not end the run of all. An update too large to
+    # be squared would make a server's second moments infinite, although it is finite itself.
+    finite, update_norm = jnp.array(True), norm(result.update)
     if plan.aggregation.drop_nonfinite:
-        finite = all_finite((by_samples, by_client, result.client))
+        finite = all_finite((by_samples, by_client, result.client, jnp.square(update_norm)))
     accepted = participant.valid & finite & (size > 0)
     row = ClientRow(
         loss=result.loss,
@@ -265,7 +266,7 @@ def _train_one(
         std=jnp.asarray(scope.std),
         target_divergence=scope_divergence(scope, server.target),
         stability=jnp.zeros_like(scope.mean),
-        update_norm=norm(result.update),
+        update_norm=update_norm,
         accepted=accepted,
         finite=finite,
     )
