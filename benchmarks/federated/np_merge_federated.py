@@ -106,67 +106,44 @@ class FederatedMerge:
         )
 
 
-def merge_round(config: FederatedMerge, task: Any) -> Any:
-    """Make ``(state, proxy, key) -> params`` of the server, by its kind."""
-    import jax
-    import jax.numpy as jnp
-
+def server_rule(config: FederatedMerge, task: Any) -> Any:
+    """How the server combines its clients: ``(key, models, weights, proxy) -> params``, or mean."""
     from wsa_jax.merging import LearningSettings, fine_tune, np_merge_joint
     from wsa_jax.tree import weighted_mean
 
+    if config.server == "mean":
+        return "mean"
     rate = config.server_rate or DEFAULT_RATES[config.server]
     settings = LearningSettings(
         steps=config.server_steps, batch_size=config.batch_size, eval_every=config.server_steps
     )
+    learned = {"settings": settings, "model_state": {}, "learning_rate": rate}
 
-    def server(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+    def fine_tuned(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
         mean = weighted_mean(models, weights)
-        if config.server == "mean":
-            return mean
-        if config.server == "fine-tuning":
-            return fine_tune(
-                key,
-                task.loss,
-                mean,
-                proxy,
-                settings=settings,
-                model_state={},
-                learning_rate=rate,
-            ).params
-        listed = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(weights))]
-        share = jnp.asarray(weights) / jnp.sum(jnp.asarray(weights))
-        return np_merge_joint(
-            key,
-            task.loss,
-            listed,
-            proxy,
-            settings=settings,
-            init=share,
-            model_state={},
-            learning_rate=rate,
-        ).params
+        return fine_tune(key, task.loss, mean, proxy, **learned).params
 
-    return server
+    def merged(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+        return np_merge_joint(key, task.loss, models, proxy, init=weights, **learned).params
+
+    return merged if config.server == "NP Merge" else fine_tuned
 
 
 def run(config: FederatedMerge, data_dir: str | None) -> Row:
     """Simulate the rounds; accuracy and loss after each."""
     import jax
-    import jax.numpy as jnp
 
     from wsa_jax.data import dataset_info, train_validation_split
-    from wsa_jax.federated import LocalSettings, WeightScopeAlignment, bytes_per_round, fed_avg
-    from wsa_jax.federated.client import (
-        Broadcast,
-        ClientData,
-        RoundSettings,
-        ScopeForm,
-        epochs_needed,
-        train_client,
+    from wsa_jax.federated import (
+        Aggregation,
+        LocalSettings,
+        WeightScopeAlignment,
+        bytes_per_round,
+        fed_avg,
+        simulate,
     )
     from wsa_jax.merging import labelled_examples
-    from wsa_jax.scope.scope import fuse_scopes, weight_scope
-    from wsa_jax.training import classification, evaluate
+    from wsa_jax.training import classification
 
     info = dataset_info(config.dataset)
     train = load_split(config.dataset, info.splits[0], data_dir)
@@ -175,66 +152,41 @@ def run(config: FederatedMerge, data_dir: str | None) -> Row:
     )
     held_out = np.random.default_rng(config.seed).permutation(held_out)
     chosen, unseen = held_out[: config.proxy], held_out[config.proxy :]
-    proxy = labelled_examples(train.images[chosen], train.labels[chosen])
     judged = (train.images[unseen], train.labels[unseen])
     if config.evaluate_on == "test":
         test = load_split(config.dataset, "test", data_dir)
         judged = (test.images, test.labels)
-    images, labels = jnp.asarray(train.images[kept]), jnp.asarray(train.labels[kept])
-    partition = cell_partition(config.cell, np.asarray(labels))
-    module = cell_model(config.cell, info.num_classes)
-    task = classification(module, info, augmentation=config.augmentation)
-    local = LocalSettings(steps=config.steps, batch_size=config.batch_size)
-    form = ScopeForm() if config.strength else None
-    client = functools.partial(
-        train_client,
-        task=task,
-        algorithm=fed_avg(),
-        local=local,
-        scope_form=form,
-        epochs=epochs_needed(
-            int(partition.sizes.min()), steps=config.steps, batch_size=config.batch_size
-        ),
+    proxy = labelled_examples(train.images[chosen], train.labels[chosen])
+    task = classification(
+        cell_model(config.cell, info.num_classes), info, augmentation=config.augmentation
     )
-    indices, sizes = jnp.asarray(partition.indices), jnp.asarray(partition.sizes)
-
-    @jax.jit
-    def clients(key: Any, params: Any, target: Any, chosen: Any, settings: Any) -> Any:
-        def one(who: Any) -> Any:
-            result = client(
-                jax.random.fold_in(key, who),
-                Broadcast(params, {}, target),
-                ClientData(images, labels, indices[who], sizes[who]),
-                settings,
-            )
-            return jax.tree.map(jnp.add, params, result.update)
-
-        return jax.lax.map(one, chosen)
-
-    key = jax.random.key(config.seed)
-    params, _ = task.init(key)
-    target = weight_scope(params)
-    serve = merge_round(config, task)
-    accuracy, loss = [], []
-    for number in range(config.rounds):
-        draw_key, train_key, server_key = jax.random.split(jax.random.fold_in(key, number), 3)
-        who = jax.random.choice(draw_key, config.clients, (config.participants,), replace=False)
-        rates = RoundSettings(
-            jnp.float32(config.learning_rate * 0.998 ** (number + 1)), jnp.float32(config.strength)
-        )
-        models = clients(train_key, params, target, who, rates)
-        target = fuse_scopes(jax.vmap(weight_scope)(models))
-        params = serve(server_key, models, sizes[who].astype(jnp.float32), proxy)
-        sums = evaluate(task, params, {}, *judged)
-        accuracy.append(float(sums.means()["accuracy"]))
-        loss.append(float(sums.loss / sums.count))
     wsa = WeightScopeAlignment(strength=config.strength) if config.strength else None
-    sent = bytes_per_round(fed_avg(), params, wsa=wsa)
+    result = simulate(
+        jax.random.key(config.seed),
+        task,
+        (train.images[kept], train.labels[kept]),
+        cell_partition(config.cell, train.labels[kept]),
+        rounds=config.rounds,
+        wsa=wsa,
+        participants=config.participants,
+        learning_rate=lambda index: config.learning_rate * 0.998 ** (index + 1),
+        local=LocalSettings(steps=config.steps, batch_size=config.batch_size),
+        aggregation=Aggregation(rule=server_rule(config, task)),
+        evidence=None if config.server == "mean" else proxy,
+        test=judged,
+        evaluate_every=1,
+    )
+    sent = bytes_per_round(fed_avg(), result.params, wsa=wsa)
     return {
-        "accuracy": accuracy,
-        "loss": loss,
+        "accuracy": [number(row["test_accuracy"]) for row in result.history],
+        "loss": [number(row["test_loss"]) for row in result.history],
         "megabytes_per_round": round(config.participants * sum(sent) / 1e6, 3),
     }
+
+
+def number(value: float | None) -> float:
+    """A metric of a row, which holds None where it is not finite."""
+    return math.nan if value is None else value
 
 
 def draw(found: Found) -> Figure:

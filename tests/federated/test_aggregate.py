@@ -260,7 +260,7 @@ class TestHugeResults:
 
     @pytest.mark.parametrize("devices", [None, 2])
     def test_a_server_step_that_is_not_finite_is_refused(self, federation, devices):
-        """Parameters, server state, target and clients' states stay; only the round number moves."""
+        """Only the round number moves; clients keep their states as well."""
 
         def broken(server, context):
             params, control = scaffold().apply(server, context)

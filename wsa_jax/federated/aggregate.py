@@ -1,6 +1,7 @@
 """Reductions over the client axis: means as sums, and rules that a few bad clients cannot move."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 
+from wsa_jax import checks
 from wsa_jax.tree import clip_by_norm, wide
 
-Rule = Literal["mean", "median", "trimmed_mean"]
+MergeRule = Callable[[Array, PyTree, Array, Any], PyTree]
+"""``(key, models, weights, evidence) -> model``, a server that merges by a rule of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +22,72 @@ class Aggregation:
 
     Attributes:
       rule: ``"mean"``, weighted by sample counts; ``"median"`` or ``"trimmed_mean"`` of each
-        coordinate, which ignore sample counts. A rule applies to updates, messages, statistics
-        and weight scopes alike. Only the mean is a sum; the others need every update on every
-        device.
+        coordinate, which ignore sample counts. These apply to updates, messages, statistics and
+        weight scopes alike. Or a function, see below. Only the mean is a sum; the others need every
+        update on every device.
       trim: share of the clients that the trimmed mean leaves out at each end, in [0, 0.5).
       clip_norm: bound on the norm of each client's update, None for no clipping. The client clips,
         so its state and its scope agree with what it sends.
       drop_nonfinite: leave out a client that sends NaN, infinity or an update whose squared norm is
         infinite, and keep its state; and refuse a round whose sums, parameters or server state
         would no longer be finite, so that it changes nothing but the round number.
+
+    A function as rule is called inside the jitted round as ``rule(key, models, weights, evidence)``
+    and returns the merged model, any merging method's or one of your own:
+
+    * ``key``: the server's own in this round.
+    * ``models``: the participants' models after local training, stacked ``[participants, ...]``, in
+      at least float32.
+    * ``weights``: their shares of the samples, ``[participants]``, which sum to 1. A client that is
+      not accepted has weight 0, and the global model in its place: a rule must leave it out.
+    * ``evidence``: what `simulate` was given as such (proxy examples), None otherwise.
+
+    What the algorithm's server sees as the clients' mean update is the merged model minus the
+    global one, so FedAvg takes the merged model and other servers step towards it. Messages,
+    statistics and scopes are averaged. A run is resumed only with an equal rule: what it closes
+    over counts, a module-level function counts by its name.
+
+    A server that takes the client whose update is the shortest, and NP Merge as a server:
+
+    >>> from wsa_jax.federated import iid, simulate
+    >>> from wsa_jax.merging import LearningSettings, labelled_examples, np_merge_joint
+    >>> from wsa_jax.training import classification_task
+    >>> def shortest(key, models, weights, evidence):
+    ...     spread = jnp.var(models["w"], axis=(1, 2))
+    ...     chosen = jnp.argmin(jnp.where(weights > 0, spread, jnp.inf))
+    ...     return jax.tree.map(lambda leaf: leaf[chosen], models)
+    >>> task = classification_task(
+    ...     lambda key: ({"w": 0.1 * jax.random.normal(key, (4, 2))}, {}),
+    ...     lambda params, state, x, train, key: (x @ params["w"], state),
+    ... )
+    >>> settings = LearningSettings(steps=3, batch_size=10)
+    >>> def np_merge_server(key, models, weights, evidence):
+    ...     return np_merge_joint(
+    ...         key, task.loss, models, evidence, settings=settings, init=weights, model_state={}
+    ...     ).params
+    >>> x = jax.random.normal(jax.random.key(1), (40, 4))
+    >>> y = (x[:, 0] > 0).astype(int)
+    >>> for rule, evidence in ((shortest, None), (np_merge_server, labelled_examples(x, y))):
+    ...     result = simulate(
+    ...         jax.random.key(0), task, (x, y), iid(y, clients=4, seed=0), rounds=5,
+    ...         learning_rate=0.1, test=(x, y), aggregation=Aggregation(rule=rule),
+    ...         evidence=evidence,
+    ...     )
+    ...     print(result.history[-1]["test_accuracy"] > 0.8)
+    True
+    True
     """
 
-    rule: Rule = "mean"
+    rule: Literal["mean", "median", "trimmed_mean"] | MergeRule = "mean"
     trim: float = 0.1
     clip_norm: float | int | None = None
     drop_nonfinite: bool = True
 
     def __post_init__(self):
-        if self.rule not in ("mean", "median", "trimmed_mean"):
+        if not callable(self.rule) and self.rule not in ("mean", "median", "trimmed_mean"):
             raise ValueError(
-                f"rule {self.rule!r} is unknown; give 'mean', 'median' or 'trimmed_mean'"
+                f"rule {self.rule!r} is unknown; give 'mean', 'median' or 'trimmed_mean', or a "
+                "function of (key, models, weights, evidence)"
             )
         check_trim(self.trim)
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -115,6 +164,28 @@ def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
         return trimmed_mean(models, keep, aggregation.trim)
 
     return Sent(rule(sent.by_samples), rule(sent.by_client), sent.weight.sum(), sent.count.sum())
+
+
+def merge_by_rule(rule: MergeRule, key: Array, params: PyTree, sent: Sent, evidence: Any) -> Sent:
+    """Merge stacked clients by a function, and average what they sent besides their updates.
+
+    Raises:
+      ValueError: the merged model has other leaves or shapes than ``params``.
+    """
+    sums = jax.tree.map(lambda x: x.sum(axis=0), jax.vmap(term)(sent))
+    mean = aggregate(sums, Aggregation())
+    weights = sent.weight / jnp.where(mean.weight > 0, mean.weight, 1.0)
+
+    def model(old: Array, updates: Array) -> Array:
+        # What was not accepted may hold NaN, which a weight of 0 would not remove.
+        kept = (weights > 0).reshape((-1,) + (1,) * old.ndim)
+        return wide(old)[None] + jnp.where(kept, wide(updates), 0.0)
+
+    models = jax.tree.map(model, params, sent.by_samples.update)
+    merged = rule(key, models, weights, evidence)
+    checks.same_structure(params, merged)
+    update = jax.tree.map(lambda new, old: wide(new) - wide(old), merged, params)
+    return mean._replace(by_samples=mean.by_samples._replace(update=update))
 
 
 def to_numbers(tree: PyTree, old: PyTree) -> PyTree:

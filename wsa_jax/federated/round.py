@@ -17,6 +17,7 @@ from wsa_jax.federated.aggregate import (
     aggregate,
     all_finite,
     from_numbers,
+    merge_by_rule,
     stays_finite,
 )
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
@@ -195,7 +196,7 @@ def _round(
         state.params, state.model_state, state.target, plan.algorithm.broadcast(state.server)
     )
     report = train_clients(plan, server, data, settings, participants, state.clients)
-    mean = aggregate(report.sent, plan.aggregation)
+    mean = _aggregate(plan, key, state, report.sent, data.evidence)
     params, server_state = _server_step(plan, state, mean, settings)
     scope_mean, scope_variance = mean.by_client
     fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
@@ -245,6 +246,19 @@ def _draw(plan: RoundPlan, key: Key[Array, ""], clients: int) -> Participants:
     # A client's key depends on the client and the round alone, not on who else takes part.
     keys = jax.vmap(lambda client: jax.random.fold_in(train_key, client))(each)
     return Participants(each, keys, jnp.arange(len(each)) < plan.participants)
+
+
+def _aggregate(
+    plan: RoundPlan, key: Key[Array, ""], state: ServerState, sent: Sent, evidence: Any
+) -> Sent:
+    """What the server sums, or what its rule makes of all models."""
+    rule = plan.aggregation.rule
+    if not callable(rule):
+        return aggregate(sent, plan.aggregation)
+    # However the round runs, a rule sees the participants alone, without a mesh's stand-ins.
+    sent = jax.tree.map(lambda x: x[: plan.participants], sent)
+    rule_key = jax.random.fold_in(jax.random.fold_in(key, state.round), 2)
+    return merge_by_rule(rule, rule_key, state.params, sent, evidence)
 
 
 def _server_step(

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from wsa_jax.federated.add_on import WeightScopeAlignment
+from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.train_clients import RoundPlan
-from wsa_jax.runs.described import task_settings
+from wsa_jax.runs.described import described, task_settings
 from wsa_jax.runs.identity import digest, run_identity
 from wsa_jax.scope.scope import WeightScope
 
@@ -23,7 +24,7 @@ def simulation_identity(
     partition: Partition,
     wsa: WeightScopeAlignment | None,
     target: WeightScope,
-    sets: dict[str, tuple[Any, Any]],
+    sets: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what must be the same for a run to be resumed; numbers per round are in its rows."""
     form, test = plan.scope_form, sets.get("test")
@@ -33,13 +34,15 @@ def simulation_identity(
         "algorithm": [plan.algorithm.name, dict(plan.algorithm.settings)],
         "participants": plan.participants,
         "local": dataclasses.asdict(plan.local),
-        "aggregation": dataclasses.asdict(plan.aggregation),
+        "aggregation": _aggregation(plan.aggregation),
         "form": None if form is None else [form.form, form.scale],
         "layers": list(target.names),
         "target": None if wsa is None else _target(wsa),
         "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(sets["train"])),
         "test": None if test is None else digest(*jax.tree.leaves(test)),
     }
+    if sets.get("evidence") is not None:
+        parts["evidence"] = digest(*jax.tree.leaves(sets["evidence"]))
     return run_identity("simulate", key, task_settings(plan.task), parts)
 
 
@@ -52,6 +55,13 @@ def _target(wsa: WeightScopeAlignment) -> Any:
     if isinstance(wsa.target, WeightScope):
         return moments(wsa.target)
     return wsa.target if wsa.start is None else ["fused from", *moments(wsa.start)]
+
+
+def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
+    fields: dict[str, Any] = dataclasses.asdict(aggregation)
+    if callable(aggregation.rule):
+        fields["rule"] = described(aggregation.rule)
+    return fields
 
 
 def other_schedules(

@@ -81,6 +81,7 @@ class SimulationOptions(TypedDict, total=False):
     params: PyTree | None
     model_state: PyTree | None
     execution: Execution
+    evidence: Any
     evaluate_every: int
     directory: str | os.PathLike[str] | None
     checkpoint_every: int | None
@@ -129,6 +130,8 @@ def simulate(
       its resolution are lost; the server computes in float32 and keeps the parameters' dtype.
     * ``model_state``: initial state that is not trained (BatchNorm statistics), instead of the
       task's own; required with ``params`` if the task has any.
+    * ``evidence``: arrays that the server has besides the clients' models, for an aggregation whose
+      rule is a function (`Aggregation`).
     * ``execution``: an `Execution`; none of its settings changes a result beyond rounding.
 
     What is recorded, and when (`Recording`):
@@ -182,6 +185,12 @@ def simulate(
     """
     execution = options.pop("execution", Execution())
     recording = _recording(options)
+    evidence = options.get("evidence")
+    if evidence is not None and not callable(aggregation.rule):
+        raise ValueError(
+            f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
+            "any; give Aggregation(rule=function), or no evidence"
+        )
     # All arguments are checked before anything is compiled or written.
     _check_partition_of(partition, len(train[1]), rounds)
     sets = {"train": train} if test is None else {"train": train, "test": test}
@@ -196,13 +205,16 @@ def simulate(
     )  # fmt: skip
     run, history = None, list[dict[str, Any]]()
     if recording.directory is not None:
-        identity = simulation_identity(key, plan, initial, partition, wsa, state.target, sets)
+        identity = simulation_identity(
+            key, plan, initial, partition, wsa, state.target, sets | {"evidence": evidence}
+        )
         run = RunDirectory(recording.directory, identity, total=rounds)
         _, state, history = run.resume(state, functools.partial(other_schedules, *schedules))
 
     # From here on, what a round takes lies on the devices that run it.
     place = functools.partial(_placed, execution)
-    arrays = jax.tree.map(jnp.asarray, (*train, partition.indices, partition.sizes))
+    arrays = (*train, partition.indices, partition.sizes, evidence)
+    arrays = jax.tree.map(jnp.asarray, arrays)
     held_out = None if test is None else jax.tree.map(jnp.asarray, test)
     state = dataclasses.replace(
         place(dataclasses.replace(state, clients=())),

@@ -45,12 +45,14 @@ class FederatedData(NamedTuple):
       labels: ``[examples]``.
       indices: rows of each client, padded, ``[clients, capacity]``.
       sizes: number of rows of each client, ``[clients]``.
+      evidence: what the server has besides, for a rule that is a function (`Aggregation`).
     """
 
     inputs: PyTree
     labels: Shaped[Array, " examples"]
     indices: Integer[Array, "clients capacity"]
     sizes: Integer[Array, " clients"]
+    evidence: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
