@@ -47,3 +47,62 @@ def test_bad_input_is_one_line_that_names_it(arguments, named, capsys):
     assert error.startswith("wsa-jax: error:")
     assert named in error
     assert "\n" not in error
+
+
+class TestOutput:
+    @pytest.fixture
+    def no_work(self, monkeypatch):
+        def work(*_, **__):
+            raise AssertionError("the output was not checked before the work")
+
+        monkeypatch.setattr("wsa_jax.demo.run_demo", work)
+        monkeypatch.setattr("wsa_jax.data.load_dataset", work)
+
+    @pytest.mark.parametrize("command", ["demo", "partition"])
+    def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+        self, command, no_work, tmp_path, capsys
+    ):
+        file = tmp_path / "file"
+        file.write_text("kept")
+        figure = "" if command == "demo" else "/fig.png"
+        long = tmp_path / ("n" * 300)
+        for place, named in (
+            (f"{file}{figure}", f"{file} is a file, not a folder"),
+            (f"{file}/inside{figure}", f"cannot make the folder {file}/inside"),
+            (f"{long}{figure}", "cannot make the folder"),
+            (f"/proc/none{figure}", "cannot make the folder /proc/none"),
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                main([command, "--output", place])
+            assert stopped.value.code == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert named in line
+        assert file.read_text() == "kept"
+
+    def test_a_figure_that_cannot_be_drawn_is_refused_before_any_work(
+        self, no_work, tmp_path, capsys
+    ):
+        (tmp_path / "folder.png").mkdir()
+        for name, said in (("x.txt", "end it in one of"), ("folder.png", "is a folder")):
+            with pytest.raises(SystemExit):
+                main(["partition", "--output", str(tmp_path / name)])
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{name} is " in line
+            assert said in line
+        assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+    def test_a_name_without_an_ending_is_printed_as_it_is_written(self, tmp_path, capsys):
+        main(["partition", "--clients", "3", "--output", str(tmp_path / "new" / "fig")])
+        written = tmp_path / "new" / "fig.png"
+        assert capsys.readouterr().out.splitlines()[-1] == f"figure   {written}"
+        assert [path.name for path in written.parent.iterdir()] == ["fig.png"]
+
+    def test_an_interrupted_demo_is_one_line(self, monkeypatch, tmp_path, capsys):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("wsa_jax.demo.run_demo", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            main(["demo", "--output", str(tmp_path)])
+        assert stopped.value.code == 130
+        assert capsys.readouterr().err == "wsa-jax: interrupted; nothing was written\n"

@@ -1,8 +1,9 @@
 """The ``wsa-jax`` command."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import tyro
 
 from wsa_jax.demo import DemoSettings
+from wsa_jax.runs.files import directory_path, make_folder, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class PartitionSettings:
     data_dir: str | None = None
     """Folder of prepared datasets, TFDS_DATA_DIR by default."""
     output: Path = Path("partition.png")
-    """Heat map of the partition."""
+    """Heat map of the partition; a name without an ending gets .png."""
 
 
 def demo(settings: DemoSettings) -> None:
@@ -42,6 +44,8 @@ def demo(settings: DemoSettings) -> None:
 
     from wsa_jax.demo import demo_steps, run_demo, save_demo
 
+    # Before a minute of work, not after it.
+    settings = replace(settings, output=_writable_folder(settings.output))
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -65,6 +69,7 @@ def partition(settings: PartitionSettings) -> None:
     from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, partition_table
     from wsa_jax.federated.plots import partition_heatmap
 
+    output = _figure_path(settings.output)
     data = load_dataset(settings.dataset, data_dir=settings.data_dir)
     if settings.kind == "iid":
         divided = iid(data.labels, clients=settings.clients, seed=settings.seed)
@@ -74,9 +79,32 @@ def partition(settings: PartitionSettings) -> None:
             data.labels, clients=settings.clients, alpha=settings.alpha, seed=settings.seed
         )
     print(partition_table(divided, data.labels))
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    partition_heatmap(divided, data.labels).savefig(settings.output, dpi=150)
-    print(f"figure   {settings.output.resolve()}")
+    with one_line(output, "write"):
+        partition_heatmap(divided, data.labels).savefig(output, dpi=150)
+    print(f"figure   {output.resolve()}")
+
+
+def _writable_folder(path: Path) -> Path:
+    """Make a folder, and find out whether a file can be written in it."""
+    folder = directory_path(path)
+    make_folder(folder)
+    with one_line(folder, "write in"), tempfile.TemporaryFile(dir=folder):
+        return folder
+
+
+def _figure_path(path: Path) -> Path:
+    """Where a figure goes: in a folder that can be written, under an ending that can be drawn."""
+    from matplotlib.figure import Figure
+
+    path = path.with_name(f"{path.name}.png") if path.name and not path.suffix else path
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        endings = ", ".join(f".{ending}" for ending in known)
+        raise ValueError(f"output {path} is no figure's name; end it in one of {endings}")
+    path = _writable_folder(path.parent) / path.name
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; give the name of a file")
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,6 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"wsa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("wsa-jax: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
 
 
 def _federated_table(results: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from wsa_jax.data import Dataset, load_dataset
 from wsa_jax.federated import LocalSettings, WeightScopeAlignment, dirichlet_equal, simulate
 from wsa_jax.merging import interpolate_path, loss_barrier
 from wsa_jax.models import MLP
-from wsa_jax.runs.files import write_atomically
+from wsa_jax.runs.files import make_folder, write_atomically
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.training.fit import FitSettings, fit
@@ -156,7 +156,7 @@ def save_demo(results: dict[str, Any]) -> tuple[Path, Path]:
     from wsa_jax.plots import draw_curves
 
     output = Path(results["settings"]["output"])
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     accuracy, divergence, path = figure.subplots(1, 3)
     federated, interpolation = results["federated"], results["interpolation"]
