@@ -73,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(error, file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what is recorded stays: start again to resume", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # A run in a directory adds how far it got.
+        notes = getattr(error, "__notes__", [])
+        said = notes[0] if notes else "interrupted; what is recorded stays: start again to resume"
+        print(said, file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,10 +1,19 @@
 """The wsa-jax command as a user meets it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from wsa_jax.cli import main
+from wsa_jax.demo import DemoSettings, run_demo
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_demo_prints_tables_and_paths_and_keeps_every_number(tmp_path, capsys):
@@ -20,6 +29,48 @@ def test_demo_prints_tables_and_paths_and_keeps_every_number(tmp_path, capsys):
     # Held to one target, the two models' scopes are nearer to one another.
     assert sum(wsa["scope_divergence"]) < sum(plain["scope_divergence"])
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.json", "demo.png"]
+
+
+def test_an_interrupted_demo_goes_on_where_it_was(tmp_path):
+    settings = DemoSettings(output=tmp_path, rounds=2, seeds=1, clients=3)
+    told, stops_at = [], 3
+
+    def advance(what):
+        told.append(what)
+        if len(told) == stops_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        run_demo(settings, advance)
+    assert error.value.__notes__ == ["interrupted after round 0; start again to resume"]
+    finished = next(tmp_path.glob(".unfinished-*/FedAvg-0/metrics.jsonl"))
+    rows = [json.loads(line) for line in finished.read_text().splitlines()]
+    results = run_demo(settings, told.append)
+    # The first run was found, with the wall times it had; all steps are told of.
+    assert results["federated"]["FedAvg"] == [rows]
+    assert len(told) == stops_at + 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path):
+    program = "from wsa_jax.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "demo", "--output", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".unfinished-*/FedAvg-0/checkpoints/20")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error.startswith("wsa-jax: interrupted after round ")
+    assert error.endswith("; start again to resume\n")
+    assert error.count("\n") == 1
 
 
 def test_partition_prints_a_table_and_draws_it(tmp_path, capsys):
@@ -105,4 +156,4 @@ class TestOutput:
         with pytest.raises(SystemExit) as stopped:
             main(["demo", "--output", str(tmp_path)])
         assert stopped.value.code == 130
-        assert capsys.readouterr().err == "wsa-jax: interrupted; nothing was written\n"
+        assert capsys.readouterr().err == "wsa-jax: interrupted; start again to resume\n"

@@ -12,6 +12,7 @@ import tyro
 
 from wsa_jax.demo import DemoSettings
 from wsa_jax.runs.files import directory_path, make_folder, one_line
+from wsa_jax.runs.run_directory import interruption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,10 @@ def _figure_path(path: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; errors about settings and data print one line and exit with status 2."""
+    """Run the command; errors about settings and data print one line and exit with status 2.
+
+    Ctrl-C prints one line, too, and exits with status 130.
+    """
     commands: Any = (
         Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
         | Annotated[
@@ -126,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"wsa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("wsa-jax: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"wsa-jax: {interruption(error)}", file=sys.stderr)
         sys.exit(130)
 
 

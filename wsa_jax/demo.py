@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,11 +19,15 @@ from wsa_jax.federated import LocalSettings, WeightScopeAlignment, dirichlet_equ
 from wsa_jax.merging import interpolate_path, loss_barrier
 from wsa_jax.models import MLP
 from wsa_jax.runs.files import make_folder, write_atomically
+from wsa_jax.runs.identity import text_digest
 from wsa_jax.scope.regularization import check_strength
 from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.training.fit import FitSettings, fit
 from wsa_jax.training.task import Task, classification
 from wsa_jax.tree import unstack
+
+# Rounds; a checkpoint takes as long as one or two of them.
+_CHECKPOINT_EVERY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,9 @@ class DemoSettings:
 
 def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str, Any]:
     """Run both experiments and return every number; ``advance`` is called after each piece of work.
+
+    Until it ends, its runs are kept in the output folder: if it is interrupted, equal settings
+    resume it.
 
     Raises:
       ValueError: a setting is invalid; the message names it in one line.
@@ -74,12 +82,19 @@ def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str
         interpolation["plain"].append(plain)
         interpolation["WSA"].append(wsa)
         advance(f"interpolation, seed {seed}")
+    shutil.rmtree(_unfinished(settings))
     return {
         "settings": asdict(settings) | {"output": str(settings.output)},
         "federated": federated,
         "interpolation": interpolation,
         "seconds": round(time.perf_counter() - begin, 1),
     }
+
+
+def _unfinished(settings: DemoSettings) -> Path:
+    """Folder of the runs of a demo of these settings, until it ends."""
+    text = json.dumps(asdict(settings), default=str, sort_keys=True)
+    return settings.output / f".unfinished-{text_digest(text)}"
 
 
 def demo_steps(settings: DemoSettings) -> int:
@@ -100,7 +115,13 @@ def _federated(
         train.labels, clients=settings.clients, alpha=settings.alpha, seed=seed
     )
     name = "FedAvg" if wsa is None else "FedAvg+WSA"
-    return simulate(
+    shown = list[dict[str, Any]]()
+
+    def show(row: dict[str, Any]) -> None:
+        shown.append(row)
+        advance(f"{name}, seed {seed}")
+
+    history = simulate(
         jax.random.key(seed),
         task,
         (train.images, train.labels),
@@ -111,8 +132,13 @@ def _federated(
         local=LocalSettings(steps=20, batch_size=20),
         test=(test.images, test.labels),
         evaluate_every=2,
-        on_round=lambda row: advance(f"{name}, seed {seed}"),
+        directory=_unfinished(settings) / f"{name}-{seed}",
+        checkpoint_every=_CHECKPOINT_EVERY,
+        on_round=show,
     ).history
+    for _ in history[len(shown) :]:  # found in the folder
+        advance(f"{name}, seed {seed}")
+    return history
 
 
 def _interpolated(
@@ -127,11 +153,14 @@ def _interpolated(
         train.images,
         train.labels,
         settings=FitSettings(steps=1000, batch_size=50, momentum=0.9),
+        checkpoint_every=1000,  # takes two seconds
         learning_rate=0.05,
     )
-    plain = run().params
+    folder = _unfinished(settings)
+    plain = run(directory=folder / f"plain-{seed}").params
     target = fuse_scopes(jax.vmap(weight_scope)(plain))
-    regularized = run(target=target, strength=settings.fit_strength).params
+    held = {"target": target, "strength": settings.fit_strength}
+    regularized = run(directory=folder / f"held-{seed}", **held).params
     return _path(task, plain, test, seed), _path(task, regularized, test, seed)
 
 

@@ -53,7 +53,11 @@ def _pinned(work: Callable[[], object], core: int, cache: Path) -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    work()
+    try:
+        work()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every process; the first one says so.
+        sys.exit(130)
 
 
 @contextlib.contextmanager

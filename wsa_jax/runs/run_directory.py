@@ -46,7 +46,8 @@ class RunDirectory:
     there is returned.
 
     Guarantees: a process killed at any moment leaves the newest complete checkpoint, or none, and
-    the rows up to it. What is read back is what was written, or an error says what is not.
+    the rows up to it. What is read back is what was written, or an error says what is not. A
+    KeyboardInterrupt that passes through gets a note that says how far the run is saved.
 
     Args:
       directory: the folder, made where it does not exist; ``~`` is the home folder.
@@ -114,10 +115,7 @@ class RunDirectory:
     ) -> None:
         self.close()
         if isinstance(error, KeyboardInterrupt):
-            error.add_note(
-                f"interrupted after {self._unit} {self._saved}, which is saved in {self.path}; "
-                "start again to resume"
-            )
+            error.add_note(f"interrupted after {self._unit} {self._saved}; start again to resume")
 
     def close(self) -> None:
         """Give the directory free."""
@@ -211,6 +209,15 @@ class RunDirectory:
             with one_line(self._settings, "write"):
                 write_atomically(self._settings, json.dumps(self._identity, indent=1))
         barrier(str(self._settings))
+
+
+def interruption(error: KeyboardInterrupt) -> str:
+    """Return the line with which a command ends that was interrupted.
+
+    >>> interruption(KeyboardInterrupt())
+    'interrupted; start again to resume'
+    """
+    return next(iter(getattr(error, "__notes__", [])), "interrupted; start again to resume")
 
 
 def read_rows(
