@@ -1,5 +1,7 @@
 """Local training of one client: one `lax.scan` over batches drawn without replacement."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -32,6 +34,22 @@ class LocalSettings:
       clip_norm: bound on the global norm of the gradient, None for no clipping.
       weight_decay: added after the clip, as PyTorch's SGD does.
       momentum: momentum of local SGD, reset every round.
+      optimizer: None for SGD; or a function of the learning rate that returns an optax optimiser,
+        such as ``optax.adam``, whose state is reset every round, as that of momentum is. A schedule
+        within the round is part of it. It is given the clipped gradient with the weight decay in it
+        (give 0 for ``optax.adamw``, which has its own), and, if it asks for them, ``value``,
+        ``grad`` and ``value_fn`` of the loss, and ``grad_fn``, that gradient at other parameters
+        (``optax.contrib.sam`` in its opaque mode).
+
+    FedProx and weight scope alignment compose with any optimiser; the bound on the strength of
+    explicit forms is that of SGD, and is checked for it alone. SCAFFOLD is defined for SGD alone.
+
+    >>> LocalSettings(optimizer=optax.adam, weight_decay=0).steps
+    20
+    >>> def warm(rate):
+    ...     return optax.sgd(optax.linear_schedule(0.0, rate, 20), momentum=0.9, nesterov=True)
+    >>> LocalSettings(optimizer=warm).momentum
+    0.0
     """
 
     steps: int = 20
@@ -39,9 +57,22 @@ class LocalSettings:
     clip_norm: float | int | None = 10.0
     weight_decay: float | int = 1e-4
     momentum: float | int = 0.0
+    optimizer: Callable[[Any], optax.GradientTransformation] | None = None
 
     def __post_init__(self):
         checks.sgd_settings(self)
+        if self.optimizer is None:
+            return
+        if not callable(self.optimizer):
+            raise ValueError(
+                "optimizer is an optax optimiser with a rate of its own; give a function of the "
+                "learning rate, such as optax.adam or lambda rate: optax.sgd(rate, nesterov=True)"
+            )
+        if self.momentum:
+            raise ValueError(
+                f"momentum {self.momentum} is that of SGD, but an optimizer is given; give the "
+                "momentum to the optimizer"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +258,7 @@ def train_client(
 
     Source: WSA, Algorithm 1, lines 5-9; order and hyper-parameters of FedExP's public experiments.
     """
-    data_key, loss_key = jax.random.split(key)
+    data_key, steps_key = jax.random.split(key)
     own_key = jax.random.fold_in(key, 3)
     context = LocalContext(
         server.params, server.server, client.state, settings.learning_rate, local.steps, own_key
@@ -236,22 +267,36 @@ def train_client(
     def at(step: Array | int) -> LocalContext:
         return context._replace(key=jax.random.fold_in(own_key, step))
 
-    gradient = jax.grad(_loss_with_penalty(task, settings, server.target, scope_form), has_aux=True)
+    loss_fn = _loss_with_penalty(task, settings, server.target, scope_form)
     optimizer = local_optimizer(local, settings, scope_form)
+    before = _before_optimizer(local, settings, scope_form)
+
+    def prepare(grads: PyTree, params: PyTree) -> PyTree:
+        return before.update(grads, before.init(params), params, target=server.target)[0]
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
         params, model_state, opt_state = carry
         index, positions, mask = xs
-        rows = client.indices[positions]
+        rows, loss_key = client.indices[positions], jax.random.fold_in(steps_key, index)
         inputs = jax.tree.map(lambda leaf: leaf[rows], client.inputs)
-        grads, (loss, model_state) = gradient(
+        batch = Batch(inputs, client.labels[rows], mask)
+        loss_of = functools.partial(loss_fn, key=loss_key, model_state=model_state, batch=batch)
+
+        def gradient(params: PyTree) -> tuple[Any, PyTree]:
+            found, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+            return found, algorithm.correct(grads, params, at(index))
+
+        (value, (loss, model_state)), grads = gradient(params)
+        updates, opt_state = optimizer.update(
+            grads,
+            opt_state,
             params,
-            jax.random.fold_in(loss_key, index),
-            model_state,
-            Batch(inputs, client.labels[rows], mask),
+            target=server.target,
+            value=value,
+            grad=grads,
+            value_fn=lambda params: loss_of(params)[0],
+            grad_fn=lambda params, _: prepare(gradient(params)[1], params),
         )
-        grads = algorithm.correct(grads, params, at(index))
-        updates, opt_state = optimizer.update(grads, opt_state, params, target=server.target)
         return (optax.apply_updates(params, updates), model_state, opt_state), loss
 
     # All batches are drawn before the scan, so its shapes are static whatever the client's size.
@@ -296,15 +341,11 @@ def local_optimizer(
     local: LocalSettings, settings: RoundSettings, scope_form: ScopeForm | None
 ) -> optax.GradientTransformationExtraArgs:
     """Chain the parts of a local step that come after the loss gradient."""
-    parts: list[optax.GradientTransformation] = []
-    if scope_form is not None and scope_form.form == "gradient":
-        parts.append(
-            regularize_scope(settings.strength, select=scope_form.select, scale=scope_form.scale)
-        )
-    if local.clip_norm is not None:
-        parts.append(clip_gradient(local.clip_norm))
-    parts.append(optax.add_decayed_weights(local.weight_decay))
-    parts.append(optax.sgd(settings.learning_rate, momentum=local.momentum or None))
+    parts: list[optax.GradientTransformation] = [_before_optimizer(local, settings, scope_form)]
+    if local.optimizer is None:
+        parts.append(optax.sgd(settings.learning_rate, momentum=local.momentum or None))
+    else:
+        parts.append(_given_what_it_takes(local.optimizer(settings.learning_rate)))
     if scope_form is not None and scope_form.form == "proximal":
         parts.append(
             proximal_scope(
@@ -314,4 +355,36 @@ def local_optimizer(
                 scale=scope_form.scale,
             )
         )
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def _given_what_it_takes(
+    made: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser, given the extra arguments that it names alone: SAM takes no others."""
+    parameters = inspect.signature(made.update).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
+        given = {name: value for name, value in extra.items() if takes_all or name in names}
+        return made.update(updates, state, params, **given)
+
+    return optax.GradientTransformationExtraArgs(made.init, update)
+
+
+def _before_optimizer(
+    local: LocalSettings, settings: RoundSettings, scope_form: ScopeForm | None
+) -> optax.GradientTransformationExtraArgs:
+    """Chain what makes of a loss gradient the gradient that the optimiser is given."""
+    parts: list[optax.GradientTransformation] = []
+    if scope_form is not None and scope_form.form == "gradient":
+        parts.append(
+            regularize_scope(settings.strength, select=scope_form.select, scale=scope_form.scale)
+        )
+    if local.clip_norm is not None:
+        parts.append(clip_gradient(local.clip_norm))
+    parts.append(optax.add_decayed_weights(local.weight_decay))
     return optax.with_extra_args_support(optax.chain(*parts))

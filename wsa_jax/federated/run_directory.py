@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.aggregate import Aggregation
+from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.train_clients import RoundPlan
@@ -33,7 +34,7 @@ def simulation_identity(
         "initial model_state": digest(*jax.tree.leaves(initial[1])),
         "algorithm": [plan.algorithm.name, dict(plan.algorithm.settings)],
         "participants": plan.participants,
-        "local": dataclasses.asdict(plan.local),
+        "local": _local(plan.local),
         "aggregation": _aggregation(plan.aggregation),
         "form": None if form is None else [form.form, form.scale],
         "layers": list(target.names),
@@ -55,6 +56,13 @@ def _target(wsa: WeightScopeAlignment) -> Any:
     if isinstance(wsa.target, WeightScope):
         return moments(wsa.target)
     return wsa.target if wsa.start is None else ["fused from", *moments(wsa.start)]
+
+
+def _local(local: LocalSettings) -> dict[str, Any]:
+    """Fields of local settings. Plain SGD is left unsaid, as runs did before there was another."""
+    fields: dict[str, Any] = dataclasses.asdict(local)
+    optimizer = fields.pop("optimizer")
+    return fields if optimizer is None else fields | {"optimizer": described(optimizer)}
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:

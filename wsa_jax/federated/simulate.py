@@ -284,7 +284,7 @@ def _planned(
     scope = weight_scope(params, select=select)
     target = initial_target(scope, wsa)
     form = ScopeForm(form=wsa.form, scale=wsa.scale, select=select) if wsa else None
-    if form is not None and form.form != "proximal":
+    if form is not None and form.form != "proximal" and local.optimizer is None:
         check_bound(scope, target, schedules.rates, schedules.strengths, scale=form.scale)
     smallest = int(partition.sizes[partition.sizes > 0].min())
     plan = RoundPlan(

@@ -95,6 +95,13 @@ class RoundPlan:
     aggregation: Aggregation
     execution: Execution
 
+    def __post_init__(self):
+        if self.local.optimizer is not None and self.algorithm.needs_sgd:
+            raise ValueError(
+                f"{self.algorithm.name} is not defined for another local optimizer than SGD: "
+                f"{self.algorithm.needs_sgd}; give LocalSettings without an optimizer"
+            )
+
 
 class Participants(NamedTuple):
     """Clients that take part in a round, ``[participants]``, or one of them.
@@ -272,7 +279,8 @@ def _train_one(
         accepted=accepted,
         finite=finite,
     )
-    if plan.scope_form is not None:
+    # The bound is that of SGD's explicit step.
+    if plan.scope_form is not None and plan.local.optimizer is None:
         used = stability(
             scope,
             server.target,

@@ -132,6 +132,7 @@ class FederatedAlgorithm(NamedTuple):
         weight scope regularization, clipping and weight decay.
       finish: ``(sent update, context) -> (client state, message)``, called once after ``send``.
       evaluated: ``(server state, params) -> params`` of the model to evaluate and to keep.
+      needs_sgd: why its client part is only defined for local SGD, if it is.
     """
 
     name: str
@@ -144,6 +145,7 @@ class FederatedAlgorithm(NamedTuple):
     correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
     finish: Callable[[PyTree, LocalContext], tuple[Any, Any]] = no_message
     evaluated: Callable[[Any, PyTree], PyTree] = current
+    needs_sgd: str = ""
 
 
 def one_object(

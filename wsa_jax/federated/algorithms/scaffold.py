@@ -49,6 +49,8 @@ def scaffold() -> FederatedAlgorithm:
     all that a local step does: weight decay, clipping, and weight scope regularization. ``eta`` is
     the round's own learning rate, after decay.
 
+    Errors: another local optimiser than SGD is refused, since a variate is then no gradient.
+
     Edge cases: a learning rate of 0 makes the variates infinite, so the client is dropped. The
     state is one copy of the parameters per client. With partial participation over a mesh it moves
     between devices, so a round is not a sum over clients alone.
@@ -66,5 +68,6 @@ def scaffold() -> FederatedAlgorithm:
         init_client=optax.tree.zeros_like,
         broadcast=lambda server: server,
         correct=_correct,
+        needs_sgd="its control variates are updates over learning rate and steps",
         finish=_finish,
     )
