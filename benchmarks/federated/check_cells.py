@@ -21,7 +21,7 @@ from benchmarks.refused import RefusedError
 from wsa_jax import checks
 from wsa_jax.data import dataset_info
 from wsa_jax.federated import LocalSettings
-from wsa_jax.federated.add_on import initial_target
+from wsa_jax.federated.alignment import initial_target
 from wsa_jax.federated.checks import diagnosed_layers
 from wsa_jax.federated.round import check_participants
 from wsa_jax.scope.regularization import check_strength

@@ -1,6 +1,5 @@
 """Federated simulation: partitions, algorithms, rounds, and weight scope alignment on top."""
 
-from wsa_jax.federated.add_on import WeightScopeAlignment as WeightScopeAlignment
 from wsa_jax.federated.aggregate import Aggregation as Aggregation
 from wsa_jax.federated.aggregate import coordinate_median as coordinate_median
 from wsa_jax.federated.aggregate import trimmed_mean as trimmed_mean
@@ -16,6 +15,7 @@ from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
 from wsa_jax.federated.algorithms import scaffold as scaffold
 from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
 from wsa_jax.federated.algorithms.base import add_update as add_update
+from wsa_jax.federated.alignment import WeightScopeAlignment as WeightScopeAlignment
 from wsa_jax.federated.client import Broadcast as Broadcast
 from wsa_jax.federated.client import ClientData as ClientData
 from wsa_jax.federated.client import LocalSettings as LocalSettings

@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import PyTree
 
-from wsa_jax.federated.add_on import WeightScopeAlignment
+from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.partition import Partition
 from wsa_jax.scope.layers import Rule, all_leaves, constant_layers, kernels, select_layers, without
 from wsa_jax.tree import key_path

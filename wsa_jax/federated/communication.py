@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
+from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.scope.layers import select_layers
 from wsa_jax.tree import wide
 

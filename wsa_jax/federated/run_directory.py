@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.federated.add_on import WeightScopeAlignment
 from wsa_jax.federated.aggregate import Aggregation
+from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.partition import Partition

@@ -14,9 +14,9 @@ from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax import checks
 from wsa_jax.door import door
-from wsa_jax.federated.add_on import WeightScopeAlignment, initial_target
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
+from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
 from wsa_jax.federated.checks import check_partition, diagnosed_layers
 from wsa_jax.federated.client import LocalSettings, ScopeForm, epochs_needed
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
