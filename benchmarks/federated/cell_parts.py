@@ -20,7 +20,7 @@ from wsa_jax.federated import (
     iid,
     shards,
 )
-from wsa_jax.federated.client import Form
+from wsa_jax.federated.alignment import Form
 from wsa_jax.models import CNN, MLP, vgg8
 from wsa_jax.scope.layers import all_leaves, kernels
 from wsa_jax.scope.regularization import Scale, scope_window

@@ -15,12 +15,12 @@ from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
 from wsa_jax.federated.algorithms import scaffold as scaffold
 from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
 from wsa_jax.federated.algorithms.base import add_update as add_update
+from wsa_jax.federated.alignment import ScopeForm as ScopeForm
 from wsa_jax.federated.alignment import WeightScopeAlignment as WeightScopeAlignment
 from wsa_jax.federated.client import Broadcast as Broadcast
 from wsa_jax.federated.client import ClientData as ClientData
 from wsa_jax.federated.client import LocalSettings as LocalSettings
 from wsa_jax.federated.client import RoundSettings as RoundSettings
-from wsa_jax.federated.client import ScopeForm as ScopeForm
 from wsa_jax.federated.client import epochs_needed as epochs_needed
 from wsa_jax.federated.client import train_client as train_client
 from wsa_jax.federated.communication import RoundBytes as RoundBytes

@@ -1,28 +1,51 @@
-"""Weight scope alignment as an add-on to any federated algorithm."""
+"""Weight scope alignment on top of any federated algorithm: its settings, and its first target.
 
-from collections.abc import Callable
+They are told once, in `WeightScopeAlignment`, and go three ways. How it acts is static, a
+`ScopeForm`, and part of the compiled round. How strongly is a number of each round,
+`RoundSettings.strength`. Towards what is the server state's target, which a round may replace.
+"""
+
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from jaxtyping import ArrayLike, Real
 
-from wsa_jax.federated.client import Form, ScopeForm
+from wsa_jax import checks
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import Scale, check_strength
 from wsa_jax.scope.scope import WeightScope, check_same_layers, constant_target
+from wsa_jax.types import Schedule
 
-Schedule = Callable[[int], Any]
+Form = Literal["gradient", "penalty", "proximal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightScopeAlignment:
-    """Weight scope alignment as an add-on to any federated algorithm ("+WSA").
+class ScopeForm:
+    """How weight scope alignment acts on a local step, and on which layers: what is static of it.
 
     Attributes:
-      strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
       form: ``"gradient"`` (analytic), ``"penalty"`` (loss term, autodiff) or ``"proximal"``.
       scale: ``"sum"`` over layers (the paper's) or ``"size"`` (each times its layer's size).
       select: which leaves are layers.
+    """
+
+    form: Form = "gradient"
+    scale: Scale = "sum"
+    select: Rule = kernels
+
+    def __post_init__(self):
+        checks.one_of("form", self.form, get_args(Form))
+        if self.scale not in ("sum", "size"):
+            raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightScopeAlignment(ScopeForm):
+    """Weight scope alignment on top of any federated algorithm ("+WSA"): a form, how much, to what.
+
+    Attributes:
+      form: see `ScopeForm`, as for ``scale`` and ``select``.
+      strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
       target: ``"fused"`` after each round (Eq. 4), starting from the initial model's own scope;
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
       start: a fused target's first one, instead of the initial model's own scope.
@@ -31,15 +54,12 @@ class WeightScopeAlignment:
     """
 
     strength: Real[ArrayLike, ""] | Schedule = 1.0
-    form: Form = "gradient"
-    scale: Scale = "sum"
-    select: Rule = kernels
     target: Literal["fused"] | tuple[float | int, float | int] | WeightScope = "fused"
     start: WeightScope | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         check_strength(self.strength)
-        ScopeForm(form=self.form, scale=self.scale, select=self.select)
         if isinstance(self.target, str) and self.target != "fused":
             raise ValueError(
                 f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"
@@ -52,6 +72,10 @@ class WeightScopeAlignment:
             )
         if self.start is not None and not isinstance(self.target, str):
             raise ValueError("a start is the first of fused targets; a fixed one takes none")
+
+    def static(self, select: Rule) -> ScopeForm:
+        """The form alone, on the layers that have a scope."""
+        return ScopeForm(form=self.form, scale=self.scale, select=select)
 
 
 def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,12 @@ from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 from wsa_jax import checks
 from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
-from wsa_jax.scope.layers import Rule, kernels
+from wsa_jax.federated.alignment import ScopeForm
 from wsa_jax.scope.proximal import proximal_scope
-from wsa_jax.scope.regularization import Scale, regularize_scope, scope_penalty
+from wsa_jax.scope.regularization import regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import clip_gradient, is_key, wide
-
-Form = Literal["gradient", "penalty", "proximal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +73,14 @@ class LocalSettings:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScopeForm:
-    """Static part of weight scope alignment: how it acts on a local step, and on which layers."""
-
-    form: Form = "gradient"
-    scale: Scale = "sum"
-    select: Rule = kernels
-
-    def __post_init__(self):
-        if self.form not in ("gradient", "penalty", "proximal"):
-            raise ValueError(
-                f"form {self.form!r} is unknown; give 'gradient', 'penalty' or 'proximal'"
-            )
-        if self.scale not in ("sum", "size"):
-            raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
-
-
 class RoundSettings(NamedTuple):
-    """Plain numbers of one round: traced, so that other values need no recompilation."""
+    """Plain numbers of one round: traced, so that other values need no recompilation.
+
+    Attributes:
+      learning_rate: that of the local steps.
+      strength: how strongly weight scope alignment acts, see `WeightScopeAlignment`; not looked at
+        without it.
+    """
 
     learning_rate: Float[Array, ""]
     strength: Float[Array, ""]

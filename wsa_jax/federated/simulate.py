@@ -18,7 +18,7 @@ from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
 from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
 from wsa_jax.federated.checks import check_partition, diagnosed_layers
-from wsa_jax.federated.client import LocalSettings, ScopeForm, epochs_needed
+from wsa_jax.federated.client import LocalSettings, epochs_needed
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import (
@@ -283,7 +283,7 @@ def _planned(
     select, left_out = diagnosed_layers(params, wsa)
     scope = weight_scope(params, select=select)
     target = initial_target(scope, wsa)
-    form = ScopeForm(form=wsa.form, scale=wsa.scale, select=select) if wsa else None
+    form = wsa.static(select) if wsa else None
     if form is not None and form.form != "proximal" and local.optimizer is None:
         check_bound(scope, target, schedules.rates, schedules.strengths, scale=form.scale)
     smallest = int(partition.sizes[partition.sizes > 0].min())
