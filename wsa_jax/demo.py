@@ -20,7 +20,7 @@ from wsa_jax.merging import interpolate_path, loss_barrier
 from wsa_jax.models import MLP
 from wsa_jax.runs.files import make_folder, write_atomically
 from wsa_jax.runs.identity import text_digest
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.training.fit import FitSettings, fit
 from wsa_jax.training.task import Task, classification
@@ -59,8 +59,8 @@ def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str
     Raises:
       ValueError: a setting is invalid; the message names it in one line.
     """
-    check_strength(settings.strength)
-    check_strength(settings.fit_strength)
+    check_non_negative(settings.strength)
+    check_non_negative(settings.fit_strength)
     if settings.seeds < 1:
         raise ValueError(f"seeds {settings.seeds} is below 1; give a positive number")
     begin = time.perf_counter()

@@ -248,6 +248,8 @@ def described(annotation: Any) -> str:
         return "None"
     if annotation is PyTree or _is_pytree(annotation):
         return "a pytree of arrays"
+    if annotation == Callable[[str, Any], bool]:
+        return "a rule, for example kernels, matrices or matching(pattern)"
     if origin is collections.abc.Callable or annotation is Callable:
         return "a function"
     if isinstance(annotation, type) and issubclass(annotation, AbstractArray):

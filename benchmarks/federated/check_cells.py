@@ -24,7 +24,7 @@ from wsa_jax.federated import LocalSettings
 from wsa_jax.federated.alignment import initial_target
 from wsa_jax.federated.checks import diagnosed_layers
 from wsa_jax.federated.round import check_participants
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
 
@@ -76,8 +76,8 @@ def _check_numbers(cell: Cell) -> None:
     for name in ("clients", "rounds", "evaluate_every"):
         checks.count(name, getattr(cell, name))
     check_participants(cell.participants, cell.clients)
-    check_strength(cell.strength)
-    check_strength(cell.learning_rate, "learning_rate")
+    check_non_negative(cell.strength)
+    check_non_negative(cell.learning_rate, "learning_rate")
     for name in ("width", "decay"):
         checks.positive(name, getattr(cell, name))
     if cell.seed < 0:

@@ -20,7 +20,7 @@ from wsa_jax import (
     weight_scope,
 )
 from wsa_jax.scope.layers import kernels
-from wsa_jax.scope.regularization import layer_weights
+from wsa_jax.scope.transformation import layer_weights
 
 PARAMS = {
     "a": {"kernel": jnp.asarray(np.random.default_rng(0).normal(0.2, 0.5, (6, 4)), jnp.float32)},

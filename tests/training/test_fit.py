@@ -247,6 +247,21 @@ class TestFit:
         with pytest.raises(ValueError, match=r"unstable in layer Dense_1/kernel: .* 1e\+06"):
             fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=1e6)
 
+    def test_a_layer_that_starts_constant(self, tiny_task, tiny_data):
+        params, _ = tiny_task.init(jax.random.key(0))
+        params["Dense_0"]["bias"] = jnp.zeros_like(params["Dense_0"]["bias"])
+        scope = weight_scope(params, select=all_leaves)
+        settings = FitSettings(steps=2, select=all_leaves)
+        for target, of in (
+            (scope, "the target"),
+            (constant_target(scope, std=0.5), "the initial model"),
+        ):
+            with pytest.raises(ValueError, match=f"^Dense_0/bias of {of} is constant .*without"):
+                fit(
+                    jax.random.key(0), tiny_task, *tiny_data, settings=settings, params=params,
+                    target=target, strength=1e-3,
+                )  # fmt: skip
+
     def test_a_target_that_is_itself_outside_the_bound(self, tiny_task, tiny_data):
         scope = weight_scope(tiny_task.init(KEYS[0])[0])
         narrow = constant_target(scope, mean=0.0, std=0.01)

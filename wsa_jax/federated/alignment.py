@@ -11,9 +11,10 @@ from typing import Literal, get_args
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax import checks
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.regularization import Scale, check_strength
 from wsa_jax.scope.scope import WeightScope, check_same_layers, constant_target
+from wsa_jax.scope.transformation import Scale
 from wsa_jax.types import Schedule
 
 Form = Literal["gradient", "penalty", "proximal"]
@@ -59,7 +60,7 @@ class WeightScopeAlignment(ScopeForm):
 
     def __post_init__(self):
         super().__post_init__()
-        check_strength(self.strength)
+        check_non_negative(self.strength)
         if isinstance(self.target, str) and self.target != "fused":
             raise ValueError(
                 f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"

@@ -38,7 +38,7 @@ from wsa_jax.federated.run_loop import (
 )
 from wsa_jax.federated.train_clients import Execution, FederatedData, RoundPlan
 from wsa_jax.runs.run_directory import RunDirectory
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
 from wsa_jax.training.checks import check_data, check_statistics
@@ -340,5 +340,5 @@ def _check_partition_of(partition: Partition, examples: int, rounds: int) -> Non
 def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
     values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
     array = np.asarray(values, np.float64)
-    check_strength(array, name)
+    check_non_negative(array, name)
     return array

@@ -21,7 +21,7 @@ from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task
 from wsa_jax.tree import stack
@@ -84,7 +84,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("np_learning_rate", "fine_tuning_rate"):
-            check_strength(getattr(self, name), name)
+            check_non_negative(getattr(self, name), name)
         if not 0 <= self.held_out < 1:
             raise ValueError(
                 f"held_out {self.held_out} is not a share in [0, 1); 0.2 is the default"

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wsa_jax.tree import is_weight, key_path
+from wsa_jax.door import door
+from wsa_jax.leaves import is_weight, key_path
+from wsa_jax.reductions import wide
 
 Rule = Callable[[str, Any], bool]
 
@@ -36,13 +38,16 @@ class Layer(NamedTuple):
 def kernels(name: str, leaf: Any) -> bool:
     """Select leaves named kernel, weight, w or embedding with at least two axes (the default).
 
+    The name is what follows the last slash or dot of the key path, since flat dictionaries, as
+    PyTorch's, write ``layers.0.weight``.
+
     Kernels of other names (``weight_ih`` of Equinox's recurrent cells, ``W1``) are not found: check
     ``weight_scope(params).names``, and give `matrices` or `matching` if some are missing.
 
     >>> kernels("Dense_0/kernel", jnp.ones((3, 2))), kernels("Dense_0/bias", jnp.ones(2))
     (True, False)
     """
-    return name.rsplit("/", 1)[-1] in _KERNEL_NAMES and leaf.ndim >= 2
+    return re.split(r"[/.]", name)[-1] in _KERNEL_NAMES and leaf.ndim >= 2
 
 
 def all_leaves(name: str, leaf: Any) -> bool:
@@ -67,6 +72,7 @@ def matrices(name: str, leaf: Any) -> bool:
     return leaf.ndim >= 2
 
 
+@door
 def matching(pattern: str) -> Rule:
     r"""Return the rule that selects leaves whose whole key path matches a regular expression.
 
@@ -79,6 +85,7 @@ def matching(pattern: str) -> Rule:
     return _Matching(_compiled(pattern))
 
 
+@door
 def without(rule: Rule, names: tuple[str, ...]) -> Rule:
     """Return ``rule`` without the leaves at the given key paths.
 
@@ -91,6 +98,7 @@ def without(rule: Rule, names: tuple[str, ...]) -> Rule:
     return _Without(rule, frozenset(names))
 
 
+@door
 def stacked(rule: Rule, pattern: str, *, axis: int = 0) -> Rule:
     """Declare that leaves matching ``pattern`` stack several layers along ``axis``.
 
@@ -138,7 +146,7 @@ def select_layers(params: PyTree, select: Rule = kernels) -> tuple[Layer, ...]:
     if not layers:
         leaves = ", ".join(f"{name}{list(getattr(leaf, 'shape', ()))}" for name, leaf in named)
         raise ValueError(
-            f"the rule {select!r} selects none of the {len(named)} leaves "
+            f"the rule {rule_name(select)} selects none of the {len(named)} leaves "
             f"({leaves or 'an empty tree'}); "
             "pass select=all_leaves, matching(pattern) or a predicate"
         )
@@ -185,11 +193,11 @@ def map_layers(
             count = weight.shape[axis]
             shape = tuple(count if i == axis else 1 for i in range(weight.ndim))
             values = [vector[position : position + count].reshape(shape) for vector in vectors]
-        wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
-        mapped[leaf] = fun(wide, *values).astype(weight.dtype)
+        mapped[leaf] = fun(wide(weight), *values).astype(weight.dtype)
     return jax.tree.unflatten(structure, mapped)
 
 
+@door
 def constant_layers(params: PyTree, select: Rule = kernels) -> tuple[str, ...]:
     """Name the selected leaves whose values are all equal (std 0): they have no Gaussian scope.
 
@@ -205,8 +213,20 @@ def constant_layers(params: PyTree, select: Rule = kernels) -> tuple[str, ...]:
     )
 
 
+def rule_name(rule: Rule) -> str:
+    """A rule as it is written in code.
+
+    >>> rule_name(without(matching("a|b"), ("b",)))
+    "without(matching('a|b'), ('b',))"
+    """
+    return getattr(rule, "__name__", None) or repr(rule)
+
+
 class _Matching(NamedTuple):
     pattern: re.Pattern[str]
+
+    def __repr__(self) -> str:
+        return f"matching({self.pattern.pattern!r})"
 
     def __call__(self, name: str, leaf: Any) -> bool:
         del leaf
@@ -216,6 +236,9 @@ class _Matching(NamedTuple):
 class _Without(NamedTuple):
     rule: Rule
     names: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"without({rule_name(self.rule)}, {tuple(sorted(self.names))})"
 
     def __call__(self, name: str, leaf: Any) -> bool:
         return name not in self.names and self.rule(name, leaf)
@@ -234,6 +257,9 @@ class _Stacked(NamedTuple):
     rule: Rule
     pattern: re.Pattern[str]
     axis: int
+
+    def __repr__(self) -> str:
+        return f"stacked({rule_name(self.rule)}, {self.pattern.pattern!r}, axis={self.axis})"
 
     def __call__(self, name: str, leaf: Any) -> bool:
         return self.rule(name, leaf)

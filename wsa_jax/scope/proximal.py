@@ -5,19 +5,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
+from wsa_jax.door import door
+from wsa_jax.schedules import check_non_negative, value_at
 from wsa_jax.scope.layers import Rule, kernels, map_layers, select_layers
-from wsa_jax.scope.regularization import (
-    Scale,
-    Strength,
-    check_strength,
-    layer_weights,
-    map_updates,
-    targeted_transformation,
-    value_at,
-)
-from wsa_jax.scope.scope import STD_FLOOR, WeightScope, check_same_layers, weight_scope
+from wsa_jax.scope.scope import STD_FLOOR, WeightScope, check_same_layers, scope_in_a_step
+from wsa_jax.scope.transformation import Scale, layer_weights, map_updates, targeted_transformation
+from wsa_jax.types import Strength
 
 
+@door
 def proximal_scope_step(
     params: PyTree,
     target: WeightScope,
@@ -58,6 +54,7 @@ def proximal_scope_step(
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 5.0]])}
+    >>> from wsa_jax import weight_scope
     >>> target = weight_scope({"kernel": jnp.array([[-2.0, 2.0]])})
     >>> moved = proximal_scope_step(params, target, step_size=1e6, strength=1e6)
     >>> moved["kernel"].round(3).tolist()
@@ -65,7 +62,9 @@ def proximal_scope_step(
 
     Source: ours; the minimiser of WSA's Eq. 3 plus a quadratic.
     """
-    scope = weight_scope(params, select=select)
+    for name, value in (("step_size", step_size), ("strength", strength)):
+        check_non_negative(value, name, schedule=False)
+    scope = scope_in_a_step(params, select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)
     k = step_size * strength * layer_weights(target.sizes, scale) / size
@@ -74,7 +73,8 @@ def proximal_scope_step(
     keep = 1.0 / (1.0 + k * precision)
     mean = keep * scope.mean + (1.0 - keep) * target.mean
     half = 0.5 * keep * scope.std
-    std = half + jnp.sqrt(jnp.square(half) + keep * k)
+    # keep k as 1 / (1/k + precision): k may be infinite.
+    std = half + jnp.sqrt(jnp.square(half) + 1.0 / (1.0 / k + precision))
     moves = scope.std > STD_FLOOR
     ratio = jnp.where(moves, std / jnp.where(moves, scope.std, 1.0), 1.0)
     return map_layers(
@@ -86,6 +86,7 @@ def proximal_scope_step(
     )  # fmt: skip
 
 
+@door
 def proximal_scope(
     learning_rate: Strength,
     strength: Strength,
@@ -105,6 +106,7 @@ def proximal_scope(
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 5.0]])}
+    >>> from wsa_jax import weight_scope
     >>> target = weight_scope({"kernel": jnp.array([[-2.0, 2.0]])})
     >>> optimizer = optax.chain(optax.sgd(0.1), proximal_scope(0.1, 1e6))
     >>> zeros = {"kernel": jnp.zeros((1, 2))}
@@ -112,9 +114,9 @@ def proximal_scope(
     >>> optax.apply_updates(params, updates)["kernel"].round(2).tolist()
     [[-2.0, 2.0]]
     """
-    check_strength(strength)
+    check_non_negative(strength)
     if not callable(learning_rate):
-        check_strength(learning_rate, "learning_rate")
+        check_non_negative(learning_rate, "learning_rate")
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
         # Where an update is None the parameters stay; optax applies no such update.

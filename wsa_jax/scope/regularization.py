@@ -6,36 +6,37 @@ gradient (`regularize_scope`), and a proximal step that no strength can make uns
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
+from wsa_jax.door import door
+from wsa_jax.schedules import check_non_negative, value_at
 from wsa_jax.scope.layers import Rule, kernels, map_layers, select_layers
 from wsa_jax.scope.scope import (
     STD_FLOOR,
     WeightScope,
     check_same_layers,
     scope_divergence,
-    weight_scope,
+    scope_in_a_step,
 )
+from wsa_jax.scope.transformation import (
+    RegularizeScopeState as RegularizeScopeState,
+)
+from wsa_jax.scope.transformation import (
+    Scale,
+    check_start,
+    check_target,
+    held_layers,
+    map_updates,
+    targeted_transformation,
+)
+from wsa_jax.types import Strength
 
-Scale = Literal["sum", "size"]
-"""How divergences are combined: ``"sum"`` (the paper's) or ``"size"``, each times its layer's n."""
 
-Strength = Real[ArrayLike, ""] | Callable[[Any], Any]
-"""The paper's lambda, in loss units per nat: a number, or an optax-style schedule of the step."""
-
-
-class RegularizeScopeState(NamedTuple):
-    """Number of updates made so far, for schedules of strength."""
-
-    count: Array
-
-
+@door
 def scope_penalty(
     params: PyTree, target: WeightScope, *, select: Rule = kernels, scale: Scale = "sum"
 ) -> Float[Array, ""]:
@@ -55,22 +56,29 @@ def scope_penalty(
       A scalar, in nats. Multiply it by the strength and add it to the loss.
 
     Edge cases: a layer with std below `STD_FLOOR` has a finite value, and a gradient on its mean
-      only.
+      only. A layer whose target is constant is refused by name; under a trace it counts 0.
 
     Raises:
-      ValueError: params and target differ in layers, or the scale is unknown.
+      ValueError: params and target differ in layers, the target has constant layers, or the scale
+        is unknown.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax.numpy as jnp
+    >>> from wsa_jax import weight_scope
     >>> params = {"kernel": jnp.array([[1.0, -1.0], [1.0, -1.0]])}
     >>> float(scope_penalty(params, weight_scope(params)))
     0.0
 
     Source: WSA, Eq. 10.
     """
-    divergence = scope_divergence(weight_scope(params, select=select), target)
-    return jnp.sum(divergence * layer_weights(target.sizes, scale))
+    check_target(target, select)
+    scope = scope_in_a_step(params, select)
+    weights = held_layers(target, scale)
+    # Not 0 times a divergence, which may be infinite.
+    divergence = jnp.where(weights > 0, scope_divergence(scope, target), 0.0)
+    return jnp.sum(divergence * weights)
 
 
+@door
 def scope_gradient(
     params: PyTree, target: WeightScope, *, select: Rule = kernels, scale: Scale = "sum"
 ) -> PyTree:
@@ -86,11 +94,13 @@ def scope_gradient(
 
     >>> import jax, jax.numpy as jnp
     >>> params = {"kernel": jnp.arange(6.0).reshape(2, 3)}
+    >>> from wsa_jax import weight_scope
     >>> target = weight_scope({"kernel": jnp.eye(2, 3)})
     >>> by_autodiff = jax.grad(scope_penalty)(params, target)["kernel"]
     >>> bool(jnp.allclose(scope_gradient(params, target)["kernel"], by_autodiff, rtol=1e-5))
     True
     """
+    check_target(target, select)
     return _gradient(params, target, 1.0, select, scale)
 
 
@@ -98,10 +108,10 @@ def _gradient(
     params: PyTree, target: WeightScope, strength: Any, select: Rule, scale: Scale
 ) -> PyTree:
     """``strength`` times the gradient: 1/n alone would be rounded to 0 in half precision."""
-    scope = weight_scope(params, select=select)
+    scope = scope_in_a_step(params, select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)
-    per_weight = strength * layer_weights(target.sizes, scale) / size
+    per_weight = strength * held_layers(target, scale) / size
     target_precision = 1.0 / jnp.square(jnp.maximum(target.std, STD_FLOOR))
     precision = 1.0 / jnp.square(jnp.maximum(scope.std, STD_FLOOR))
     slope = per_weight * jnp.where(scope.std > STD_FLOOR, target_precision - precision, 0.0)
@@ -112,6 +122,7 @@ def _gradient(
     )  # fmt: skip
 
 
+@door
 def regularize_scope(
     strength: Strength,
     *,
@@ -143,12 +154,15 @@ def regularize_scope(
     ``optax.inject_hyperparams`` give ``static_args=("select",)``.
 
     Raises:
-      ValueError: strength is negative or NaN, or an update lacks params or target.
+      ValueError: strength is negative or NaN, an update lacks params or target, or known
+        parameters (in ``init``) or a known target have constant layers, such as biases that start
+        at 0: they are named, and left out by `without`.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.eye(2)}  # mean 0.5, std 0.5
     >>> transform = regularize_scope(2.0)
     >>> zeros = {"kernel": jnp.zeros((2, 2))}
+    >>> from wsa_jax import weight_scope
     >>> wide = weight_scope({"kernel": 1.0 + 2.0 * jnp.eye(2)})
     >>> updates, _ = transform.update(zeros, transform.init(params), params, target=wide)
     >>> expected = 2.0 * scope_gradient(params, wide)["kernel"]
@@ -157,71 +171,16 @@ def regularize_scope(
 
     Source: WSA, Eq. 10 and its gradient.
     """
-    check_strength(strength)
+    check_non_negative(strength)
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
         gradient = _gradient(params, target, value_at(strength, count), select, scale)
         return map_updates(lambda u, g: u + g.astype(u.dtype), updates, gradient)
 
-    return targeted_transformation("regularize_scope", change, select, target)
+    return targeted_transformation("regularize_scope", change, select, target, check_start)
 
 
-def map_updates(fun: Callable[..., Array], updates: PyTree, *others: PyTree) -> PyTree:
-    """`jax.tree.map` over updates, keeping those that are None, as optax does.
-
-    >>> map_updates(jnp.add, {"a": 1.0, "b": None}, {"a": 2.0, "b": 3.0})["b"] is None
-    True
-    """
-    return jax.tree.map(
-        lambda update, *rest: None if update is None else fun(update, *rest),
-        updates, *others, is_leaf=lambda leaf: leaf is None,
-    )  # fmt: skip
-
-
-def targeted_transformation(
-    name: str,
-    change: Callable[[PyTree, Array, PyTree, WeightScope], PyTree],
-    select: Rule,
-    target: WeightScope | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Make an optax transformation from ``change(updates, count, params, target) -> updates``.
-
-    Raises:
-      ValueError: an update lacks params, or lacks a target where none was given here; or, in
-        ``init``, the rule selects none of the parameters.
-
-    >>> transform = targeted_transformation("keep", lambda u, count, params, target: u, kernels)
-    >>> int(transform.init({"kernel": jnp.eye(2)}).count)
-    0
-    """
-    given = target
-
-    def init(params: PyTree) -> RegularizeScopeState:
-        select_layers(params, select)
-        return RegularizeScopeState(count=jnp.zeros((), jnp.int32))
-
-    def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree | None = None,
-        *,
-        target: WeightScope | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, RegularizeScopeState]:
-        del extra
-        target = given if target is None else target
-        if params is None or target is None:
-            missing = "params" if params is None else "target"
-            way = "" if params is None else f", or give target to {name}"
-            raise ValueError(
-                f"{name} got no {missing}: call update(updates, state, params, target=scope){way}"
-            )
-        updates = change(updates, state.count, params, target)
-        return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
+@door
 def scope_window(
     strength: Real[ArrayLike, ""], *, start: int = 0, stop: int | None = None
 ) -> Callable[[Any], Array]:
@@ -237,7 +196,7 @@ def scope_window(
     >>> [float(schedule(step)) for step in range(5)]
     [0.0, 0.0, 10.0, 10.0, 0.0]
     """
-    check_strength(strength)
+    check_non_negative(strength)
     if start < 0 or (stop is not None and stop <= start):
         raise ValueError(f"window [{start}, {stop}) is empty or negative; give 0 <= start < stop")
 
@@ -247,49 +206,3 @@ def scope_window(
         return jnp.where(inside, jnp.float32(strength), 0.0)
 
     return schedule
-
-
-def check_strength(
-    strength: Strength | Real[np.ndarray, " rounds"],
-    name: str = "strength",
-    *,
-    schedule: bool = True,
-) -> None:
-    """Raise a ValueError if a concrete strength is negative or not finite.
-
-    Schedules pass, unless ``schedule`` is False: then they are refused as well.
-
-    >>> check_strength(-1.0)
-    Traceback (most recent call last):
-    ValueError: strength -1.0 is not a non-negative number; ...
-    """
-    if callable(strength) and not schedule:
-        raise ValueError(f"{name} is a schedule, which this function does not take; give a number")
-    if callable(strength) or isinstance(strength, jax.core.Tracer):
-        return
-    values = np.asarray(strength, np.float64).ravel()
-    bad = values[~(np.isfinite(values) & (values >= 0))]
-    if bad.size:
-        raise ValueError(f"{name} {bad[0]} is not a non-negative number; give 0 to switch it off")
-
-
-def value_at(value: Strength, count: Array) -> Any:
-    """Return a number as it is, or the value of a schedule at a count.
-
-    >>> value_at(optax.constant_schedule(2.0), jnp.int32(3)), value_at(0.5, jnp.int32(3))
-    (2.0, 0.5)
-    """
-    return value(count) if callable(value) else value
-
-
-def layer_weights(sizes: tuple[int, ...], scale: str) -> Float[Array, " layers"]:
-    """Return the factor of each layer's divergence: 1 (``"sum"``) or its size (``"size"``).
-
-    >>> layer_weights((4, 9), "size").tolist()
-    [4.0, 9.0]
-    """
-    if scale == "sum":
-        return jnp.ones(len(sizes), jnp.float32)
-    if scale == "size":
-        return jnp.asarray(sizes, jnp.float32)
-    raise ValueError(f"scale {scale!r} is unknown; give 'sum' (the paper's) or 'size'")

@@ -3,7 +3,7 @@
 Weight Scope Alignment (Xu et al., 2024), Eq. 1-4. Training-time use is in `regularization`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.reductions import shares
+from wsa_jax.door import door
+from wsa_jax.reductions import shares, wide
 from wsa_jax.scope.layers import Layer, Rule, kernels, select_layers
 
 STD_FLOOR = 1e-6
@@ -38,6 +39,7 @@ class WeightScope:
     sizes: tuple[int, ...] = field(metadata={"static": True})
 
 
+@door
 def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
     r"""Estimate the Gaussian of each layer's weights by maximum likelihood.
 
@@ -51,7 +53,8 @@ def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
       The scope, ``[layers]``, float32 whatever the dtype of the weights.
 
     Guarantees: two passes about a shifted origin, so no cancellation where the mean is far larger
-    than the std; traceable by ``jit``, ``vmap`` (models stack on the leading axis) and ``grad``.
+    than the std; right at every magnitude that float32 holds; traceable by ``jit``, ``vmap``
+    (models stack on the leading axis) and ``grad``.
 
     Edge cases: if a layer has one weight, or all are equal, std is exactly 0, and so is its
     gradient. A NaN weight makes only its own layer NaN.
@@ -66,17 +69,34 @@ def weight_scope(params: PyTree, *, select: Rule = kernels) -> WeightScope:
 
     Source: WSA, Eq. 1-2.
     """
+    return _estimate(params, select, _magnitude)
+
+
+def scope_in_a_step(params: PyTree, select: Rule) -> WeightScope:
+    """`weight_scope` without the pass that finds the magnitude, for every step of a training loop.
+
+    Beyond a magnitude of 1e19 its std is infinite, below 1e-19 it is 0, which is far below
+    `STD_FLOOR`.
+
+    >>> scope_in_a_step({"w": jnp.array([[1.0, 3.0]])}, kernels).std.tolist()
+    [1.0]
+    """
+    return _estimate(params, select, None)
+
+
+def _estimate(params: PyTree, select: Rule, scale: Callable[[Array], Array] | None) -> WeightScope:
     layers = select_layers(params, select)
     leaves = jax.tree.leaves(params)
-    moments = [_moments(leaves[i], axis) for i, axis in _selected_leaves(layers)]
+    moments = [_moments(leaves[i], axis, scale) for i, axis in _selected_leaves(layers)]
     return WeightScope(
-        mean=jnp.concatenate([mean.reshape(-1) for mean, _ in moments]),
-        std=_safe_sqrt(jnp.concatenate([var.reshape(-1) for _, var in moments])),
+        mean=jnp.concatenate([mean for mean, _ in moments]).astype(jnp.float32),
+        std=jnp.concatenate([std for _, std in moments]).astype(jnp.float32),
         names=tuple(layer.name for layer in layers),
         sizes=tuple(layer.size for layer in layers),
     )
 
 
+@door
 def fuse_scopes(
     scopes: WeightScope | Sequence[WeightScope],
     *,
@@ -142,6 +162,7 @@ def fuse_scopes(
     )
 
 
+@door
 def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*models layers"]:
     r"""Kullback-Leibler divergence of each layer's scope from its target, in nats.
 
@@ -177,6 +198,7 @@ def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*
     return 0.5 * (jnp.square(ratio) + jnp.square(shift) - 1.0) - jnp.log(ratio)
 
 
+@door
 def constant_target(
     scope: WeightScope, *, mean: float | int = 0.0, std: float | int = 0.1
 ) -> WeightScope:
@@ -239,20 +261,37 @@ def _selected_leaves(layers: tuple[Layer, ...]) -> list[tuple[int, int | None]]:
     return list(dict.fromkeys((layer.leaf, layer.axis) for layer in layers))
 
 
-def _moments(leaf: ArrayLike, axis: int | None) -> tuple[Array, Array]:
-    """Mean and variance of a leaf in float32, or of each slice along its layer axis."""
-    values = jnp.asarray(leaf).astype(jnp.float32)
+def _moments(
+    leaf: ArrayLike, axis: int | None, scale: Callable[[Array], Array] | None
+) -> tuple[Array, Array]:
+    """Mean and std of a leaf in at least float32, or of each slice along its layer axis."""
+    values = wide(leaf)
     if axis is None:
         rows = values.reshape(1, -1)
     else:
         rows = jnp.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    factor = 1.0 if scale is None else jax.lax.stop_gradient(scale(rows))
+    rows = rows * factor
     # The variance does not depend on the origin. As origin, the first weight costs no pass,
     # leaves nothing to cancel, and makes the variance of equal weights exactly 0.
-    origin = jax.lax.stop_gradient(rows[:, 0])
-    centred = rows - origin[:, None]
-    shift = jnp.mean(centred, axis=1)
-    variance = jnp.mean(jnp.square(centred - shift[:, None]), axis=1)
-    return origin + shift, variance
+    origin = jax.lax.stop_gradient(rows[:, :1])
+    shift = jnp.mean(rows - origin, axis=1, keepdims=True)
+    # About the mean as rounded, from the weights themselves and not from what was subtracted
+    # above: that would be written out and read again. What the rounding left out is taken off.
+    centre = jax.lax.stop_gradient(origin + shift)
+    rest = shift - (centre - origin)
+    variance = jnp.mean(jnp.square(rows - centre), axis=1, keepdims=True) - jnp.square(rest)
+    mean, std = (origin + shift) / factor, _safe_sqrt(jnp.maximum(variance, 0.0)) / factor
+    return mean[:, 0], std[:, 0]
+
+
+def _magnitude(rows: Array) -> Array:
+    """A power of 2 for each row that brings it to where squares neither overflow nor vanish."""
+    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    half = 2.0 ** (5 * jnp.finfo(rows.dtype).maxexp // 8)
+    ordinary = (largest > half**-0.375) & (largest < half**0.5)
+    factor = jnp.where(ordinary, 1.0, jnp.where(largest > 1, 1 / half, half))
+    return factor.astype(rows.dtype)
 
 
 def _safe_sqrt(variance: Array) -> Array:

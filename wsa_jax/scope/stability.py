@@ -4,10 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from wsa_jax.scope.regularization import Scale, layer_weights
+from wsa_jax.door import door
 from wsa_jax.scope.scope import STD_FLOOR, WeightScope, check_same_layers, lift
+from wsa_jax.scope.transformation import Scale, layer_weights
 
 
+@door
 def stability(
     scope: WeightScope,
     target: WeightScope,
@@ -38,6 +40,7 @@ def stability(
     return 0.5 * lift(rate, std.ndim) * (target_std**-2.0 + std**-2.0)
 
 
+@door
 def check_stability(
     scope: WeightScope,
     target: WeightScope,

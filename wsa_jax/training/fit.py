@@ -19,10 +19,12 @@ from wsa_jax.reductions import clip_gradient
 from wsa_jax.runs.described import task_settings
 from wsa_jax.runs.identity import digest
 from wsa_jax.runs.run_directory import RunDirectory
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.regularization import check_strength, regularize_scope
+from wsa_jax.scope.regularization import regularize_scope
 from wsa_jax.scope.scope import WeightScope, weight_scope
 from wsa_jax.scope.stability import check_bound
+from wsa_jax.scope.transformation import check_target
 from wsa_jax.training.checks import check_data, check_statistics
 from wsa_jax.training.fit_directory import fit_identity
 from wsa_jax.training.task import Batch, Task, take
@@ -141,6 +143,9 @@ def fit(
     if target is not None:
         select = functools.partial(weight_scope, select=settings.select)
         scope = (jax.vmap(select) if key.ndim else select)(state.params)
+        if strengths.any():
+            check_target(target, settings.select)
+            check_target(scope, settings.select, "the initial model")
         check_bound(scope, target, rates, strengths)
 
     # A run is cut into segments only where it is kept: one executable serves them all.
@@ -307,7 +312,7 @@ def _values(value: Any, steps: int, name: str) -> np.ndarray:
             # A schedule with an `if`, or in NumPy, takes one plain number at a time.
             values = [value(index) for index in range(steps)]
     array = np.asarray(values, np.float32)
-    check_strength(array, name)
+    check_non_negative(array, name)
     return array
 
 

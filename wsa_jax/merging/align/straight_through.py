@@ -17,7 +17,7 @@ from wsa_jax.merging.align.similarity import lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import identity_permutations
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import lerp
 
@@ -86,7 +86,7 @@ def straight_through(
         raise ValueError(
             f"steps {steps}, batch_size {batch_size} and max_sweeps {max_sweeps} must be at least 1"
         )
-    check_strength(learning_rate, "learning_rate", schedule=False)
+    check_non_negative(learning_rate, "learning_rate", schedule=False)
     prepare(spec, first, second)
     rng, size = generator(key), min(batch_size, len(labels))
     step = _step(task)

@@ -18,7 +18,7 @@ from wsa_jax.merging.combine.learning import (
     Objective,
 )
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.scope.regularization import value_at
+from wsa_jax.schedules import value_at
 from wsa_jax.tree import is_weight
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Integer, PyTree, Real
 from wsa_jax.merging.combine.best_so_far import BestSoFar
 from wsa_jax.merging.combine.coefficients import check_granularity
 from wsa_jax.merging.combine.examples import check_examples
-from wsa_jax.scope.regularization import check_strength
+from wsa_jax.schedules import check_non_negative
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 """``(key, params, model_state, batch) -> (mean loss, model_state)``, as `training.Task.loss`."""
@@ -121,4 +121,4 @@ class Learning:
         check_examples(self.examples, self.settings.batch_size)
         if self.held_out is not None:
             check_examples(self.held_out, 1, "held_out")
-        check_strength(self.learning_rate, "learning_rate")
+        check_non_negative(self.learning_rate, "learning_rate")

@@ -13,8 +13,9 @@ from wsa_jax.merging.combine.coefficients import (
     entropy_penalty,
     log_shares,
 )
+from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.regularization import check_strength, scope_penalty
+from wsa_jax.scope.regularization import scope_penalty
 from wsa_jax.scope.scope import WeightScope, fuse_scopes, weight_scope
 
 Strength = Real[ArrayLike, ""]
@@ -106,7 +107,7 @@ def active_penalties(strengths: Strengths) -> tuple[bool, bool, bool]:
     (False, True, False)
     """
     for name, value in zip(strengths._fields[:3], strengths[:3], strict=True):
-        check_strength(value, f"strengths.{name}", schedule=False)
+        check_non_negative(value, f"strengths.{name}", schedule=False)
     distance, entropy, scope = (
         isinstance(value, jax.core.Tracer) or bool(value != 0) for value in strengths[:3]
     )
