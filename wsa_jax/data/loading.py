@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
 from wsa_jax.data.registry import DatasetInfo, dataset_info
+from wsa_jax.data.trust import check_features
 
 __all__ = ["Dataset", "load_dataset", "train_validation_split"]
 
@@ -70,8 +71,9 @@ def load_dataset(
         a little less: on CIFAR-10, the inputs' std is 0.96.
 
     Raises:
-      ValueError: unknown dataset or split, a folder with a different number of classes than
-        the info, prepared images of a different shape, or a side that does not divide theirs.
+      ValueError: unknown dataset or split, prepared features that name a class of another library
+        (no code that data names is imported), a folder with a different number of classes than the
+        info, prepared images of a different shape, or a side that does not divide theirs.
       FileNotFoundError: the data is not there; the message says what to run or set.
 
     >>> train = load_dataset("digits")
@@ -193,6 +195,8 @@ def _read_tfds(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarray,
         path.parent
         for path in folder.glob("*/dataset_info.json")
         if any(path.parent.glob(f"*-{split}.array_record*"))
+        # Other folders, a backup say, are no versions.
+        and all(part.isdecimal() for part in path.parent.name.split("."))
     ]
     if not versions:
         raise FileNotFoundError(
@@ -203,6 +207,7 @@ def _read_tfds(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarray,
             f"tfds.data_source('{info.name}', data_dir='{folder.parent}')\""
         )
     newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
+    check_features(newest)
 
     import tensorflow_datasets as tfds
 
