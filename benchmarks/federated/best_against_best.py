@@ -23,11 +23,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import Comparison, paired_curves
+from benchmarks.federated.comparison import Comparison, RowsOf, comparison_table, paired_curves
 from benchmarks.federated.experiment import (
     CommonArgs,
     cells_state,
-    comparison_table,
     data_name,
     failures,
     ordered_cells,
@@ -35,7 +34,6 @@ from benchmarks.federated.experiment import (
     recorded,
     resolve,
 )
-from benchmarks.federated.figures import RowsOf
 from benchmarks.federated.run_cells import run_cells
 from benchmarks.record.figures import panels
 from benchmarks.record.ledger import RESULTS, Ledger, is_finished

@@ -1,10 +1,15 @@
 """Comparing recorded runs on the same seeds: paired differences, and tables beside the paper's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.federated.cell import Cell
-from benchmarks.record.statistics import Row, check_same_data
+from benchmarks.federated.paper_numbers import PAPER_ROUNDS
+from benchmarks.record.statistics import Row, check_same_data, markdown_table, signed, spread
+from benchmarks.script import Summary
+
+RowsOf = Callable[[Cell], list[Row]]
+"""The recorded rows of a cell, one a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +81,75 @@ def rounds_done(rows: Sequence[Row], wanted: int) -> str:
     if done == [wanted]:
         return str(wanted)
     return f"{done[0]} of {wanted}" if len(done) == 1 else f"{done[0]} to {done[-1]} of {wanted}"
+
+
+def sides(comparison: Comparison, rows_of: RowsOf) -> tuple[list[Row], list[Row]]:
+    """Rows of the baseline and of the setting, of the seeds and rounds that both have.
+
+    Means over other seeds or rounds would not be the gain's own. A side that stands alone is whole.
+    """
+    theirs, ours = rows_of(comparison.baseline), rows_of(comparison.treated)
+    if pairs := paired_rows(ours, theirs):
+        return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
+    return theirs, ours
+
+
+def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
+    """Our numbers beside the paper's, our paired gain beside its gain; Markdown."""
+    compared = any(comparison.paper for comparison in comparisons)
+    # Accuracies and gains spread differently, and say so where a line has several seeds.
+    both = [sides(comparison, rows_of) for comparison in comparisons]
+    several = any(len(side) > 1 for pair in both for side in pair)
+    std, error = (" ± std", " ± standard error") if several else ("", "")
+    head = ["data", "setting", "seeds", "rounds"]
+    head += [f"baseline, %{std}", f"setting, %{std}", f"gain, paired{error}"]
+    names = ("baseline", "setting", "gain") if compared else ()
+    head += [f"paper, {PAPER_ROUNDS:,} rounds: {name}" for name in names]
+    lines = []
+    for comparison, (theirs, ours) in zip(comparisons, both, strict=True):
+        line = [
+            comparison.section,
+            comparison.label,
+            ", ".join(str(row["config"]["seed"]) for row in ours),
+            rounds_done([*theirs, *ours] if ours else [], comparison.treated.rounds),
+            spread(accuracies(theirs)) + _alone(theirs, ours, comparison.baseline.rounds),
+            spread(accuracies(ours)) + _alone(ours, theirs, comparison.treated.rounds),
+            signed(paired_gains(ours, theirs)),
+        ]
+        if comparison.paper is not None:
+            before, after = comparison.paper
+            line += [f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
+        elif compared:
+            line += ["", "", ""]
+        lines.append(line)
+    return markdown_table(head, lines)
+
+
+def _alone(rows: Sequence[Row], others: Sequence[Row], wanted: int) -> str:
+    """How far an unfinished side without a partner is: the line's rounds are those of a pair."""
+    if others or all(row["rounds_done"] == wanted for row in rows):
+        return ""
+    return f" (round {rounds_done(rows, wanted)})"
+
+
+def summary(comparisons: Sequence[Comparison], rows_of: RowsOf) -> list[Summary]:
+    """The table's lines for the last line of JSON."""
+    lines = []
+    for comparison in comparisons:
+        theirs, ours = sides(comparison, rows_of)
+        gains = paired_gains(ours, theirs)
+        lines.append(
+            {
+                "section": comparison.section,
+                "setting": comparison.label,
+                "baseline": accuracies(theirs),
+                "accuracy": accuracies(ours),
+                "gain": sum(gains) / len(gains) if gains else None,
+                "seeds": [row["config"]["seed"] for row in ours],
+                "rounds": [row["rounds_done"] for row in ours],
+                "rounds_asked": comparison.treated.rounds,
+                "paper": comparison.paper,
+                "paper_rounds": PAPER_ROUNDS if comparison.paper else None,
+            }
+        )
+    return lines

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-from benchmarks.federated.comparison import Comparison
+from benchmarks.federated.comparison import Comparison, RowsOf
 from benchmarks.federated.experiment import Args, Experiment
-from benchmarks.federated.figures import RowsOf, on_shared_seeds
+from benchmarks.federated.figures import on_shared_seeds
 from benchmarks.federated.paper_numbers import CLAIMS
 from benchmarks.record.figures import remark_absent
 from benchmarks.record.statistics import Row, markdown_table
@@ -85,14 +87,11 @@ def trajectory(row: Row, moment: str) -> np.ndarray:
     return 100 * (stds / np.nanmean(stds, axis=1, keepdims=True) - 1)
 
 
-def figure(lines: Sequence[Comparison], rows_of: RowsOf):
+def figure(lines: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     """The paper's two rows, and below them how far each client's std is from the others'.
 
     The axes of a row are shared, so that methods can be held together.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
     picture = Figure(figsize=(12, 8), layout="constrained")
     grid = picture.subplots(3, 3, sharex=True, sharey="row")
     shown = columns(lines, rows_of)

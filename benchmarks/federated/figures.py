@@ -1,13 +1,18 @@
 """Figures of federated runs, drawn from the rows of the ledger."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.federated.cell import ALGORITHM_NAMES
-from benchmarks.federated.comparison import Comparison, paired_curves, paired_gains, paired_rows
+from benchmarks.federated.comparison import (
+    Comparison,
+    RowsOf,
+    paired_curves,
+    paired_gains,
+    paired_rows,
+)
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
 from benchmarks.record.figures import (
     Curve,
@@ -19,9 +24,6 @@ from benchmarks.record.figures import (
 )
 from benchmarks.record.statistics import Row, mean_and_error
 from wsa_jax.plots import PALETTE
-
-RowsOf = Callable[[Any], list[Row]]
-"""The recorded rows of a cell, one a seed."""
 
 
 def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
@@ -37,6 +39,18 @@ from benchmarks.record.data import load_split
 from benchmarks.record.figures import draw_recorded
 from benchmarks.record.statistics import Row, Settings, markdown_table, spread
 from benchmarks.script import Summary
+from wsa_jax.data import dataset_info, train_validation_split
+from wsa_jax.federated import (
+    Aggregation,
+    LocalSettings,
+    WeightScopeAlignment,
+    bytes_per_round,
+    fed_avg,
+    simulate,
+)
+from wsa_jax.merging import LearningSettings, fine_tune, labelled_examples, np_merge_joint
+from wsa_jax.training import Task, classification
+from wsa_jax.tree import weighted_mean
 
 Found = dict[str, dict[str, list[Row]]]
 """By federation and method, one a seed."""
@@ -106,11 +120,8 @@ class FederatedMerge:
         )
 
 
-def server_rule(config: FederatedMerge, task: Any) -> Any:
+def server_rule(config: FederatedMerge, task: Task) -> Any:
     """How the server combines its clients: ``(key, models, weights, proxy) -> params``, or mean."""
-    from wsa_jax.merging import LearningSettings, fine_tune, np_merge_joint
-    from wsa_jax.tree import weighted_mean
-
     if config.server == "mean":
         return "mean"
     rate = config.server_rate or DEFAULT_RATES[config.server]
@@ -119,11 +130,11 @@ def server_rule(config: FederatedMerge, task: Any) -> Any:
     )
     learned = {"settings": settings, "model_state": {}, "learning_rate": rate}
 
-    def fine_tuned(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+    def fine_tuned(key: Array, models: PyTree, weights: Array, proxy: PyTree) -> PyTree:
         mean = weighted_mean(models, weights)
         return fine_tune(key, task.loss, mean, proxy, **learned).params
 
-    def merged(key: Any, models: Any, weights: Any, proxy: Any) -> Any:
+    def merged(key: Array, models: PyTree, weights: Array, proxy: PyTree) -> PyTree:
         return np_merge_joint(key, task.loss, models, proxy, init=weights, **learned).params
 
     return merged if config.server == "NP Merge" else fine_tuned
@@ -131,20 +142,6 @@ def server_rule(config: FederatedMerge, task: Any) -> Any:
 
 def run(config: FederatedMerge, data_dir: str | None) -> Row:
     """Simulate the rounds; accuracy and loss after each."""
-    import jax
-
-    from wsa_jax.data import dataset_info, train_validation_split
-    from wsa_jax.federated import (
-        Aggregation,
-        LocalSettings,
-        WeightScopeAlignment,
-        bytes_per_round,
-        fed_avg,
-        simulate,
-    )
-    from wsa_jax.merging import labelled_examples
-    from wsa_jax.training import classification
-
     info = dataset_info(config.dataset)
     train = load_split(config.dataset, info.splits[0], data_dir)
     kept, held_out = train_validation_split(

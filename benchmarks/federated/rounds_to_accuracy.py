@@ -9,11 +9,12 @@ the first evaluated one at or above the accuracy, so it is exact to the evaluati
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import ALGORITHM_NAMES
-from benchmarks.federated.comparison import Comparison, rounds_done
-from benchmarks.federated.experiment import Experiment, sides
-from benchmarks.federated.figures import RowsOf, sections
+from benchmarks.federated.comparison import Comparison, RowsOf, rounds_done, sides
+from benchmarks.federated.experiment import Experiment
+from benchmarks.federated.figures import sections
 from benchmarks.federated.table2_cross_silo import comparisons
 from benchmarks.record.figures import legend_below, panels
 from benchmarks.record.statistics import Row, markdown_table
@@ -68,7 +69,7 @@ def table(lines: Sequence[Comparison], rows_of: RowsOf) -> str:
     return markdown_table(head, body)
 
 
-def figure(lines: Sequence[Comparison], rows_of: RowsOf):
+def figure(lines: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     """Rounds against accuracy, the axes of the learning curves exchanged, a panel a section."""
     groups = sections(run_lines(lines, rows_of))
     picture, all_axes = panels(max(len(groups), 1), width=4.4)

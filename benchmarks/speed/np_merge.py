@@ -19,13 +19,21 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array, PyTree
 
 from benchmarks.record.ledger import RESULTS
 from benchmarks.script import Command, Summary
 from benchmarks.speed.alternating import paired, summary, take_turns, timed
 from benchmarks.speed.reporting import SpeedArgs, print_sides, recorded
 from wsa_jax.data import dataset_info
-from wsa_jax.merging import LearningSettings, fine_tune, labelled_examples, np_merge, np_merge_many
+from wsa_jax.merging import (
+    LearningSettings,
+    MergeResult,
+    fine_tune,
+    labelled_examples,
+    np_merge,
+    np_merge_many,
+)
 from wsa_jax.models import MLP, vgg11
 from wsa_jax.training import classification
 
@@ -63,17 +71,17 @@ class Problem:
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.models[0]))
         self.key = jax.random.key(1)
 
-    def np_merge(self) -> Any:
+    def np_merge(self) -> MergeResult:
         return np_merge(
             self.key, self.task.loss, self.models[:2], self.examples, settings=self.settings
         )
 
-    def fine_tune(self) -> Any:
+    def fine_tune(self) -> MergeResult:
         return fine_tune(
             self.key, self.task.loss, self.models[0], self.examples, settings=self.settings
         )
 
-    def many(self, count: int) -> Any:
+    def many(self, count: int) -> MergeResult:
         return np_merge_many(
             self.key, self.task.loss, self.models[:count], self.examples, settings=self.settings
         )
@@ -82,8 +90,10 @@ class Problem:
         """Fine-tuning as one would write it, batches in order; jitted, with its arguments."""
         optimizer, size = optax.adam(1e-3), self.settings.batch_size
 
-        def run(key: Any, params: Any, examples: Any) -> Any:
-            def step(carry: Any, index: Any) -> Any:
+        def run(key: Array, params: PyTree, examples: PyTree) -> PyTree:
+            def step(
+                carry: tuple[PyTree, PyTree], index: Array
+            ) -> tuple[tuple[PyTree, PyTree], Array]:
                 params, state = carry
                 start = index * size % examples.labels.shape[0]
                 batch = jax.tree.map(
@@ -118,17 +128,17 @@ def memory(problem: Problem) -> dict[str, float]:
 
     # Lowered through the public functions, one level of jit above: no donation at this level, so
     # results count beside arguments for both.
-    def copies(function: Callable[[Any, Any, Any], Any], *arguments: Any) -> float:
+    def copies(function: Callable[..., PyTree], *arguments: PyTree) -> float:
         executable = jax.jit(function).lower(*arguments).compile()
         return planned_copies(executable, problem.bytes)
 
     loss, settings = problem.task.loss, problem.settings
 
-    def merge(key: Any, models: Any, examples: Any) -> Any:
+    def merge(key: Array, models: list[PyTree], examples: PyTree) -> PyTree:
         result = np_merge(key, loss, models, examples, settings=settings)
         return result.params, result.info["coefficients"]
 
-    def tune(key: Any, params: Any, examples: Any) -> Any:
+    def tune(key: Array, params: PyTree, examples: PyTree) -> PyTree:
         return fine_tune(key, loss, params, examples, settings=settings).params
 
     plain, arguments = problem.plain_loop()
@@ -144,10 +154,10 @@ def measure(args: Args) -> Summary:
     problem = Problem(args)
     plain, arguments = problem.plain_loop()
 
-    def seconds(once: Callable[[], Any]) -> float:
+    def seconds(once: Callable[[], PyTree]) -> float:
         return timed(lambda: jax.block_until_ready(once()))[1]
 
-    def milliseconds(once: Callable[[], Any]) -> float:
+    def milliseconds(once: Callable[[], PyTree]) -> float:
         return 1000 * seconds(once) / args.steps
 
     times = take_turns(

@@ -9,8 +9,13 @@ import pytest
 
 from benchmarks.federated import best_against_best, paper_numbers
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import Comparison, paired_curves, paired_gains
-from benchmarks.federated.experiment import Args, comparison_table, ordered_cells, recorded
+from benchmarks.federated.comparison import (
+    Comparison,
+    comparison_table,
+    paired_curves,
+    paired_gains,
+)
+from benchmarks.federated.experiment import Args, ordered_cells, recorded
 from benchmarks.federated.figures import on_shared_seeds
 from benchmarks.federated.rounds_to_accuracy import reached
 from benchmarks.record.figures import shared_length

@@ -83,7 +83,7 @@ def proximal_scope_step(
         select_layers(params, select),
         (scope.mean, mean, ratio, k),
         other=lambda leaf: leaf,
-    )  # fmt: skip
+    )
 
 
 @door
@@ -122,8 +122,10 @@ def proximal_scope(
         # Where an update is None the parameters stay; optax applies no such update.
         stepped = jax.tree.map(
             lambda u, w: w if u is None else optax.apply_updates(w, u),
-            updates, params, is_leaf=lambda leaf: leaf is None,
-        )  # fmt: skip
+            updates,
+            params,
+            is_leaf=lambda leaf: leaf is None,
+        )
         moved = proximal_scope_step(
             stepped,
             target,

@@ -118,8 +118,11 @@ def _gradient(
     pull = per_weight * (scope.mean - target.mean) * target_precision
     return map_layers(
         lambda weight, mean, pull, slope: pull + (weight - mean) * slope,
-        params, select_layers(params, select), (scope.mean, pull, slope), other=jnp.zeros_like,
-    )  # fmt: skip
+        params,
+        select_layers(params, select),
+        (scope.mean, pull, slope),
+        other=jnp.zeros_like,
+    )
 
 
 @door
