@@ -1,5 +1,7 @@
 """Trees of models against NumPy."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from wsa_jax import checks
+from wsa_jax.merging import average, slerp
 from wsa_jax.tree import lerp, stack, unstack, weighted_mean
 
 
@@ -133,3 +136,71 @@ def test_check_finite_names_the_leaf(value):
     checks.finite(model(0))
     with pytest.raises(ValueError, match=r"leaf dense/kernel of params holds 3 .*values of 6"):
         checks.finite(bad)
+
+
+def test_numbers_of_python_stay_the_first_models():
+    """Flags and rates of a module are asked by `if` under jit."""
+
+    class Net(eqx.Module):
+        linear: eqx.nn.Linear
+        dropout: eqx.nn.Dropout
+        depth: int = 3
+
+    def net(seed):
+        linear = eqx.nn.Linear(4, 3, key=jax.random.key(seed))
+        return Net(linear, eqx.nn.Dropout(0.5, inference=True))
+
+    models = [net(0), net(1)]
+    both = stack(models)
+    for found in (both, unstack(both)[1], lerp(*models, 0.5), average(models), slerp(*models, 0.5)):
+        assert found.dropout.inference is True
+        assert found.dropout.p == 0.5
+        assert type(found.dropout.p) is float
+        assert found.depth == 3
+    x = jnp.ones(4)
+    run = eqx.filter_jit(lambda model: model.dropout(model.linear(x)))
+    expected = (run(models[0]) + run(models[1])) / 2
+    np.testing.assert_allclose(run(average(models)), expected, rtol=1e-6)
+    np.testing.assert_allclose(run(unstack(both)[1]), run(models[1]), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("default:::wsa_jax")
+@pytest.mark.parametrize(
+    "combine", [lambda *m: average(m), lambda *m: lerp(*m, 0.5), lambda *m: slerp(*m, 0.5)]
+)
+def test_one_rule_for_numbers_of_python_that_differ(combine):
+    first, second = {"s": 1.5, "w": jnp.ones(2)}, {"s": 2.5, "w": jnp.ones(2)}
+    with pytest.warns(UserWarning, match=r"leaf s is a number of Python, 1.5 .* 2.5"):
+        assert combine(first, second)["s"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "combine", [stack, average, lambda m: lerp(*m, 0.5), lambda m: slerp(*m, 0.5)]
+)
+def test_dtypes_that_differ_are_refused_by_name(combine):
+    pairs = [
+        (jnp.ones(2), jnp.ones(2, jnp.float16), "float32 in the first model and float16"),
+        (jnp.ones(()), 1.0, "float32 in the first model and a number of Python"),
+    ]
+    for a, b, message in pairs:
+        with pytest.raises(ValueError, match=f"^leaf w is {message} in the second; "):
+            combine([{"w": a}, {"w": b}])
+
+
+@pytest.mark.parametrize("combine", [average, lambda m: lerp(*m, 0.5)])
+def test_numpy_and_complex_leaves_are_combined_without_a_word(combine):
+    models = [{"w": np.array([1.0, 2.0]), "c": np.array([1j])}, {"w": np.zeros(2), "c": np.ones(1)}]
+    models[1]["c"] = models[1]["c"].astype(complex)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = combine(models)
+    np.testing.assert_allclose(found["w"], [0.5, 1.0])
+    np.testing.assert_allclose(found["c"], [0.5 + 0.5j])
+
+
+def test_leaves_of_other_libraries_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    model = {"layer": {"w": torch.ones(2)}}
+    for call in (lambda: lerp(model, model, 0.5), lambda: unstack(model)):
+        with pytest.raises(ValueError, match=r"leaf layer/w of .* is a torch tensor; give .*numpy"):
+            call()

@@ -5,6 +5,7 @@ The first argument of a check is what the user calls the thing, so that a messag
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -125,6 +126,43 @@ def same_structure(first: PyTree, second: PyTree) -> None:
             )
 
 
+def same_dtypes(first: PyTree, second: PyTree) -> None:
+    """Raise a ValueError that names the first leaf whose type differs between models.
+
+    >>> same_dtypes({"w": jnp.ones(2)}, {"w": jnp.ones(2, jnp.float16)})
+    Traceback (most recent call last):
+    ValueError: leaf w is float32 in the first model and float16 in the second; ...
+    """
+    theirs = jax.tree.leaves(second)
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(first), theirs, strict=True):
+        ours, found = _kind(leaf), _kind(other)
+        if ours != found:
+            raise ValueError(
+                f"leaf {key_path(path)} is {ours} in the first model and {found} in the second; "
+                "convert one of them, for example by leaf.astype"
+            )
+
+
+def pair(first: PyTree, second: PyTree) -> None:
+    """Refuse two models that differ in structure, shapes or types; name what is only the first's.
+
+    Plain numbers of Python are no weights: combinations keep the first model's, and a warning names
+    one that differs.
+    """
+    same_structure(first, second)
+    same_dtypes(first, second)
+    others = jax.tree.leaves(second)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(first), others, strict=True
+    ):
+        if isinstance(ours, int | float | complex) and ours != theirs:
+            warnings.warn(
+                f"leaf {key_path(path)} is a number of Python, {ours} in the first model and "
+                f"{theirs} in another; the first model's is kept: give arrays to combine them",
+                stacklevel=3,
+            )
+
+
 def finite(params: PyTree, what: str = "params") -> None:
     """Raise a ValueError that names the first leaf holding NaN or infinity: a host check.
 
@@ -199,12 +237,20 @@ def models(models: Sequence[PyTree]) -> None:
     """
     for index, model in enumerate(models):
         same_structure(models[0], model)
+        same_dtypes(models[0], model)
         weights(model, f"model {index + 1}")
 
 
 def _is_number(value: Any) -> bool:
     """Whether a value is one real number, of Python or NumPy; a string or a flag is none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _kind(leaf: Any) -> str:
+    """The type of an array as JAX holds it; of anything else, whether it is a number of Python."""
+    if hasattr(leaf, "dtype"):
+        return str(jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
+    return "a number of Python" if isinstance(leaf, numbers.Number) else "no array"
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

@@ -37,13 +37,25 @@ def is_weight(leaf: Any) -> bool:
     )
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a number, not for example a function in an Equinox module.
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating-point or complex numbers: what can be averaged.
 
-    >>> is_array(jnp.ones(2)), is_array(2.0), is_array(jax.nn.relu)
+    >>> is_inexact(jnp.ones(3)), is_inexact(jnp.ones(3, complex)), is_inexact(1.0)
     (True, True, False)
     """
-    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, not a function or a plain number of Python.
+
+    Flags and numbers of a module (``inference``, a dropout rate) are Python's, so that an ``if``
+    may ask them under jit: they stay what they are.
+
+    >>> is_array(jnp.ones(2)), is_array(2.0), is_array(jax.nn.relu)
+    (True, False, False)
+    """
+    return hasattr(leaf, "dtype")
 
 
 def is_key(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
-from wsa_jax.leaves import is_array, is_key
+from wsa_jax.leaves import is_array, is_inexact, is_key
 
 
 def wide(leaf: ArrayLike) -> Array:
@@ -80,7 +80,7 @@ def clip_by_norm(tree: PyTree, limit: Real[ArrayLike, ""]) -> PyTree:
     divisor = jnp.where(long, root, 1.0)
 
     def clip(leaf: Any) -> Any:
-        if not _is_inexact(leaf):
+        if not is_inexact(leaf):
             return leaf
         values = wide(leaf)
         clipped = values * scale / divisor * limit
@@ -136,7 +136,7 @@ def weighted_mean(
     share = shares(weights)
 
     def mean(leaf: Any) -> Any:
-        if not _is_inexact(leaf):
+        if not is_inexact(leaf):
             return leaf[0] if is_array(leaf) else leaf
         values = wide(leaf)
         column = jnp.asarray(share, _real(values.dtype)).reshape((-1,) + (1,) * (leaf.ndim - 1))
@@ -192,12 +192,7 @@ def _scaled_norm(tree: PyTree) -> tuple[Array, Array]:
 
 def _is_number(leaf: Any) -> bool:
     """Whether a leaf holds numbers, not keys or functions."""
-    return is_array(leaf) and not is_key(leaf)
-
-
-def _is_inexact(leaf: Any) -> bool:
-    """Whether a leaf is an array of floating-point or complex numbers."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, int | float | complex) or (is_array(leaf) and not is_key(leaf))
 
 
 def _real(dtype: Any) -> Any:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.leaves import is_array as is_array
+from wsa_jax.leaves import is_inexact as is_inexact
 from wsa_jax.leaves import is_key as is_key
 from wsa_jax.leaves import is_traced as is_traced
 from wsa_jax.leaves import is_weight as is_weight
@@ -23,14 +25,16 @@ from wsa_jax.reductions import weighted_mean as weighted_mean
 from wsa_jax.reductions import wide as wide
 
 
+@door
 def stack(models: Sequence[PyTree]) -> PyTree:
     """Stack models of one structure along a new leading axis, ``[models, ...]``.
 
-    Leaves that are not arrays or numbers, such as functions, are the first model's.
+    Leaves that are not arrays, such as functions, flags and plain numbers of Python, are the first
+    model's; a warning names a number that differs.
 
     Raises:
-      ValueError: no model is given, or structures or shapes differ; the message names the first
-        leaf that does.
+      ValueError: no model is given, or structures, shapes or dtypes differ; the message names the
+        first leaf that does.
 
     >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
     [[0.0, 0.0], [1.0, 1.0]]
@@ -38,12 +42,13 @@ def stack(models: Sequence[PyTree]) -> PyTree:
     if not models:
         raise ValueError("stack was given no model; give at least one")
     for other in models[1:]:
-        checks.same_structure(models[0], other)
+        checks.pair(models[0], other)
     return jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if is_array(leaves[0]) else leaves[0], *models
     )
 
 
+@door
 def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
     """Split ``[models, ...]`` into a list of models, the inverse of `stack`.
 
@@ -75,20 +80,26 @@ def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
     ]
 
 
+@door
 def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     """Interpolate linearly, ``(1 - t) first + t second``: exact at t = 0 and t = 1, any t allowed.
 
-    Leaves that are not floating-point arrays are taken from ``first``.
+    Computed in at least float32, in each leaf's own dtype at the end; complex leaves as such. Other
+    leaves (integers, flags and plain numbers of Python) are taken from ``first``; a warning names a
+    number of Python that differs.
+
+    Raises:
+      ValueError: structures, shapes or dtypes differ; the message names the first leaf that does.
 
     >>> lerp({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.25)["w"].item()
     1.5
     """
-    checks.same_structure(first, second)
+    checks.pair(first, second)
 
     def mix(a: Any, b: Any) -> Any:
-        if not is_weight(a):
+        if not is_inexact(a):
             return a
-        return ((1 - t) * wide(a) + t * wide(b)).astype(a.dtype)
+        return ((1 - t) * wide(a) + t * wide(b)).astype(jnp.result_type(a))
 
     return jax.tree.map(mix, first, second)
 

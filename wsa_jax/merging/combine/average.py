@@ -12,8 +12,8 @@ from wsa_jax import checks
 from wsa_jax.tree import (
     as_stack,
     is_array,
+    is_inexact,
     is_traced,
-    is_weight,
     norm,
     unit,
     weighted_mean,
@@ -37,17 +37,18 @@ def average(
         for a stack, even where a model is a list of layers.
       weights: ``[models]``, non-negative and not all 0; normalised here.
 
-    Guarantees: sums in float32, keeps dtypes; a model of weight 0 has no effect, even if it holds
-    NaN; leaves that are not floating-point arrays are the first model's. Under jit, values are
-    not checked.
+    Guarantees: sums in at least float32, keeps dtypes; a model of weight 0 has no effect, even if
+    it holds NaN; leaves that are no floating-point or complex arrays are the first model's. Under
+    jit, values are not checked.
 
     BatchNorm statistics are a tree like any other: means and variances both become arithmetic
     means. That leaves out the spread between the models' means, and the merged model's activations
     have other moments anyway, so call `reset_batch_norm` afterwards.
 
     Raises:
-      ValueError: no model, models that differ in a leaf, NaN in a model of positive weight (the
-        leaf is named), or weights that are negative, infinite, all 0 or of the wrong number.
+      ValueError: no model, models that differ in a leaf or its dtype, NaN in a model of positive
+        weight (the leaf is named), or weights that are negative, infinite, all 0 or of the wrong
+        number.
 
     >>> average([{"w": jnp.array(1.0)}, {"w": jnp.array(5.0)}], weights=[3, 1])["w"].item()
     2.0
@@ -94,14 +95,16 @@ def slerp(
       t: position.
       per: measure one angle per (flattened) leaf, or one over the whole model.
 
-    Guarantees: exact at both ends; vectors of equal norm keep it; computed in float32, dtypes kept.
+    Guarantees: exact at both ends; vectors of equal norm keep it, at every magnitude; computed in
+    at least float32, dtypes kept.
 
     Edge cases: (nearly) parallel, opposite or zero vectors are interpolated linearly, as
-    `wsa_jax.tree.lerp` does. Leaves that are not floating-point arrays are the first model's.
+    `wsa_jax.tree.lerp` does. Leaves that are no floating-point or complex arrays are the first
+    model's.
 
     Raises:
-      ValueError: the models differ in a leaf or hold NaN (the leaf is named), or ``per`` is
-        unknown.
+      ValueError: the models differ in a leaf, its dtype included, or hold NaN (the leaf is named),
+        or ``per`` is unknown.
 
     >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
     >>> [round(x, 4) for x in slerp(a, b, 0.5)["w"].tolist()]
@@ -109,7 +112,7 @@ def slerp(
 
     Source: Shoemake, 1985, section 3.3.
     """
-    checks.same_structure(first, second)
+    checks.pair(first, second)
     checks.weights(first, "the first model")
     checks.weights(second, "the second model")
     if per not in ("leaf", "model"):
@@ -117,16 +120,16 @@ def slerp(
     pairs = [
         (wide(a), wide(b))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-        if is_weight(a)
+        if is_inexact(a)
     ]
     whole = _shares(pairs, t) if per == "model" else None
 
     def mix(a: Any, b: Any) -> Any:
-        if not is_weight(a):
+        if not is_inexact(a):
             return a
         pair = wide(a), wide(b)
         left, right = _shares([pair], t) if whole is None else whole
-        return (left * pair[0] + right * pair[1]).astype(a.dtype)
+        return (left * pair[0] + right * pair[1]).astype(jnp.result_type(a))
 
     return jax.tree.map(mix, first, second)
 
