@@ -36,6 +36,7 @@ WAYS_OUT = {
     "AxisSpec": "an AxisSpec, from trace_spec(apply_fn, params, inputs)",
     "Path": "a Path, from interpolate_path(...)",
     "Evidence": "Evidence(task, images, labels)",
+    "Matching": "a Matching, from weight_matching(...); the order is align(spec, model, matching)",
     "DatasetInfo": "a DatasetInfo, for example load_dataset('digits').info",
 }
 

@@ -484,3 +484,12 @@ def test_unknown_settings(mlp, setting, value):
             rescale(spec, first, other, **{setting: value})
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_complex_weights_are_refused(mlp):
+    spec, first, other = mlp
+    phases = jax.tree.map(lambda leaf: leaf + 0j, other)
+    with pytest.raises(ValueError, match="is of type complex64, and a rescaling is of real numb"):
+        rescale(spec, jax.tree.map(lambda leaf: leaf + 0j, first), phases)
+    with pytest.raises(ValueError, match="is of type complex64, and a rescaling is of real numb"):
+        normalize_scales(spec, phases)

@@ -97,6 +97,9 @@ def test_errors_name_the_setting(models, tiny_task, tiny_data):
         straight_through(KEY, spec, first, second, tiny_task, images, labels, steps=0)
     with pytest.raises(ValueError, match=r"learning_rate -1.0 is not a non-negative number"):
         straight_through(KEY, spec, first, second, tiny_task, images, labels, learning_rate=-1.0)
+    phases = jax.tree.map(lambda leaf: leaf + 0j, (first, second))
+    with pytest.raises(ValueError, match="leaf Dense_0/bias is of type complex64, and straight-"):
+        straight_through(KEY, spec, *phases, tiny_task, images, labels)
     broken = second | {"Dense_0": second["Dense_0"] | {"bias": jnp.full(72, jnp.nan)}}
     with pytest.raises(ValueError, match="leaf Dense_0/bias of the second model holds 72 NaN"):
         straight_through(KEY, spec, first, broken, tiny_task, images, labels)

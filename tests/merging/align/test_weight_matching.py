@@ -233,6 +233,43 @@ def test_equal_keys_give_equal_results_and_arguments_stay():
     assert resumed.info["objective"] >= once.info["objective"]
 
 
+def test_complex_weights_are_matched_as_complex():
+    shapes, spec = ARCHITECTURES["mlp"]()
+    # Real parts alone are equal for all units, and imaginary parts alone tell two models apart.
+    first = {n: 1.0 + 1j * v for n, v in draw(0, shapes).items()}
+    second = plant(0, spec, first)
+    found = weight_matching(KEY, spec, first, second)
+    merged = align(spec, second, found)
+    for leaf, values in first.items():
+        assert jnp.iscomplexobj(merged[leaf])
+        np.testing.assert_array_equal(merged[leaf], values)
+    total = sum(np.vdot(values, values).real for values in first.values())
+    np.testing.assert_allclose(found.info["objective"], total, rtol=1e-6)
+    assert found.info["distance"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["residual", "recurrent", "attention"])
+@pytest.mark.parametrize("power", [-110, -80, 80, 110])
+def test_matching_does_not_depend_on_the_weights_magnitude(name, power):
+    shapes, spec = ARCHITECTURES[name]()
+    first, second = draw(2, shapes), draw(3, shapes)
+    expected = weight_matching(KEY, spec, first, second)
+    scaled = [{n: v * np.float32(2.0**power) for n, v in m.items()} for m in (first, second)]
+    found = weight_matching(KEY, spec, *scaled)
+    for group in spec.names:
+        np.testing.assert_array_equal(found.permutations[group], expected.permutations[group])
+    ratio = found.info["objective"] / expected.info["objective"]
+    np.testing.assert_allclose(ratio, 4.0**power, rtol=1e-6)
+
+
+def test_align_answers_a_swapped_order_in_one_line():
+    shapes, spec = ARCHITECTURES["mlp"]()
+    first = draw(0, shapes)
+    found = weight_matching(KEY, spec, first, first)
+    with pytest.raises(ValueError, match=r"found of align is a dict; .* align\(spec, model, match"):
+        align(spec, found, first)
+
+
 def test_statistics_move_and_do_not_count():
     shapes = {"a": (3, 5), "mean": (5,), "b": (5, 2)}
     ties = [Tie(leaf="a", axis=1), Tie(leaf="mean", axis=0, role="statistic"),

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.align.activation_similarity import Activations, ActivationSimilarity
 from wsa_jax.merging.align.assignment import Matching
 from wsa_jax.merging.align.weight_matching import by_bounds, descend, generator
@@ -17,6 +18,7 @@ from wsa_jax.merging.symmetry.units import identity_permutations
 __all__ = ["activation_matching"]
 
 
+@door
 def activation_matching(
     key: Key[Array, ""],
     spec: AxisSpec,

@@ -4,14 +4,18 @@ from typing import TypeAlias
 
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching, permuted, rescaled
 from wsa_jax.merging.align.rescale_and_match import ScaledMatching
 from wsa_jax.merging.align.rescaling import Rescaling
 from wsa_jax.merging.symmetry.spec import AxisSpec
 
+__all__ = ["align"]
+
 Found: TypeAlias = Matching | Rescaling | ScaledMatching
 
 
+@door
 def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
     """Bring the second model into correspondence with the first; its function is unchanged.
 

@@ -11,6 +11,8 @@ from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, Scales, permute_units, scale_units
 from wsa_jax.tree import key_path
 
+__all__ = ["Matching", "assign", "moving_leaves", "permuted", "rescaled", "score_of"]
+
 _permute = jax.jit(permute_units, static_argnames="spec")
 _scale = jax.jit(scale_units, static_argnames="spec")
 

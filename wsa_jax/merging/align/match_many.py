@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching, moving_leaves, permuted
 from wsa_jax.merging.align.cached_scores import CachedScores
 from wsa_jax.merging.align.similarity import compare, lay_out, prepare
@@ -16,7 +17,10 @@ from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.tree import as_list, stack, weighted_mean
 
+__all__ = ["weight_matching_many"]
 
+
+@door
 def weight_matching_many(
     key: Key[Array, ""],
     spec: AxisSpec,
@@ -68,6 +72,7 @@ def weight_matching_many(
         raise ValueError(
             f"max_rounds {max_rounds} and max_sweeps {max_sweeps} must both be at least 1"
         )
+    # Checked once, here: later rounds compare means of the same models.
     pairs = [prepare(spec, models[0], other) for other in models[1:]]
     names = tuple(pairs[0].first)
     rng = generator(key)
@@ -78,6 +83,7 @@ def weight_matching_many(
     objectives = [0.0] * len(models)
     while rounds < max_rounds and not converged:
         converged = True
+        # A model's own weights are left out of the mean: it would be pulled to where it is.
         for index in rng.permutation(len(models)).tolist():
             others = [model for position, model in enumerate(moved) if position != index]
             similarity = lay_out(spec, _mean(stack(others), np.ones(len(others))), leaves[index])
@@ -87,6 +93,7 @@ def weight_matching_many(
             ).permutations
             after, _ = compare(similarity, found)
             objectives[index] = max(before, after)
+            # Float32 gains may be rounding; only the exact objective decides.
             if after > before:
                 converged, permutations[index] = False, found
                 moved[index] = permuted(spec, leaves[index], found)

@@ -8,10 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, permute_units, scale_units
 from wsa_jax.tree import is_weight, key_path
+
+__all__ = ["ScaledMatching", "rescale_and_match"]
 
 Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
 Rescale = Callable[[AxisSpec, PyTree, PyTree], Rescaling]
@@ -31,6 +34,7 @@ class ScaledMatching(NamedTuple):
     info: dict[str, Any]
 
 
+@door
 def rescale_and_match(
     key: Array,
     spec: AxisSpec,

@@ -18,6 +18,8 @@ from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import scope_divergence, weight_scope
 
+__all__ = ["Rescaling", "normalize_scales", "rescale"]
+
 Objective = Literal["divergence", "log_std", "distance"]
 
 
@@ -90,7 +92,7 @@ def rescale(
 
     Raises:
       ValueError: no group admits scaling, or a named one does not; models differ in structure, hold
-        NaN, or do not fit the spec; or a setting is unknown.
+        NaN or complex numbers, or do not fit the spec; or a setting is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
@@ -108,6 +110,7 @@ def rescale(
     _check_choice("objective", objective, ("divergence", "log_std", "distance"))
     _check_choice("weight_by", weight_by, ("layer", "size"))
     checks.same_structure(first, second)
+    checks.real(second, "a rescaling")
     check_spec(spec, second)
     checks.finite(first, "first")
     checks.finite(second, "second")
@@ -116,8 +119,10 @@ def rescale(
     tables = (
         layers if objective != "distance" else scale_fit.leaf_tables(spec, variables, first, second)
     )
+    # A unit that is all 0 on one side says nothing of its scale, and would run away.
     free = scale_fit.movable(tables, variables.size)
 
+    # From the better of no scaling and a fit of log stds, which is convex: divergence is not.
     starts = [np.zeros(variables.size)]
     log_std = scale_fit.scope_fun(layers, free, scale_fit.log_std)
     if granularity == "group":
@@ -131,6 +136,7 @@ def rescale(
     }[objective]
     x, info = scale_fit.minimise(fun, starts, max_steps)
 
+    # Reported in WSA's own terms, whatever was minimised.
     scales = scale_fit.scales_of(variables, x)
     target = weight_scope(first, select=select)
     before = weight_scope(second, select=select)
@@ -176,6 +182,7 @@ def normalize_scales(
     """
     _check_choice("granularity", granularity, ("group", "unit"))
     check_spec(spec, params)
+    checks.real(params, "a rescaling")
     checks.finite(params)
     variables = scale_fit.log_scales_of(spec, granularity, None)
     # The distance to a model of zeros is the squared norm.

@@ -20,6 +20,24 @@ from wsa_jax.scope.layers import Rule, select_layers
 from wsa_jax.scope.scope import STD_FLOOR
 from wsa_jax.tree import is_weight, key_path
 
+__all__ = [
+    "LogScales",
+    "ScaleGranularity",
+    "Table",
+    "closed_form",
+    "distance_fun",
+    "divergence",
+    "frozen",
+    "layer_tables",
+    "leaf_tables",
+    "log_scales_of",
+    "log_std",
+    "minimise",
+    "movable",
+    "scales_of",
+    "scope_fun",
+]
+
 ScaleGranularity = Literal["group", "unit"]
 ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
@@ -145,11 +163,13 @@ def _table(
                 ties.setdefault(tie.axis, []).append((group, tie))
     if not ties:
         return None
+    # Cells: an axis that moves keeps its positions, all others are summed in one.
     order = [*sorted(ties), *(axis for axis in range(a.ndim) if axis not in ties)]
     shape = [a.shape[axis] for axis in sorted(ties)]
     a, b = (leaf.transpose(order).reshape(*shape, -1) for leaf in (a, b))
     sums: list[np.ndarray] = [np.full(shape, float(a.shape[-1])), a.sum(-1), (a * a).sum(-1)]
     sums += [b.sum(-1), (b * b).sum(-1), (a * b).sum(-1)]
+    # Positions of one log scale and one sign are one cell: sums then cost what scales there are.
     axes = []
     for dim, axis in enumerate(sorted(ties)):
         variable, sign = _positions(spec, variables, shape[dim], ties[axis])

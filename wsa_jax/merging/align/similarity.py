@@ -33,7 +33,8 @@ class WeightSimilarity(NamedTuple):
 
     Attributes:
       spec: which axes move together.
-      first: leaves of the first model that move, on the host, by name.
+      first: leaves of the first model that move, on the host, by name; complex ones as real
+        and imaginary parts.
       second: leaves of the second model, statistics among them.
       blocks: the blocks, in the spec's order.
       moves: the steps of a sweep over the blocks.
@@ -43,6 +44,8 @@ class WeightSimilarity(NamedTuple):
       norms: for each block, the product of both models' norms over its leaves, divided by the
         square root of its number of units; the rounding error of a sum over its units is
         proportional to it.
+      unit: what the leaves in `pairs` were divided by: 1, unless products of the weights as they
+        are leave the range of float32.
     """
 
     spec: AxisSpec
@@ -53,6 +56,7 @@ class WeightSimilarity(NamedTuple):
     pairs: list[list[tuple[Array, Array] | None]]
     constants: list[list[Any]]
     norms: list[float]
+    unit: float
 
     def scores(self, block: int, permutations: Orders, *, ordered: bool = False) -> Products:
         """Products of a block's units, in float64, given the orders of all other groups.
@@ -81,7 +85,7 @@ class WeightSimilarity(NamedTuple):
         if all(np.array_equal(now[name], order) for name, order in proposal.items()):
             return 0.0
         if move.coupled:
-            return compare(self, new)[0] - compare(self, now)[0]
+            return (compare(self, new)[0] - compare(self, now)[0]) / self.unit**2
         return score(move, scores, new) - score(move, scores, now)
 
     def rounding(self, move: Move) -> float:
@@ -105,20 +109,44 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
 def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
     """`prepare` without its checks, for models that have passed them."""
     ours, theirs = moving_leaves(spec, first), moving_leaves(spec, second)
-    blocks, steps = _plan(spec, tuple((name, np.shape(leaf)) for name, leaf in ours.items()))
+    shapes = tuple((name, np.shape(_real(leaf))) for name, leaf in ours.items())
+    blocks, steps = _plan(spec, shapes)
     names = sorted({view.leaf for block in blocks for view in block.views})
-    host = {name: np.asarray(ours[name]) for name in names}
-    pairs, constants = _lay_out(blocks, host, {name: theirs[name] for name in names})
-    squares = {}
-    for name in names:
-        both = (np.asarray(model[name], np.float32).ravel() for model in (ours, theirs))
-        squares[name] = [float(np.dot(x, x)) for x in both]
+    host = {name: np.asarray(_real(ours[name])) for name in names}
+    pair = (host, {name: _real(theirs[name]) for name in names})
+    squares = _squares(pair)
+    # Far from 1, products overflow or vanish. A power of two changes no digit.
+    unit = 1.0
+    if squares and not 1e-20 < max(map(max, squares.values())) < 1e30:
+        peak = max(float(np.max(np.abs(x), initial=0.0)) for model in pair for x in model.values())
+        unit = 2.0 ** np.floor(np.log2(peak)) if peak > 0 else 1.0
+        pair = tuple({n: np.asarray(x, np.float64) / unit for n, x in m.items()} for m in pair)
+        squares = _squares(pair)
+    pairs, constants = _lay_out(blocks, *pair)
     norms = []
     for block in blocks:
         leaves = {(view.leaf, view.tie): view.leaf for view in block.views}.values()
         total = np.sum([squares[leaf] for leaf in leaves], axis=0)
         norms.append(float(np.sqrt(np.prod(total) / block.groups[0].size)))
-    return WeightSimilarity(spec, host, theirs, blocks, steps, pairs, constants, norms)
+    return WeightSimilarity(spec, host, theirs, blocks, steps, pairs, constants, norms, unit)
+
+
+def _real(leaf: Any) -> Any:
+    """A leaf as real numbers: Re <a, b> of complex ones is the sum over both parts."""
+    if not np.iscomplexobj(leaf):
+        return leaf
+    leaf = np.asarray(leaf)
+    return np.stack([leaf.real, leaf.imag], axis=-1)
+
+
+def _squares(pair: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """By leaf, both models' sums of squares."""
+    squares: dict[str, list[float]] = {}
+    with np.errstate(over="ignore", under="ignore"):
+        for name in pair[0]:
+            both = (np.asarray(model[name], np.float32).ravel() for model in pair)
+            squares[name] = [float(np.dot(x, x)) for x in both]
+    return squares
 
 
 def compare(similarity: WeightSimilarity, permutations: Orders) -> tuple[float, float]:
@@ -128,7 +156,7 @@ def compare(similarity: WeightSimilarity, permutations: Orders) -> tuple[float, 
     ours, theirs = np.empty((2, _BUFFER))
     total = squares = 0.0
     for name, leaf in similarity.first.items():
-        first, second = leaf.ravel(), np.asarray(moved[name]).ravel()
+        first, second = leaf.ravel(), np.asarray(_real(moved[name])).ravel()
         for start in range(0, first.size, _BUFFER):
             size = min(_BUFFER, first.size - start)
             x, y = ours[:size], theirs[:size]

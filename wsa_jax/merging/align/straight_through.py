@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real, Shaped
 
+from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching, permuted
 from wsa_jax.merging.align.cached_scores import CachedScores
 from wsa_jax.merging.align.similarity import lay_out, prepare
@@ -22,21 +24,36 @@ from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import lerp
 
 
+class Sgd(TypedDict, total=False):
+    """How the free model descends.
+
+    Attributes:
+      learning_rate: a number, 0.01 by default.
+      momentum: a number, 0.9 by default.
+    """
+
+    learning_rate: Real[ArrayLike, ""]
+    momentum: float | int
+
+
+__all__ = ["straight_through"]
+
+
+@door
 def straight_through(
     key: Key[Array, ""],
     spec: AxisSpec,
     first: PyTree,
     second: PyTree,
     task: Task,
-    images: Array | np.ndarray,
+    inputs: Array | np.ndarray,
     labels: Shaped[Array | np.ndarray, " examples"],
     *,
     model_state: PyTree = None,
     steps: int = 100,
     batch_size: int = 500,
-    learning_rate: Real[ArrayLike, ""] = 0.01,
-    momentum: float | int = 0.9,
     max_sweeps: int = 100,
+    **sgd: Unpack[Sgd],
 ) -> Matching:
     r"""Search for permutations of low midpoint loss, through a free model projected onto them.
 
@@ -54,15 +71,14 @@ def straight_through(
         whichever the spec names.
       second: the model to reorder to match ``first``, in the same form.
       task: the task whose training loss is minimised.
-      images: ``[examples, ...]``, training data.
+      inputs: ``[examples, ...]``, training data.
       labels: ``[examples]``.
       model_state: non-parameter collections of the midpoint; none by default, or, where the
         models are variables, the midpoint of the models' collections.
       steps: number of batches; the matching is judged on each.
       batch_size: examples per step, at most all of them.
-      learning_rate: learning rate of SGD on the free model, a number.
-      momentum: momentum of SGD on the free model, a number.
       max_sweeps: maximum number of sweeps per matching.
+      sgd: SGD on the free model: ``learning_rate`` (0.01) and ``momentum`` (0.9).
 
     Returns:
       The permutations of lowest loss, and ``info`` with ``loss`` ``[steps]`` of the midpoints as
@@ -74,7 +90,7 @@ def straight_through(
 
     Raises:
       ValueError: no data, fewer than one step or one example per batch, a negative learning rate,
-        no finite loss, or as for `weight_matching`.
+        no finite loss, complex weights, or as for `weight_matching`.
 
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (random
     batches of one epoch, momentum); the paper states that the best is kept.
@@ -86,8 +102,10 @@ def straight_through(
         raise ValueError(
             f"steps {steps}, batch_size {batch_size} and max_sweeps {max_sweeps} must be at least 1"
         )
+    learning_rate, momentum = sgd.get("learning_rate", 0.01), sgd.get("momentum", 0.9)
     check_non_negative(learning_rate, "learning_rate", schedule=False)
     prepare(spec, first, second)
+    checks.real(first, "straight-through matching")
     rng, size = generator(key), min(batch_size, len(labels))
     step = _step(task)
     free, velocity = first, jax.tree.map(jnp.zeros_like, first)
@@ -96,20 +114,23 @@ def straight_through(
     best, best_step, best_loss, losses, matching_seconds = permutations, 0, np.inf, [], 0.0
     order = np.zeros(0, int)
     for index in range(steps):
+        # Projection: the second model's order that comes closest to the free model as it now is.
         start = time.perf_counter()
         scores = CachedScores(lay_out(spec, free, second))
         permutations = descend(rng, scores, permutations, max_sweeps=max_sweeps).permutations
         matching_seconds += time.perf_counter() - start
+        # Whole batches of one epoch after another, as in the authors' code.
         if len(order) < size:
             order = rng.permutation(len(labels))
         rows, order = order[:size], order[size:]
-        batch = Batch(jnp.asarray(images[rows]), jnp.asarray(labels[rows]), jnp.ones(size))
+        batch = Batch(jnp.asarray(inputs[rows]), jnp.asarray(labels[rows]), jnp.ones(size))
         projected = permuted(spec, second, permutations)
         free, velocity, loss = step(
             jax.random.fold_in(key, index), first, projected, free, velocity, state, batch,
             jnp.float32(learning_rate), jnp.float32(momentum),
         )  # fmt: skip
         losses.append(float(loss))
+        # The free model may leave a good order again, so the best is kept and not the last.
         if losses[index] < best_loss:
             best, best_step, best_loss = permutations, index, losses[index]
     if not np.isfinite(best_loss):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching
 from wsa_jax.merging.align.blocks import Move, Orders, Products, best_orders
 from wsa_jax.merging.align.cached_scores import CachedScores
@@ -59,6 +60,7 @@ class Descent(NamedTuple):
     solver_seconds: float
 
 
+@door
 def weight_matching(
     key: Key[Array, ""],
     spec: AxisSpec,
@@ -102,6 +104,8 @@ def weight_matching(
       ``distance`` (root of the remaining squared distance), ``objectives`` and ``sweeps`` of each
       start, ``converged`` (whether the best start stopped before ``max_sweeps``), ``assignments``,
       ``seconds`` and ``solver_seconds``.
+
+    Complex weights are matched by the real part of their products, so that the distance is theirs.
 
     Guarantees: arguments are unchanged; equal keys give equal results; within a start the objective
     does not fall, except by rounding: gains below an estimate of the float32 rounding error are not
