@@ -106,6 +106,9 @@ class TestResume:
                 federate(directory=tmp_path / "none", rounds=1, wsa=wsa)
         with pytest.raises(ValueError, match=r"holds a run with target = \['fused from', "):
             federate(directory=tmp_path / "own", rounds=1, wsa=others[1])
+        pooled = WeightScopeAlignment(form="proximal", fusion="pooled")
+        with pytest.raises(ValueError, match=r"holds a run with form = \['proximal', 'sum'\]"):
+            federate(directory=tmp_path / "none", rounds=1, wsa=pooled)
 
     def test_directory_of_other_data_model_or_key(
         self, federate, tmp_path, tiny_info, tiny_task, tiny_data, tiny_partition

@@ -148,6 +148,30 @@ class TestInputs:
             federate(params=params, rounds=1, wsa=WeightScopeAlignment(form="proximal")).state,
         )
 
+    def test_fusions_are_what_they_say_of_the_clients_scopes(self, federate, tiny_partition):
+        targets = {}
+        for fusion in ("mean_square", "pooled", "sum"):
+            wsa = WeightScopeAlignment(strength=0.5, form="proximal", fusion=fusion)
+            result = federate(rounds=1, wsa=wsa, client_scopes=True)
+            row = result.history[0]
+            # A client without examples is not accepted.
+            mean, std = (
+                np.array(row["client_scopes"][name])[tiny_partition.sizes > 0]
+                for name in ("mean", "std")
+            )
+            targets[fusion] = np.asarray(result.state.target.std)
+            np.testing.assert_allclose(result.state.target.mean, mean.mean(axis=0), rtol=1e-5)
+            np.testing.assert_array_equal(np.float32(row["fused_std"]), targets[fusion])
+        square = np.square(std)
+        expected = {
+            "mean_square": square.mean(axis=0),
+            # Of all clients' weights together: within and between.
+            "pooled": square.mean(axis=0) + mean.var(axis=0),
+            "sum": square.sum(axis=0),
+        }
+        for fusion, variance in expected.items():
+            np.testing.assert_allclose(targets[fusion], np.sqrt(variance), rtol=1e-5)
+
     def test_a_start_that_does_not_fit_is_refused(self, federate, tiny_task):
         scope = weight_scope(tiny_task.init(jax.random.key(0))[0])
         with pytest.raises(ValueError, match="a start is the first of fused targets"):
@@ -268,6 +292,7 @@ class TestErrors:
         [
             (ScopeForm(), {"form": "hard"}, "form 'hard' is unknown"),
             (ScopeForm(), {"scale": "mean"}, "scale 'mean' is unknown"),
+            (ScopeForm(), {"fusion": "mean"}, "fusion 'mean' is unknown"),
             (WeightScopeAlignment(), {"target": "median"}, "target 'median' is unknown"),
             (WeightScopeAlignment(), {"target": [0, 0.5]}, r"target \[0, 0.5\] is not a tuple"),
         ],

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax import checks
+from wsa_jax.federated.fusion import Fusion
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import WeightScope, check_same_layers, constant_target
@@ -28,16 +29,21 @@ class ScopeForm:
       form: ``"gradient"`` (analytic), ``"penalty"`` (loss term, autodiff) or ``"proximal"``.
       scale: ``"sum"`` over layers (the paper's) or ``"size"`` (each times its layer's size).
       select: which leaves are layers.
+      fusion: how scopes become the next target's std: ``"mean_square"``, the root of the variances'
+        mean (Eq. 4); ``"pooled"``, with the spread between the clients' means; or ``"sum"``, the
+        root of the variances' sum, the square root of the number of participants times as wide.
     """
 
     form: Form = "gradient"
     scale: Scale = "sum"
     select: Rule = kernels
+    fusion: Fusion = "mean_square"
 
     def __post_init__(self):
         checks.one_of("form", self.form, get_args(Form))
         if self.scale not in ("sum", "size"):
             raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
+        checks.one_of("fusion", self.fusion, get_args(Fusion))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class WeightScopeAlignment(ScopeForm):
     """Weight scope alignment on top of any federated algorithm ("+WSA"): a form, how much, to what.
 
     Attributes:
-      form: see `ScopeForm`, as for ``scale`` and ``select``.
+      form: see `ScopeForm`, as for ``scale``, ``select`` and ``fusion``.
       strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
       target: ``"fused"`` after each round (Eq. 4), starting from the initial model's own scope;
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
@@ -76,7 +82,7 @@ class WeightScopeAlignment(ScopeForm):
 
     def static(self, select: Rule) -> ScopeForm:
         """The form alone, on the layers that have a scope."""
-        return ScopeForm(form=self.form, scale=self.scale, select=select)
+        return ScopeForm(form=self.form, scale=self.scale, select=select, fusion=self.fusion)
 
 
 def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:

@@ -23,6 +23,7 @@ from wsa_jax.federated.aggregate import (
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
 from wsa_jax.federated.client import Broadcast, LocalSettings, RoundSettings, ScopeForm
 from wsa_jax.federated.diagnostics import RoundInfo, round_info
+from wsa_jax.federated.fusion import fused_moments
 from wsa_jax.federated.train_clients import (
     Execution,
     FederatedData,
@@ -198,8 +199,9 @@ def _round(
     report = train_clients(plan, server, data, settings, participants, state.clients)
     mean = _aggregate(plan, key, state, report.sent, data.evidence)
     params, server_state = _server_step(plan, state, mean, settings)
-    scope_mean, scope_variance = mean.by_client
-    fused = dataclasses.replace(state.target, mean=scope_mean, std=jnp.sqrt(scope_variance))
+    fusion = ScopeForm.fusion if plan.scope_form is None else plan.scope_form.fusion
+    scope_mean, scope_std = fused_moments(mean.by_client, mean.count, state.target, fusion)
+    fused = dataclasses.replace(state.target, mean=scope_mean, std=scope_std)
     new = ServerState(
         params=params,
         model_state=from_numbers(mean.by_samples.model_state, state.model_state),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from wsa_jax.federated.aggregate import Aggregation
-from wsa_jax.federated.alignment import WeightScopeAlignment
+from wsa_jax.federated.alignment import ScopeForm, WeightScopeAlignment
 from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.partition import Partition
@@ -36,7 +36,7 @@ def simulation_identity(
         "participants": plan.participants,
         "local": _local(plan.local),
         "aggregation": _aggregation(plan.aggregation),
-        "form": None if form is None else [form.form, form.scale],
+        "form": None if form is None else _form(form),
         "layers": list(target.names),
         "target": None if wsa is None else _target(wsa),
         "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(sets["train"])),
@@ -45,6 +45,12 @@ def simulation_identity(
     if sets.get("evidence") is not None:
         parts["evidence"] = digest(*jax.tree.leaves(sets["evidence"]))
     return run_identity("simulate", key, task_settings(plan.task), parts)
+
+
+def _form(form: ScopeForm) -> list[str]:
+    # Runs from before there was a choice of fusions do not say theirs, and resume.
+    usual = form.fusion == ScopeForm.fusion
+    return [form.form, form.scale, *([] if usual else [form.fusion])]
 
 
 def _target(wsa: WeightScopeAlignment) -> Any:

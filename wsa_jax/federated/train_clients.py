@@ -30,6 +30,7 @@ from wsa_jax.federated.client import (
     train_client,
 )
 from wsa_jax.federated.diagnostics import ClientRow
+from wsa_jax.federated.fusion import scope_moments
 from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule
 from wsa_jax.scope.scope import scope_divergence, weight_scope
@@ -262,7 +263,8 @@ def _train_one(
     scope = weight_scope(add_update(server.params, result.update), select=plan.select)
     sent_state = to_numbers(result.model_state, server.model_state)
     by_samples = BySamples(result.update, result.message, sent_state)
-    by_client = (scope.mean, jnp.square(scope.std))
+    fusion = ScopeForm.fusion if plan.scope_form is None else plan.scope_form.fusion
+    by_client = scope_moments(scope, server.target, fusion)
     # The first door: one client that diverged must not end the run of all. An update too large to
     # be squared would make a server's second moments infinite, although it is finite itself.
     finite, update_norm = jnp.array(True), norm(result.update)
