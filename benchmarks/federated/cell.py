@@ -58,6 +58,8 @@ class Cell:
     target: Literal["fused", "fixed", "he", "he_fused", "none"] = "fused"
     """fixed: one Gaussian in all layers; he: the scope of He's initialisation, for good or, with
     he_fused, in the first round alone."""
+    fusion: Literal["mean_square", "pooled", "sum"] = "mean_square"
+    """How a fused target's std is made of the clients': see `WeightScopeAlignment`."""
     target_mean: float = 0.0
     target_std: float = 0.1
     window: tuple[int, int] = (0, -1)
@@ -93,6 +95,8 @@ class Cell:
             fixed["layers"] = "kernels"
         if self.strength == 0 or self.target != "fixed":
             fixed |= {"target_mean": 0.0, "target_std": 0.0}
+        if self.strength == 0 or self.target not in ("fused", "he_fused"):
+            fixed["fusion"] = "mean_square"
         if self.partition in ("iid", "shards"):
             fixed["alpha"] = 0.0
         if self.partition != "shards":
@@ -119,6 +123,8 @@ class Cell:
             if self.target == "fixed":
                 parts.append(f"target N({self.target_mean:g}, {self.target_std:g}²)")
             parts += {"he": ["He's scope"], "he_fused": ["He's scope first"]}.get(self.target, [])
+            fusions = {"pooled": ["pooled target"], "sum": ["target times √clients"]}
+            parts += fusions.get(self.fusion, [])
             parts += ["biases too"] if self.layers == "all" else []
             if self.window != (0, -1):
                 end = "T" if self.window[1] < 0 else self.window[1]

@@ -99,6 +99,7 @@ def cell_wsa(cell: Cell) -> WeightScopeAlignment | None:
         select=all_leaves if cell.layers == "all" else kernels,
         target=cell_target(cell),
         start=he_scope(cell) if cell.target == "he_fused" else None,
+        fusion=cell.fusion,
     )
 
 

@@ -66,6 +66,8 @@ WITH_WSA: tuple[dict[str, Any], ...] = (
     {"init": "torchvision"},
     {"target": "he"},
     {"target": "he_fused"},
+    {"fusion": "sum"},
+    {"fusion": "pooled"},
     {"learning_rate": 0.1},
     _OWN_HABIT,
 )

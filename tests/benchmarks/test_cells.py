@@ -91,7 +91,8 @@ def test_he_scope_is_that_of_the_model_drawn_with_hes_initialisation():
         scope = wsa.start if wsa.target == "fused" else wsa.target
         assert scope.names == tuple(stds)
         np.testing.assert_allclose(scope.std, [np.std(w) for w in stds.values()], rtol=1e-5)
-    assert cell_wsa(dataclasses.replace(cell, target="he")).start is None
+    assert cell_wsa(cell).start is None
+    assert cell_wsa(dataclasses.replace(cell, target="fused", fusion="sum")).fusion == "sum"
 
 
 def test_layers_and_local_steps_reach_the_library(monkeypatch, tmp_path):
@@ -137,6 +138,8 @@ def test_canonical_cells_ignore_what_cannot_matter():
     networks = (Cell(model="mlp"), Cell(model="mlp", width=0.5, kernel_size=3))
     assert len({cell_id(cell.canonical()) for cell in networks}) == 1
     assert Cell(model="vgg8", kernel_size=3).canonical() == Cell(model="vgg8").canonical()
+    for useless in ({"strength": 0.0}, {"strength": 1.0, "target": "he"}):
+        assert Cell(fusion="sum", **useless).canonical() == Cell(**useless).canonical()
     assert cell_id(Cell(alpha=1).canonical()) == cell_id(Cell(alpha=1.0).canonical())
     assert Cell(algorithm="fed_prox", dataset="cinic10").canonical().mu == 1.0
     prox = Cell(algorithm="fed_prox").canonical()
@@ -160,6 +163,10 @@ def test_canonical_cells_ignore_what_cannot_matter():
         (
             {"init": "torchvision", "momentum": 0.9, "augmentation": "example", "clip_norm": 100.0},
             "FedAvg, torchvision's init, momentum 0.9, clip 100, crops an image",
+        ),
+        (
+            {"strength": 1.0, "fusion": "sum"},
+            "FedAvg +WSA 1, target times √clients",
         ),
         (
             {"strength": 1.0, "target": "he_fused", "layers": "all", "weight_decay": 1e-5},

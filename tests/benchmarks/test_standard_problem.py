@@ -46,10 +46,10 @@ def test_cells_are_ranked_by_alpha_data_set_and_table():
 def test_questions_are_asked_of_one_seed_after_another():
     cells = standard_problem.questions(CommonArgs(preset="cpu"), 5.0)
     assert all(cell == cell.canonical() for cell in cells)
-    assert len(cells) == len(set(cells)) == 3 * 12
-    assert [cell.seed for cell in cells] == [0] * 12 + [1] * 12 + [2] * 12
+    assert len(cells) == len(set(cells)) == 3 * 14
+    assert [cell.seed for cell in cells] == [0] * 14 + [1] * 14 + [2] * 14
     first = standard_problem.first_cells(CommonArgs(preset="cpu"))
-    plain = [cell for cell in cells[:12] if not cell.strength]
+    plain = [cell for cell in cells[:14] if not cell.strength]
     # Controls that ran first are not run again.
     assert set(first[2:]) < set(plain)
     assert {cell.target for cell in cells} == {"none", "fused", "he", "he_fused"}
