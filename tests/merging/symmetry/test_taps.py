@@ -120,8 +120,8 @@ def test_units_inside_a_loop_have_no_tap():
 
     x = _normal(2, 3)
     spec = trace_spec(apply, params, x)
-    assert spec.names == ("up",)
-    with pytest.warns(UserWarning, match="group up has no activations outside of loops"):
+    assert spec.names == ("up[0]", "up[1]", "up[2]")
+    with pytest.warns(UserWarning, match=r"groups up\[0\], up\[1\], up\[2\] have no activations"):
         assert taps(apply, spec)(params, x) == {}
 
 
@@ -135,8 +135,8 @@ def test_groups_that_can_be_reached_have_taps_beside_one_that_cannot():
 
     x = _normal(7, 3)
     spec = trace_spec(apply, params, x)
-    assert spec.names == ("in", "up")
-    with pytest.warns(UserWarning, match="group up has no activations"):
+    assert spec.names == ("in", "up[0]", "up[1]")
+    with pytest.warns(UserWarning, match=r"groups up\[0\], up\[1\] have no activations"):
         seen = taps(apply, spec)(params, x)
     np.testing.assert_allclose(seen["in"] @ params["out"], apply(params, x), rtol=1e-5, atol=1e-5)
     assert seen["in"].shape == (7, 4) and set(seen) == {"in"}

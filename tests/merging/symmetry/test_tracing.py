@@ -360,7 +360,7 @@ def _cases():
         _scanned,
         {"in": _normal(3, 4), "layers": layers, "out": _normal(4, 2)},
         x,
-        {"in": (4, "linear", None), "layers": (5, "scaling", None)},
+        {"in": (4, "linear", None)} | {f"layers[{i}]": (5, "scaling", None) for i in range(3)},
     )
     yield (
         _recurrent,

@@ -85,11 +85,13 @@ def log_scales_of(
 ) -> LogScales:
     """Lay out one log scale per unit, or per group, for the groups to be scaled."""
     able = [g for g in spec.groups if g.admits != "permutation" and g.parent is None]
+    # A table covers a whole leaf; one layer of a stacked leaf is not told apart in it.
+    able = [g for g in able if not any(tie.at for tie in g.ties)]
     for name in names or ():
         if spec[name] not in able:
             raise ValueError(
                 f"group {name} admits no scaling: a norm or another non-linearity follows, or it "
-                "lies inside another group; leave it out"
+                "lies inside another group or in one layer of a stacked leaf; leave it out"
             )
     chosen = tuple(g for g in able if names is None or g.name in names)
     if not chosen:

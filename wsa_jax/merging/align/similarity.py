@@ -13,6 +13,7 @@ from wsa_jax.merging.align.assignment import moving_leaves, permuted
 from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, tree
 from wsa_jax.merging.align.views import Matrices, View, lay, products, views_of
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, check_spec, ties_by_leaf
+from wsa_jax.merging.symmetry.units import unstack_layers
 
 __all__ = ["Block", "WeightSimilarity", "compare", "lay_out", "prepare", "summed"]
 
@@ -109,6 +110,7 @@ def prepare(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
 def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
     """`prepare` without its checks, for models that have passed them."""
     ours, theirs = moving_leaves(spec, first), moving_leaves(spec, second)
+    spec, (ours, theirs) = unstack_layers(spec, ours, theirs)
     shapes = tuple((name, np.shape(_real(leaf))) for name, leaf in ours.items())
     blocks, steps = _plan(spec, shapes)
     names = sorted({view.leaf for block in blocks for view in block.views})

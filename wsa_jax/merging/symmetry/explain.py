@@ -51,7 +51,8 @@ def explain_spec(
     b      1     an output
     """
     traced = trace(apply_fn, params, *inputs, statistics=statistics)
-    units = {atom: name for name, atom in traced.atoms.items()}
+    # One name for all layers of a loop: its body is printed once.
+    units = {atom: re.sub(r"\[[\d,]+\]$", "[i]", name) for name, atom in traced.atoms.items()}
     rows = [("#", "equation", "of", "axes", "line"), *_equations(traced, units)]
     groups: list[tuple[str, ...]] = [("group", "units", "admits", "inside", "leaf", "axis", "role")]
     for group in traced.spec.groups:
@@ -86,6 +87,7 @@ def _block(tie: Tie) -> str:
     said = {"from": tie.offset, "outer": tie.outer, "inner": tie.inner}
     plain = {"from": 0, "outer": 1, "inner": 1}
     parts = [f"{name} {number}" for name, number in said.items() if number != plain[name]]
+    parts += [f"at {position} of axis {axis}" for axis, position in tie.at]
     return f" ({', '.join(parts)})" if parts else ""
 
 

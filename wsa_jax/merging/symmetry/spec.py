@@ -12,6 +12,8 @@ from jaxtyping import PyTree
 from wsa_jax import checks
 from wsa_jax.leaves import key_path
 
+Layer = tuple[tuple[int, int], ...]
+"""Positions of axes, ``((axis, position), ...)``; none for a whole leaf."""
 Role = Literal["produced", "consumed", "statistic"]
 Admits = Literal["linear", "scaling", "permutation"]
 
@@ -35,6 +37,8 @@ class Tie:
       offset: first position of the block.
       outer: repeats of all units.
       inner: consecutive positions of one unit.
+      at: the tie holds only at these positions of other axes, ``((axis, position), ...)``: one
+        layer of kernels that a ``lax.scan`` stacks.
     """
 
     leaf: str
@@ -43,6 +47,7 @@ class Tie:
     offset: int = 0
     outer: int = 1
     inner: int = 1
+    at: Layer = ()
 
     def __post_init__(self) -> None:
         checks.one_of(f"role of the tie in leaf {self.leaf}:", self.role, get_args(Role))
@@ -137,7 +142,7 @@ class AxisSpec:
         """
         if group.parent is None:
             raise ValueError(f"group {group.name} has no parent")
-        ties = [t for t in self[group.parent].ties if t.leaf == tie.leaf]
+        ties = [t for t in self[group.parent].ties if t.leaf == tie.leaf and covers(t, tie)]
         # The same axis first: a square kernel holds the parent's units on both.
         ties.sort(key=lambda t: (t.axis != tie.axis, t.role != tie.role))
         if not ties:
@@ -184,7 +189,9 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
     if len(set(spec.names)) != len(spec.names):
         raise ValueError(f"group names must differ; got {_listed(spec.names)}")
     pinned = {(pin.leaf, pin.axis) for pin in spec.pinned}
-    blocks: dict[tuple[str, int], list[tuple[int, int, Group, Tie]]] = {}
+    blocks: dict[
+        tuple[str, int, tuple[tuple[int, int], ...]], list[tuple[int, int, Group, Tie]]
+    ] = {}
     for group in spec.groups:
         if group.size < 1 or not group.ties:
             raise ValueError(
@@ -196,8 +203,11 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
             if group.parent is not None:
                 spec.parent_tie(group, tie)
             extent = (tie.offset, _stop(group, tie), group, tie)
-            blocks.setdefault((tie.leaf, tie.axis), []).append(extent)
-    for (leaf, axis), extents in blocks.items():
+            blocks.setdefault((tie.leaf, tie.axis, tie.at), []).append(extent)
+    for (leaf, axis, at), own in blocks.items():
+        # What lies in the whole leaf lies in each of its layers, too.
+        whole = blocks.get((leaf, axis, ()), []) if at else []
+        extents = [*whole, *own]
         for index, (start, stop, group, tie) in enumerate(extents):
             for begin, end, other, others in extents[:index]:
                 nested = other.parent == group.name or group.parent == other.name
@@ -216,6 +226,16 @@ def check_spec(spec: AxisSpec, params: PyTree) -> None:
                 f"{_listed(sorted({group.name for _, _, group, _ in extents}))} cover "
                 f"{covered.sum()}; pin the axis if the rest is meant to stay"
             )
+
+
+def covers(tie: Tie, other: Tie) -> bool:
+    """Whether a tie lies wherever another tie of its leaf does: in that layer, or in all.
+
+    >>> whole, layer = Tie(leaf="k", axis=1), Tie(leaf="k", axis=1, at=((0, 2),))
+    >>> covers(whole, layer), covers(layer, whole)
+    (True, False)
+    """
+    return set(tie.at) <= set(other.at)
 
 
 def ties_by_leaf(spec: AxisSpec) -> dict[str, list[tuple[Group, Tie]]]:
@@ -292,6 +312,12 @@ def _check_tie(group: Group, tie: Tie, shapes: Mapping[str, tuple[int, ...]]) ->
             f"leaf {tie.leaf} has shape {shape} and no axis {tie.axis}, which group {group.name} "
             "names"
         )
+    for axis, position in tie.at:
+        if axis == tie.axis or not (0 <= axis < len(shape) and 0 <= position < shape[axis]):
+            raise ValueError(
+                f"leaf {tie.leaf} has shape {shape} and no position {position} of another axis "
+                f"{axis}, at which group {group.name} lies"
+            )
     size, needed = shape[tie.axis], _stop(group, tie)
     if size < needed:
         raise ValueError(
@@ -322,7 +348,8 @@ def _depth(spec: AxisSpec, group: Group) -> int:
 def _first(ties: tuple[Tie, ...]) -> str:
     produced = [tie for tie in ties if tie.role == "produced"]
     tie = min(produced or ties)
-    return f"{tie.leaf}[{tie.axis}]+{tie.offset}/{tie.outer}x{tie.inner}"
+    layer = "".join(f"@{axis}:{position}" for axis, position in tie.at)
+    return f"{tie.leaf}[{tie.axis}]{layer}+{tie.offset}/{tie.outer}x{tie.inner}"
 
 
 def _listed(names: Iterable[Any], limit: int = 8) -> str:

@@ -1,6 +1,7 @@
 """Move the units of a model's groups: permute, scale, and view a leaf as one row per unit."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax.leaves import is_traced, key_path
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Layer, Tie, check_spec, ties_by_leaf
 
 Permutations = Mapping[str, Integer[Array | np.ndarray, "*parent units"] | Sequence[Any]]
 Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"] | Sequence[Any]]
@@ -176,6 +177,7 @@ def unit_rows(
     >>> unit_rows(spec, leaf, spec["g"], spec["g"].ties[0]).tolist()
     [[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]
     """
+    leaf = _layer(leaf, tie)
     if group.parent is None:
         return jnp.moveaxis(_block(leaf, group.size, tie), 1, 0).reshape(group.size, -1)
     parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
@@ -189,6 +191,73 @@ def unit_rows(
     axis = tie.axis + 3 if tie.axis < parent_tie.axis else tie.axis + 2
     rows = _block(rows, group.size, dataclasses.replace(tie, axis=axis))
     return jnp.moveaxis(rows, (4, 1), (0, 1)).reshape(parent.size, group.size, -1)
+
+
+def unstack_layers(
+    spec: AxisSpec, *models: Mapping[str, Array | np.ndarray]
+) -> tuple[AxisSpec, list[dict[str, Array | np.ndarray]]]:
+    """The same symmetries and models with a leaf of its own for each layer of a stacked leaf.
+
+    Args:
+      spec: which axes move together; no tie of the result has an ``at``.
+      models: leaves that move, by name.
+
+    >>> from wsa_jax.merging.symmetry.spec import hand_written
+    >>> ties = {f"g{i}": [Tie(leaf="k", axis=1, at=((0, i),))] for i in range(2)}
+    >>> spec = hand_written(ties, {"k": np.ones((2, 3))})
+    >>> spec, (model,) = unstack_layers(spec, {"k": np.eye(2, 3)})
+    >>> [tie.leaf for group in spec.groups for tie in group.ties], model["k[1]"].tolist()
+    (['k[0]', 'k[1]'], [[0.0, 1.0, 0.0]])
+    """
+    stacked: dict[str, set[int]] = {}
+    for tie in (tie for group in spec.groups for tie in group.ties if tie.at):
+        stacked.setdefault(tie.leaf, set()).update(axis for axis, _ in tie.at)
+    if not stacked:
+        return spec, [dict(model) for model in models]
+    shapes = {name: np.shape(leaf) for name, leaf in models[0].items()}
+    layers = {
+        name: [
+            tuple(zip(sorted(axes), places, strict=True))
+            for places in itertools.product(*(range(shapes[name][axis]) for axis in sorted(axes)))
+        ]
+        for name, axes in stacked.items()
+    }
+
+    def named(leaf: str, at: Layer) -> str:
+        return f"{leaf}[{','.join(str(position) for _, position in at)}]"
+
+    def ties_of(tie: Tie) -> list[Tie]:
+        return (
+            [
+                dataclasses.replace(tie, leaf=named(tie.leaf, at), at=())
+                for at in layers[tie.leaf]
+                if set(tie.at) <= set(at)
+            ]
+            if tie.leaf in layers
+            else [tie]
+        )
+
+    groups = tuple(
+        dataclasses.replace(group, ties=tuple(t for tie in group.ties for t in ties_of(tie)))
+        for group in spec.groups
+    )
+    pinned = tuple(
+        dataclasses.replace(pin, leaf=leaf)
+        for pin in spec.pinned
+        for leaf in [named(pin.leaf, at) for at in layers.get(pin.leaf, ())] or [pin.leaf]
+    )
+    results = []
+    for model in models:
+        leaves = {name: leaf for name, leaf in model.items() if name not in layers}
+        for name, places in layers.items():
+            for at in places:
+                index = tuple(
+                    slice(dict(at)[axis], dict(at)[axis] + 1) if axis in dict(at) else slice(None)
+                    for axis in range(len(shapes[name]))
+                )
+                leaves[named(name, at)] = model[name][index]
+        results.append(leaves)
+    return AxisSpec(groups=groups, pinned=pinned), results
 
 
 def check_maps(spec: AxisSpec, maps: Mapping[str, Any]) -> None:
@@ -245,6 +314,13 @@ def _units(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
     return inside, np.where(inside, within // tie.inner % group.size, 0)
 
 
+def _layer(leaf: Array, tie: Tie) -> Array:
+    """The part of a leaf in which a tie lies; axes keep their numbers."""
+    for axis, position in tie.at:
+        leaf = jax.lax.slice_in_dim(leaf, position, position + 1, axis=axis)
+    return leaf
+
+
 def _block(leaf: Array, units: int, tie: Tie) -> Array:
     """``[outer, units, inner, others...]`` of one tie, the others in their order."""
     stop = tie.offset + tie.outer * units * tie.inner
@@ -258,6 +334,12 @@ def _map_ties(spec: AxisSpec, params: PyTree, move: Callable[[Array, Group, Tie]
     leaves = []
     for path, leaf in named:
         for group, tie in by_leaf.get(key_path(path), ()):
-            leaf = move(jnp.asarray(leaf), group, tie)
+            leaf = jnp.asarray(leaf)
+            moved = move(_layer(leaf, tie), group, tie)
+            if tie.at:
+                starts = dict(tie.at)
+                place = [starts.get(axis, 0) for axis in range(leaf.ndim)]
+                moved = jax.lax.dynamic_update_slice(leaf, moved, place)
+            leaf = moved
         leaves.append(leaf)
     return jax.tree_util.tree_unflatten(structure, leaves)

@@ -12,11 +12,9 @@ import jax
 import numpy as np
 from jax.extend import source_info_util
 
-from wsa_jax.merging.symmetry.tracing.axes import fresh, pin
+from wsa_jax.merging.symmetry.tracing.axes import Atom, fresh, pin
 from wsa_jax.merging.symmetry.tracing.equations import Equations
 from wsa_jax.merging.symmetry.tracing.steps import (
-    Contract,
-    Convolve,
     Origin,
     Scaling,
     ScalingRule,
@@ -65,6 +63,7 @@ class Walk(Equations[Value]):
       primitives: what is known of each primitive; those that are missing pin all their axes.
       equations: equations in the order in which they were met.
       steps: steps in the order of execution.
+      iterations: for each loop over stacked arrays around the equation, an index of its turns.
       consumed: (leaf, axis) pairs that a product with data sums over.
       produced: (leaf, axis) pairs that end up in data.
     """
@@ -74,6 +73,7 @@ class Walk(Equations[Value]):
         self.primitives = primitives
         self.equations: list[Equation] = []
         self.steps: list[Step] = []
+        self.iterations: list[Atom] = []
         self.consumed: set[tuple[int, int]] = set()
         self.produced: set[tuple[int, int]] = set()
         self._lines: list[str] = []  # lines of the user's code, for the calls around an equation
@@ -115,15 +115,13 @@ class Walk(Equations[Value]):
     ) -> None:
         """Keep a step for the analyses that follow: admitted maps, nesting, taps."""
         position = None if self.depth else self.position
-        self.steps.append(Step(name, kind, tuple(inputs), tuple(outputs), position))
+        iterations = tuple(self.iterations)
+        self.steps.append(Step(name, kind, tuple(inputs), tuple(outputs), position, iterations))
 
     def values(self) -> Iterator[Value]:
         """All arrays seen, and the products inside of sums, repeats included."""
         for step in self.steps:
-            yield from step.inputs
-            yield from step.outputs
-            if isinstance(step.kind, Contract | Convolve):
-                yield step.kind.inside
+            yield from step.values
 
     def where(self, eqn: Any) -> str:
         """The primitive and the line of the user's code that an equation comes from."""

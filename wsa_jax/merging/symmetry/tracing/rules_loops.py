@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.extend import core
 
-from wsa_jax.merging.symmetry.tracing.axes import fresh, join, pin
+from wsa_jax.merging.symmetry.tracing.axes import Atom, expand, fresh, join, pin
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
 from wsa_jax.merging.symmetry.tracing.steps import Decide, LoopCarry, Move, Same, Value
 
@@ -20,25 +20,52 @@ def scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     count = len(inputs) - carries - sliced
     reason = f"iterations of {walk.where(eqn)}"
     walk.depth += 1
+    turns = _turns(inputs[count + carries :], eqn.params["length"], reason)
     slices = []
     for value in inputs[count + carries :]:
         pin(value.axes[0], reason)
         origin = None if value.origin is None else value.origin[1:]
         slices.append(Value(value.axes[1:], origin, value.constant))
         kept = [(axis + 1,) for axis in range(len(slices[-1].axes))]
-        walk.record("scan", Move(kept), [value], [slices[-1]])
+        walk.record("scan", Move(kept, into=True), [value], [slices[-1]])
     start = inputs[count : count + carries]
     carried = _carried(walk, start)
+    # What is carried is the same in all iterations; all else inside belongs to one of them.
+    walk.iterations += turns
     outputs = walk.run(body, [*inputs[:count], *carried, *slices])
+    del walk.iterations[len(walk.iterations) - len(turns) :]
     ends = [_same(walk, a, b) for a, b in zip(carried, outputs[:carries], strict=True)]
     stacked = []
     for value in outputs[carries:]:
-        turns = fresh(eqn.params["length"], reason=reason)
-        stacked.append(Value((turns, *value.axes)))
+        iterations = (tuple(turns),) if turns else fresh(eqn.params["length"], reason=reason)
+        stacked.append(Value((iterations, *value.axes)))
         kept = [(), *((axis,) for axis in range(len(value.axes)))]
-        walk.record("scan", Move(kept), [value], [stacked[-1]])
+        walk.record("scan", Move(kept, out=True), [value], [stacked[-1]])
     walk.depth -= 1
     return [*ends, *stacked]
+
+
+def _turns(slices: Sequence[Value], length: int, reason: str) -> list[Atom]:
+    """The index of a scan's iterations: what the stacked arrays are cut along, as one atom.
+
+    Arrays without an order of their own along that axis are joined. Others keep theirs: an axis
+    that was reversed, say, counts the iterations, too, but not by the same numbers.
+    """
+    if length < 2:
+        return []
+    chosen: Atom | None = None
+    for value in sorted(slices, key=lambda value: not value.is_parameter):
+        segments = expand(value.axes[0])
+        atom = segments[0][0] if len(segments) == 1 and len(segments[0]) == 1 else None
+        if not isinstance(atom, Atom) or atom.free:
+            continue
+        if chosen is None:
+            chosen = atom
+        elif atom.reason is None or chosen.reason is None:
+            chosen = chosen.root().merge(atom)
+    chosen = Atom(length) if chosen is None else chosen.root()
+    pin(((chosen,),), reason)
+    return [chosen]
 
 
 def while_loop(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:

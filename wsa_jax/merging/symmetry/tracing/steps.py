@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from wsa_jax.merging.symmetry.tracing.axes import Axis, size_of
+from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, size_of
 
 Origin = tuple[frozenset[tuple[int, int]], ...]
 
@@ -61,9 +61,17 @@ ScalingRule = Scaling | Power
 
 
 class Move(NamedTuple):
-    """Each axis of the output comes from the listed axes of the input."""
+    """Each axis of the output comes from the listed axes of the input.
+
+    Attributes:
+      sources: for each axis of the output, axes of the input.
+      into: the output is one slice of the input, for the body of a loop.
+      out: the output stacks what the body of a loop returns.
+    """
 
     sources: Sequence[Sequence[int]]
+    into: bool = False
+    out: bool = False
 
 
 class Contract(NamedTuple):
@@ -187,6 +195,7 @@ class Step:
       inputs: input values.
       outputs: output values.
       position: number of the equation, counted outside of loops; None inside a loop.
+      iterations: an index of the iteration for each loop over stacked arrays around it.
     """
 
     name: str
@@ -194,3 +203,18 @@ class Step:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     position: int | None
+    iterations: tuple[Atom, ...] = ()
+
+    @property
+    def values(self) -> list[Value]:
+        """The arrays that it shows, each with the iterations that it belongs to as last axes."""
+        shown = [*self.inputs, *self.outputs]
+        match self.kind:
+            case Contract() | Convolve():
+                shown.append(self.kind.inside)
+            case Move(into=True):  # a slice is met again inside the loop, with its iteration
+                shown = list(self.inputs)
+            case Move(out=True):
+                shown = list(self.outputs)
+        loops = tuple(((atom,),) for atom in self.iterations)
+        return [Value((*value.axes, *loops)) for value in shown] if loops else shown

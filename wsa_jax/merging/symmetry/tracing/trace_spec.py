@@ -1,15 +1,16 @@
 """Infer a model's spec from the jaxpr of the function that applies it."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Role, Tie, check_spec
+from wsa_jax.merging.symmetry.spec import Admits, AxisSpec, Group, Pinned, Role, Tie, check_spec
 from wsa_jax.merging.symmetry.tracing.admitted_maps import Degree, admitted
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Sum, atoms_of, expand, fresh, pin
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
@@ -88,8 +89,9 @@ def trace_spec(
     guessed.
 
     Edge cases: units of a layer whose output is not a group (one unit, an output, or tied to an
-    input) do not move. In loops (``lax.scan`` over layers) all iterations share one order. Leaves
-    that the function does not read do not move.
+    input) do not move. In a ``lax.scan`` over stacked layers each layer has an order of its own, a
+    group ``name[i]``, except for what is carried from one to the next. Leaves that the function
+    does not read do not move.
 
     Raises:
       ValueError: ``params`` holds no arrays.
@@ -172,7 +174,7 @@ def trace(
         for index, leaf in enumerate(leaves)
     ]
     admits = admitted(ties, walk.steps, degrees)
-    groups, atoms = _groups(ties, leaves, walk, admits)
+    groups, atoms = _groups(ties, leaves, names, walk, admits)
     spec = AxisSpec(groups=tuple(groups), pinned=tuple(_pinned(leaves, names, ties)))
     # A spec written by hand is checked, so one read off a function is, too.
     check_spec(spec, dict(zip(names, arrays[:count], strict=True)))
@@ -257,27 +259,74 @@ def _append(ties: list[Tie], tie: Tie, size: int) -> None:
 
 
 def _groups(
-    ties: dict[Atom, list[Tie]], leaves: Sequence[Value], walk: Walk, admits: Any
+    ties: dict[Atom, list[Tie]],
+    leaves: Sequence[Value],
+    names: Sequence[str],
+    walk: Walk,
+    admits: Mapping[Atom, Admits],
 ) -> tuple[list[Group], dict[str, Atom]]:
+    """One group for each atom; one for each layer, if the atom lies in a loop's stacked leaves."""
+    turns = _stacks(walk, leaves, names)
     parents: dict[Atom, Atom | None] = {}
-    for atom, candidates in possible_parents(list(ties), [*leaves, *walk.values()]).items():
-        size, places = atom.size, ties[atom]
-        inside = (o for o in candidates if lies_in_units_of(places, size, ties[o], o.size))
-        parents[atom] = next(inside, None)
-    names: dict[Atom, str] = {}
-    for atom in ties:
-        names[atom] = _name(ties[atom], parents[atom] is not None, names.values())
-    groups = [
-        Group(
-            name=names[atom],
-            size=atom.size,
-            ties=tuple(places),
-            admits=admits[atom],
-            parent=None if (parent := parents[atom]) is None else names[parent],
-        )
-        for atom, places in ties.items()
-    ]
-    return groups, {name: atom for atom, name in names.items()}
+    layers: dict[Atom, list[Atom]] = {}
+    candidates = possible_parents([*turns, *ties], [*leaves, *walk.values()])
+    for atom, places in ties.items():
+        inside = [o for o in candidates[atom] if o in ties]
+        fitting = (o for o in inside if lies_in_units_of(places, atom.size, ties[o], o.size))
+        parents[atom] = next(fitting, None)
+        around = [turn for turn in candidates[atom] if turn in turns]
+        layers[atom] = [t for t in around if all(_stacked(turns[t], tie) for tie in places)]
+    bases: dict[Atom, str] = {}
+    for atom, parent in parents.items():
+        # A parent with an order for each layer has none that an order for all layers could follow.
+        if parent is not None and not set(layers[parent]) <= set(layers[atom]):
+            parents[atom] = None
+        bases[atom] = _name(ties[atom], parents[atom] is not None, bases.values())
+    groups, atoms = [], {}
+    for atom, places in ties.items():
+        for positions in itertools.product(*(range(turn.size) for turn in layers[atom])):
+            at = dict(zip(layers[atom], positions, strict=True))
+            parent = parents[atom]
+            owner = None if parent is None else _layer_name(bases[parent], at, layers[parent])
+            group = Group(
+                name=_layer_name(bases[atom], at, layers[atom]),
+                size=atom.size,
+                ties=tuple(_in_layer(tie, turns, at) for tie in places),
+                admits=admits[atom],
+                parent=owner,
+            )
+            groups.append(group)
+            atoms[group.name] = atom
+    return groups, atoms
+
+
+def _stacks(
+    walk: Walk, leaves: Sequence[Value], names: Sequence[str]
+) -> dict[Atom, dict[str, int]]:
+    """Indices of loops' iterations, and the axis of each leaf that is cut along them."""
+    stacks: dict[Atom, dict[str, int]] = {}
+    for atom in (atom.root() for step in walk.steps for atom in step.iterations):
+        if atom not in stacks:
+            stacks[atom] = {
+                name: axis
+                for name, leaf in zip(names, leaves, strict=True)
+                for axis, given in enumerate(leaf.axes)
+                if expand(given) == ((atom,),)
+            }
+    return stacks
+
+
+def _stacked(axes: Mapping[str, int], tie: Tie) -> bool:
+    return axes.get(tie.leaf, tie.axis) != tie.axis
+
+
+def _in_layer(tie: Tie, turns: Mapping[Atom, Mapping[str, int]], at: Mapping[Atom, int]) -> Tie:
+    places = sorted((turns[turn][tie.leaf], position) for turn, position in at.items())
+    return dataclasses.replace(tie, at=tuple(places))
+
+
+def _layer_name(base: str, at: Mapping[Atom, int], layers: Sequence[Atom]) -> str:
+    return f"{base}[{','.join(str(at[turn]) for turn in layers)}]" if layers else base
 
 
 def _name(ties: Iterable[Tie], nested: bool, taken: Iterable[str]) -> str:
