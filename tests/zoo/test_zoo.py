@@ -1,0 +1,13 @@
+"""Foreign models: whatever the tracer says may move keeps the function, and is matched back."""
+
+import pytest
+
+from tests.zoo.measure import BUILDERS, PACKAGES, measure
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_planted_orders_keep_the_function_and_are_undone(name):
+    pytest.importorskip(PACKAGES[name], reason="needs the optional packages of the extra `zoo`")
+    row = measure(name)
+    assert row.groups > 0 and row.deviation <= 1e-3
+    assert row.weights == 1.0
