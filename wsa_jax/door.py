@@ -263,7 +263,9 @@ def described(annotation: Any) -> str:
 
 
 def _described_array(annotation: Any) -> str:
-    if any("prng" in str(dtype) or "key" in str(dtype) for dtype in annotation.dtypes):
+    # An annotation of any dtype has a stand-in for the list of dtypes.
+    dtypes = annotation.dtypes if isinstance(annotation.dtypes, Iterable) else ()
+    if any("prng" in str(dtype) or "key" in str(dtype) for dtype in dtypes):
         return "a JAX key, jax.random.key(seed)"
     if annotation.array_type in (bool, int, float, complex) or not annotation.dim_str:
         return "a number"

@@ -106,6 +106,19 @@ def test_iid_asks_no_more_of_labels_than_their_number():
         iid(np.zeros(0), clients=1, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"clients": 1.5}, "clients of iid is 1.5; give an integer"),
+        ({"seed": -1}, "seed -1 is no integer of 0 or more; give one"),
+        ({"seed": "0"}, "seed of iid is '0'; give an integer"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        iid(LABELS, **({"clients": 2, "seed": 0} | setting))
+
+
 @pytest.mark.parametrize("partitioner", [dirichlet_equal, dirichlet_unequal])
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_alphas_are_refused(partitioner, alpha):

@@ -222,6 +222,18 @@ class TestInputs:
         with pytest.raises(ValueError, match="params are given and model_state is not"):
             run()
 
+    def test_a_list_of_rows_is_a_partition(self, tiny_task, tiny_data, tiny_partition):
+        rows = [tiny_partition.client_indices(client) for client in range(4)]
+        first, second = (
+            simulate(jax.random.key(0), tiny_task, tiny_data, partition, rounds=1)
+            for partition in (tiny_partition, rows)
+        )
+        assert_bitwise(second.state, first.state)
+
+    def test_examples_of_several_clients_are_told(self, tiny_task, tiny_data):
+        with pytest.warns(UserWarning, match="1 examples of the partition belong to several"):
+            simulate(jax.random.key(0), tiny_task, tiny_data, [[0, 1], [1, 2]], rounds=1)
+
     def test_nobody_accepted_is_told(self, federate, tiny_task):
         params, _ = tiny_task.init(jax.random.key(0))
         huge = jax.tree.map(lambda leaf: leaf * 1e30, params)
@@ -329,6 +341,26 @@ class TestErrors:
         first = np.array([sizes, 0, 0, 0], np.int32)
         wrong = Partition(tiny_partition.indices + indices, tiny_partition.sizes + first)
         with pytest.raises(ValueError, match=message):
+            simulate(jax.random.key(0), tiny_task, tiny_data, wrong, rounds=1)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([[0, 1], [2.5, 3]], r"client 1 of the partition has rows of shape \(2,\) and type f"),
+            ([[0, 1], [2, -3]], "client 1 of the partition has rows .*give integers of 0 or more"),
+            ([], "the partition has no client"),
+            ([[0, 1], [2, 3, 2]], "client 1 of the partition holds example 2 2 times"),
+        ],
+    )
+    def test_partitions_that_are_none(self, tiny_task, tiny_data, rows, message):
+        with pytest.raises(ValueError, match=message):
+            simulate(jax.random.key(0), tiny_task, tiny_data, rows, rounds=1)
+
+    def test_sizes_of_other_clients(self, tiny_task, tiny_data):
+        wrong = Partition(np.array([[0, 1], [2, 3]], np.int32), np.array([2, 2], np.int32))
+        # The tests' type checker would stop it in the constructor.
+        object.__setattr__(wrong, "sizes", np.array([2, 2, 2], np.int32))
+        with pytest.raises(ValueError, match="indices of 2 clients and sizes of 3; give one size"):
             simulate(jax.random.key(0), tiny_task, tiny_data, wrong, rounds=1)
 
     @pytest.mark.parametrize(

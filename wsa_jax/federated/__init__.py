@@ -1,44 +1,86 @@
 """Federated simulation: partitions, algorithms, rounds, and weight scope alignment on top."""
 
-from wsa_jax.federated.aggregate import Aggregation as Aggregation
-from wsa_jax.federated.aggregate import coordinate_median as coordinate_median
-from wsa_jax.federated.aggregate import trimmed_mean as trimmed_mean
-from wsa_jax.federated.algorithms import FederatedAlgorithm as FederatedAlgorithm
-from wsa_jax.federated.algorithms import LocalContext as LocalContext
-from wsa_jax.federated.algorithms import ServerContext as ServerContext
-from wsa_jax.federated.algorithms import fed_adam as fed_adam
-from wsa_jax.federated.algorithms import fed_avg as fed_avg
-from wsa_jax.federated.algorithms import fed_avg_m as fed_avg_m
-from wsa_jax.federated.algorithms import fed_exp as fed_exp
-from wsa_jax.federated.algorithms import fed_prox as fed_prox
-from wsa_jax.federated.algorithms import fed_yogi as fed_yogi
-from wsa_jax.federated.algorithms import scaffold as scaffold
-from wsa_jax.federated.algorithms import server_optimizer as server_optimizer
-from wsa_jax.federated.algorithms.base import add_update as add_update
-from wsa_jax.federated.alignment import ScopeForm as ScopeForm
-from wsa_jax.federated.alignment import WeightScopeAlignment as WeightScopeAlignment
-from wsa_jax.federated.client import Broadcast as Broadcast
-from wsa_jax.federated.client import ClientData as ClientData
-from wsa_jax.federated.client import LocalSettings as LocalSettings
-from wsa_jax.federated.client import RoundSettings as RoundSettings
-from wsa_jax.federated.client import epochs_needed as epochs_needed
-from wsa_jax.federated.client import train_client as train_client
-from wsa_jax.federated.communication import RoundBytes as RoundBytes
-from wsa_jax.federated.communication import bytes_per_round as bytes_per_round
-from wsa_jax.federated.diagnostics import RoundInfo as RoundInfo
-from wsa_jax.federated.mesh import clients_mesh as clients_mesh
-from wsa_jax.federated.partition import Partition as Partition
-from wsa_jax.federated.partition import dirichlet_equal as dirichlet_equal
-from wsa_jax.federated.partition import dirichlet_unequal as dirichlet_unequal
-from wsa_jax.federated.partition import iid as iid
-from wsa_jax.federated.partition import partition_table as partition_table
-from wsa_jax.federated.partition import shards as shards
-from wsa_jax.federated.round import ServerState as ServerState
-from wsa_jax.federated.round import initial_state as initial_state
-from wsa_jax.federated.round import make_round as make_round
-from wsa_jax.federated.run_loop import STOP as STOP
-from wsa_jax.federated.simulate import SimulationResult as SimulationResult
-from wsa_jax.federated.simulate import reference_learning_rate as reference_learning_rate
-from wsa_jax.federated.simulate import simulate as simulate
-from wsa_jax.federated.train_clients import Execution as Execution
-from wsa_jax.federated.train_clients import FederatedData as FederatedData
+from wsa_jax.federated.aggregate import Aggregation, coordinate_median, trimmed_mean
+from wsa_jax.federated.algorithms import (
+    FederatedAlgorithm,
+    LocalContext,
+    ServerContext,
+    fed_adam,
+    fed_avg,
+    fed_avg_m,
+    fed_exp,
+    fed_prox,
+    fed_yogi,
+    scaffold,
+    server_optimizer,
+)
+from wsa_jax.federated.algorithms.base import add_update
+from wsa_jax.federated.alignment import ScopeForm, WeightScopeAlignment
+from wsa_jax.federated.client import (
+    Broadcast,
+    ClientData,
+    LocalSettings,
+    RoundSettings,
+    epochs_needed,
+    train_client,
+)
+from wsa_jax.federated.communication import RoundBytes, bytes_per_round
+from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.mesh import clients_mesh
+from wsa_jax.federated.partition import (
+    Partition,
+    dirichlet_equal,
+    dirichlet_unequal,
+    iid,
+    partition_table,
+    shards,
+)
+from wsa_jax.federated.round import ServerState, initial_state, make_round
+from wsa_jax.federated.run_loop import STOP
+from wsa_jax.federated.simulate import SimulationResult, reference_learning_rate, simulate
+from wsa_jax.federated.train_clients import Execution, FederatedData
+
+__all__ = [
+    "STOP",
+    "Aggregation",
+    "Broadcast",
+    "ClientData",
+    "Execution",
+    "FederatedAlgorithm",
+    "FederatedData",
+    "LocalContext",
+    "LocalSettings",
+    "Partition",
+    "RoundBytes",
+    "RoundInfo",
+    "RoundSettings",
+    "ScopeForm",
+    "ServerContext",
+    "ServerState",
+    "SimulationResult",
+    "WeightScopeAlignment",
+    "add_update",
+    "bytes_per_round",
+    "clients_mesh",
+    "coordinate_median",
+    "dirichlet_equal",
+    "dirichlet_unequal",
+    "epochs_needed",
+    "fed_adam",
+    "fed_avg",
+    "fed_avg_m",
+    "fed_exp",
+    "fed_prox",
+    "fed_yogi",
+    "iid",
+    "initial_state",
+    "make_round",
+    "partition_table",
+    "reference_learning_rate",
+    "scaffold",
+    "server_optimizer",
+    "shards",
+    "simulate",
+    "train_client",
+    "trimmed_mean",
+]

@@ -1,6 +1,9 @@
 """Checks of a simulation's arrays before the first round; each error is one line."""
 
+import warnings
+
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from wsa_jax.federated.alignment import WeightScopeAlignment
@@ -10,8 +13,18 @@ from wsa_jax.tree import key_path
 
 
 def check_partition(partition: Partition) -> None:
-    """Raise a ValueError if a client's size or rows are out of range."""
-    capacity = partition.indices.shape[1]
+    """Raise a ValueError if sizes or rows do not fit; warn where clients share examples.
+
+    Raises:
+      ValueError: not one size for each client, sizes or rows out of range, or an example that one
+        client holds twice.
+    """
+    clients, capacity = partition.indices.shape
+    if partition.sizes.shape != (clients,):
+        raise ValueError(
+            f"the partition has indices of {clients} clients and sizes of {len(partition.sizes)}; "
+            "give one size for each client"
+        )
     if not 0 <= partition.sizes.min() <= partition.sizes.max() <= capacity:
         raise ValueError(
             f"sizes of the partition are {partition.sizes.min()} to {partition.sizes.max()}, but "
@@ -20,6 +33,27 @@ def check_partition(partition: Partition) -> None:
     if partition.indices.min() < 0:
         raise ValueError(
             f"the partition points at example {partition.indices.min()}; rows count from 0"
+        )
+    _check_shared(partition)
+
+
+def _check_shared(partition: Partition) -> None:
+    """An example twice in one client would count twice; in two clients, it may be meant."""
+    owner = np.repeat(np.arange(partition.clients), partition.sizes)
+    rows = partition.indices[partition.mask]
+    pairs, counts = np.unique(np.stack([owner, rows]), axis=1, return_counts=True)
+    if counts.max(initial=0) > 1:
+        client, row = pairs[:, counts.argmax()]
+        raise ValueError(
+            f"client {client} of the partition holds example {row} {counts.max()} times; give each "
+            "of its examples once"
+        )
+    found, owners = np.unique(rows, return_counts=True)
+    if owners.max(initial=0) > 1:
+        warnings.warn(
+            f"{(owners > 1).sum()} examples of the partition belong to several clients, example "
+            f"{found[owners.argmax()]} to {owners.max()} of them",
+            stacklevel=5,
         )
 
 

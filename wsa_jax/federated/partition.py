@@ -6,12 +6,16 @@ draws how each class spreads over the clients, whose sizes then differ.
 """
 
 import math
+import numbers
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
+
+from wsa_jax.door import door
 
 __all__ = [
     "Partition",
@@ -68,8 +72,13 @@ class Partition:
         return np.stack(rows)
 
 
+@door
 def dirichlet_equal(
-    labels: Integer[Array | np.ndarray, " n"], *, clients: int, alpha: float, seed: int
+    labels: Integer[Array | np.ndarray, " n"] | Sequence[int],
+    *,
+    clients: int,
+    alpha: float,
+    seed: int,
 ) -> Partition:
     """Clients of equal size, each with its own class proportions.
 
@@ -106,7 +115,7 @@ def dirichlet_equal(
     """
     labels = _checked_labels(labels, clients)
     _check_alpha(alpha)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     _, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
     proportions = rng.dirichlet(np.full(supply.size, alpha), size=clients)
     pools = _class_pools(inverse, supply.size, rng)
@@ -137,8 +146,9 @@ def dirichlet_equal(
     return _pack(held)
 
 
+@door
 def dirichlet_unequal(
-    labels: Integer[Array | np.ndarray, " n"],
+    labels: Integer[Array | np.ndarray, " n"] | Sequence[int],
     *,
     clients: int,
     alpha: float,
@@ -184,7 +194,7 @@ def dirichlet_unequal(
         )
     if attempts < 1:
         raise ValueError(f"attempts={attempts} must be at least 1")
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     _, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
     for _ in range(attempts):
         counts = _spread_classes(supply, clients, alpha, rng)
@@ -205,7 +215,10 @@ def dirichlet_unequal(
     return _pack(held)
 
 
-def iid(labels: Shaped[Array | np.ndarray, " n"], *, clients: int, seed: int) -> Partition:
+@door
+def iid(
+    labels: Shaped[Array | np.ndarray, " n"] | Sequence[Any], *, clients: int, seed: int
+) -> Partition:
     """All samples dealt at random; sizes differ by at most one.
 
     Args:
@@ -225,12 +238,17 @@ def iid(labels: Shaped[Array | np.ndarray, " n"], *, clients: int, seed: int) ->
     count = len(labels)
     if not 1 <= clients <= count:
         raise ValueError(f"clients={clients} must lie in 1 .. {count}, the number of samples")
-    order = np.random.default_rng(seed).permutation(count)
+    order = _generator(seed).permutation(count)
     return _pack([part.tolist() for part in np.array_split(order, clients)])
 
 
+@door
 def shards(
-    labels: Integer[Array | np.ndarray, " n"], *, clients: int, shards_per_client: int, seed: int
+    labels: Integer[Array | np.ndarray, " n"] | Sequence[int],
+    *,
+    clients: int,
+    shards_per_client: int,
+    seed: int,
 ) -> Partition:
     """Samples sorted by label and cut into equal shards, a few of them dealt to each client.
 
@@ -264,12 +282,39 @@ def shards(
             f"shards_per_client at most the {labels.size} samples (here {total}): change "
             "shards_per_client or lower clients"
         )
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     shuffled = rng.permutation(labels.size)
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     cut = np.array_split(by_label, total)
     dealt = rng.permutation(total).reshape(clients, shards_per_client)
     return _pack([np.concatenate([cut[shard] for shard in row]).tolist() for row in dealt])
+
+
+def as_partition(partition: Partition | Sequence[Any]) -> Partition:
+    """Return a partition, made of the rows of each client if it is a sequence of them.
+
+    Raises:
+      ValueError: no client, or rows that are no sequence of integers >= 0.
+
+    >>> as_partition([[0, 4], [3, 1, 2]]).indices.tolist()
+    [[0, 4, 0], [1, 2, 3]]
+    """
+    if isinstance(partition, Partition):
+        return partition
+    if not len(partition):
+        raise ValueError("the partition has no client; give the rows of each")
+    held = []
+    for client, given in enumerate(partition):
+        rows = np.asarray(given)
+        if rows.size == 0:
+            rows = rows.astype(np.int32).reshape(-1)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or (rows.size and rows.min() < 0):
+            raise ValueError(
+                f"client {client} of the partition has rows of shape {rows.shape} and type "
+                f"{rows.dtype}; give integers of 0 or more, one for each of its examples"
+            )
+        held.append(rows.tolist())
+    return _pack(held)
 
 
 def partition_table(
@@ -325,7 +370,7 @@ def _checked_class_names(class_names: Sequence[str] | None, classes: int) -> lis
 
 
 def _checked_labels(
-    labels: Integer[Array | np.ndarray, " n"], clients: int = 1
+    labels: Integer[Array | np.ndarray, " n"] | Sequence[int], clients: int = 1
 ) -> Integer[np.ndarray, " n"]:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
@@ -336,6 +381,12 @@ def _checked_labels(
     if not 1 <= clients <= labels.size:
         raise ValueError(f"clients={clients} must lie in 1 .. {labels.size}, the number of samples")
     return labels
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"seed {seed!r} is no integer of 0 or more; give one")
+    return np.random.default_rng(int(seed))
 
 
 def _check_alpha(alpha: float) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -20,7 +21,7 @@ from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
 from wsa_jax.federated.checks import check_partition, diagnosed_layers
 from wsa_jax.federated.client import LocalSettings, epochs_needed
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
-from wsa_jax.federated.partition import Partition
+from wsa_jax.federated.partition import Partition, as_partition
 from wsa_jax.federated.round import (
     ServerState,
     check_participants,
@@ -95,7 +96,7 @@ def simulate(
     key: Key[Array, ""],
     task: Task,
     train: tuple[Any, Any],
-    partition: Partition,
+    partition: Partition | Sequence[Any],
     *,
     rounds: int,
     algorithm: FederatedAlgorithm | None = None,
@@ -112,7 +113,7 @@ def simulate(
       key: a JAX key; initial weights, participants, batches and augmentation all follow from it.
       task: what is trained, for example `wsa_jax.training.classification`.
       train: inputs and labels of all clients, ``[examples, ...]`` and ``[examples]``.
-      partition: which client owns which examples.
+      partition: which client owns which examples, or a list of the rows of each client.
       rounds: number of rounds in all, including those of a resumed run.
       algorithm: FedAvg by default.
       wsa: weight scope alignment, None for the plain algorithm; a schedule of its strength is
@@ -191,6 +192,7 @@ def simulate(
             f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
             "any; give Aggregation(rule=function), or no evidence"
         )
+    partition = as_partition(partition)
     # All arguments are checked before anything is compiled or written.
     _check_partition_of(partition, len(train[1]), rounds)
     sets = {"train": train} if test is None else {"train": train, "test": test}
@@ -329,12 +331,12 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
 def _check_partition_of(partition: Partition, examples: int, rounds: int) -> None:
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
+    check_partition(partition)
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "
             f"{partition.sizes.sum()} in all, but there are {examples}; make it from these labels"
         )
-    check_partition(partition)
 
 
 def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:

@@ -68,44 +68,47 @@ def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> 
     return _named("fed_avg_m", optax.sgd, learning_rate=learning_rate, momentum=momentum)
 
 
-@one_object
-def fed_adam(
-    learning_rate: float = 0.01,
-    b1: float | int = 0.9,
-    b2: float | int = 0.99,
-    eps: float = 1e-3,
-) -> FederatedAlgorithm:
-    """Return FedAdam: Adam on the server, with optax's bias correction, which the paper leaves out.
+def _adaptive(name: str, optimizer: Callable[..., optax.GradientTransformation], summary: str):
+    """Make a maker: adaptive servers differ in the optimiser alone."""
+
+    def make(
+        learning_rate: float = 0.01,
+        b1: float | int = 0.9,
+        b2: float | int = 0.99,
+        eps: float = 1e-3,
+    ) -> FederatedAlgorithm:
+        return _named(name, optimizer, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"""{summary}
+
+    Args:
+      learning_rate: of the server.
+      b1: decay of the mean of the updates.
+      b2: decay of the mean of their squares.
+      eps: added to the root of that mean; tau in the paper.
 
     Raises:
       ValueError: learning_rate or eps is not positive, or b1 or b2 not in [0, 1).
 
-    >>> fed_adam().name
-    'fed_adam'
+    >>> {name}(b1=0.5).settings
+    (('learning_rate', 0.01), ('b1', 0.5), ('b2', 0.99), ('eps', 0.001))
 
-    Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
+    Source: Reddi et al., 2021, Algorithm 2.
     """
-    return _named("fed_adam", optax.adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+    return one_object(make)
 
 
-@one_object
-def fed_yogi(
-    learning_rate: float = 0.01,
-    b1: float | int = 0.9,
-    b2: float | int = 0.99,
-    eps: float = 1e-3,
-) -> FederatedAlgorithm:
-    """Return FedYogi: Yogi on the server, with optax's bias correction and initial accumulator.
-
-    Raises:
-      ValueError: learning_rate or eps is not positive, or b1 or b2 not in [0, 1).
-
-    >>> fed_yogi().name
-    'fed_yogi'
-
-    Source: Reddi et al., 2021, Algorithm 2; their eps is tau.
-    """
-    return _named("fed_yogi", optax.yogi, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+fed_adam = _adaptive(
+    "fed_adam",
+    optax.adam,
+    "Return FedAdam: Adam on the server, with optax's bias correction, which the paper leaves out.",
+)
+fed_yogi = _adaptive(
+    "fed_yogi",
+    optax.yogi,
+    "Return FedYogi: Yogi on the server, with optax's bias correction and initial accumulator.",
+)
 
 
 def _named(
