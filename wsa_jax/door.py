@@ -187,6 +187,9 @@ def _unfit_leaf(tree: Any) -> tuple[str, Any] | None:
     """The first leaf that no model or data holds: text, a generator, another library's tensor."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         foreign = type(leaf).__module__.split(".")[0] in ("torch", "tensorflow")
+        # A module's own attribute may be text, such as the axis name of Equinox's BatchNorm.
+        if isinstance(leaf, str) and path and isinstance(path[-1], jax.tree_util.GetAttrKey):
+            continue
         if foreign or isinstance(leaf, str | bytes | types.GeneratorType):
             return key_path(path), leaf
     return None

@@ -1,6 +1,8 @@
 """One table of methods: what each method promises, and what the table does with them."""
 
 import dataclasses
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from wsa_jax.merging import (
     METHODS,
     Budget,
     Evidence,
+    LearningSettings,
     MergeResult,
     Model,
     align_models,
@@ -21,7 +24,8 @@ from wsa_jax.merging import (
     trace_spec,
 )
 from wsa_jax.merging.methods import _activations
-from wsa_jax.training import evaluate
+from wsa_jax.merging.table import chosen_methods
+from wsa_jax.training import Batch, Metrics, Task, classification_task, evaluate
 
 BUDGET = Budget(steps=4, batch_size=10)
 
@@ -167,3 +171,134 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
 
 def test_activation_matching_compiles_once_a_task(models, spec, evidence):
     assert _activations(spec, evidence.task) is _activations(spec, evidence.task)
+
+
+class TestNamesOfMethods:
+    def names(self, models, spec, evidence, test, methods):
+        rows = merge_table(jax.random.key(0), models, spec, evidence, test=test, methods=methods)
+        return [row["method"] for row in rows[2:-1]]
+
+    def test_one_name_one_function_and_both(self, models, spec, evidence, tiny_data):
+        def first(key, spec, models, evidence, *, budget):
+            return MergeResult(*models[0], {})
+
+        given = {"average": ["average"], first: ["first"]}
+        for methods, expected in given.items():
+            assert self.names(models, spec, evidence, tiny_data, methods) == expected
+        both = self.names(models, spec, evidence, tiny_data, ["average", first])
+        assert both == ["average", "first"]
+
+    def test_what_names_no_method_is_refused(self):
+        for methods, message in [
+            ("avrage", "method 'avrage' is unknown; give one of average, activation matching"),
+            ([3], "method 3 is neither a name nor a function; give one of average"),
+            (["average", "average"], "method 'average' has no name of its own; give a dictionary"),
+            ([METHODS["average"]], "has no name of its own; give a dictionary {name: method}"),
+        ]:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                chosen_methods(methods)
+
+    def test_a_spec_of_the_parameters_alone_is_told(self, models, evidence, tiny_data):
+        def apply(params, images):
+            return evidence.task.logits(params, {}, images)
+
+        alone = trace_spec(apply, models[0].params, evidence.images[:2])
+        with pytest.raises(ValueError, match=r"that of the parameters alone; give .*\.variables"):
+            self.names(models, alone, evidence, tiny_data, "average")
+
+
+def squared_errors(params, batch):
+    found = jnp.tanh(batch.inputs["x"] @ params["hidden"]) @ params["out"] + batch.inputs["y"]
+    return jnp.sum((found - batch.labels) ** 2, axis=-1)
+
+
+def regression_task():
+    """Vectors from two arrays; no logits and no accuracy, and a metric of its own."""
+
+    def init(key):
+        first, second = jax.random.split(key)
+        return {"hidden": jax.random.normal(first, (3, 4)),
+                "out": jax.random.normal(second, (4, 2))}, {}  # fmt: skip
+
+    def loss(key, params, model_state, batch):
+        total = jnp.sum(squared_errors(params, batch) * batch.mask)
+        return total / jnp.maximum(jnp.sum(batch.mask), 1.0), model_state
+
+    def metrics(params, model_state, batch):
+        errors = squared_errors(params, batch) * batch.mask
+        own = {"root": jnp.sum(jnp.sqrt(errors))}
+        return Metrics(jnp.sum(errors), None, jnp.sum(batch.mask), own)
+
+    return Task(init, loss, metrics, settings=(("loss", "squared"),))
+
+
+def test_a_regression_of_vectors_from_a_pytree_of_inputs():
+    task, rng = regression_task(), np.random.default_rng(0)
+    inputs = {k: rng.normal(size=(20, n)).astype(np.float32) for k, n in (("x", 3), ("y", 2))}
+    labels = rng.normal(size=(20, 2)).astype(np.float32)
+    models = [Model(*task.init(jax.random.key(seed))) for seed in (0, 1)]
+
+    def apply(variables, x):
+        params = variables["params"]
+        return jnp.tanh(x @ params["hidden"]) @ params["out"]
+
+    spec = trace_spec(apply, models[0].variables, inputs["x"][:2])
+    evidence = Evidence(task, inputs, labels)
+    rows = merge_table(
+        jax.random.key(0), models, spec, evidence, test=(inputs, labels), budget=BUDGET
+    )
+    assert [row["method"] for row in rows] == ["model 1", "model 2", *METHODS]
+    by_name = {row["method"]: row for row in rows}
+    assert all(row["accuracy"] is None for row in rows)
+    assert by_name["activation matching"]["loss"] is None
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, models[0].params, models[1].params)
+    errors = squared_errors(mean, Batch(inputs, labels, np.ones(20)))
+    np.testing.assert_allclose(by_name["average"]["loss"], errors.mean(), rtol=1e-5)
+    np.testing.assert_allclose(by_name["average"]["root"], np.sqrt(errors).mean(), rtol=1e-5)
+    learned = [by_name[name]["loss"] for name in ("Fisher", "NP Merge", "fine-tuning")]
+    assert np.isfinite(learned).all()
+
+
+def test_labels_of_tokens():
+    def init(key):
+        first, second = jax.random.split(key)
+        return {"embedding": 0.3 * jax.random.normal(first, (5, 4)),
+                "out": 0.3 * jax.random.normal(second, (4, 5))}, {}  # fmt: skip
+
+    def apply(params, model_state, tokens, train, key):
+        return jnp.tanh(params["embedding"][tokens]) @ params["out"], model_state
+
+    task = classification_task(init, apply, settings=(("model", "tokens"),))
+    rng = np.random.default_rng(0)
+    tokens, labels = rng.integers(0, 5, (2, 16, 6)).astype(np.int32)
+    models = [Model(*task.init(jax.random.key(seed))) for seed in (0, 1)]
+    spec = trace_spec(
+        lambda variables, x: task.logits(*Model.of(variables), x), models[0].variables, tokens[:2]
+    )
+    rows = merge_table(
+        jax.random.key(0), models, spec, Evidence(task, tokens, labels), test=(tokens, labels),
+        methods=("average", "Fisher", "NP Merge"), budget=BUDGET,
+    )  # fmt: skip
+    assert [row["method"] for row in rows[2:]] == ["average", "Fisher", "NP Merge"]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, models[0].params, models[1].params)
+    logits, _ = apply(mean, {}, tokens, False, None)
+    assert rows[2]["accuracy"] == pytest.approx((np.argmax(logits, -1) == labels).mean())
+
+
+def test_budgets_that_are_none():
+    for options, message in [
+        ({"steps": -1}, "steps must be a positive integer, got -1"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Budget(**options)
+    # The tests' own checks of types refuse these first.
+    for settings, field, value, message in [
+        (Budget(), "steps", 1.5, "steps of Budget is 1.5; give an integer"),
+        (Budget(), "held_out", "0.2", "held_out of Budget is '0.2'; give a number"),
+        (LearningSettings(steps=1), "steps", 1.5, "steps of LearningSettings is 1.5; give an int"),
+        (LearningSettings(steps=1), "batch_size", "5", "batch_size of LearningSettings is '5'"),
+    ]:
+        object.__setattr__(settings, field, value)
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(type(settings).__post_init__)(settings)

@@ -168,14 +168,10 @@ def valid_calls() -> dict[str, Call]:
         "average": Call(merging.average, {"models": [FIRST, SECOND], "weights": [0.5, 0.5]}),
         "slerp": Call(merging.slerp, {"first": FIRST, "second": SECOND, "t": 0.5, "per": "leaf"}),
         "labelled_examples": Call(
-            merging.labelled_examples, {"images": IMAGES, "labels": LABELS, "num_classes": 3}
+            merging.labelled_examples, {"inputs": IMAGES, "labels": LABELS, "num_classes": 3}
         ),
-        "np_merge": Call(
-            merging.np_merge, _learned(learning_rate=0.1, granularity="layer", init=0.5)
-        ),
-        "np_merge_joint": Call(
-            merging.np_merge_joint, _learned(learning_rate=0.1, granularity="layer")
-        ),
+        "np_merge": Call(merging.np_merge, _learned(learning_rate=0.1, init=0.5)),
+        "np_merge_joint": Call(merging.np_merge_joint, _learned(learning_rate=0.1)),
         "np_merge_many": Call(
             merging.np_merge_many,
             _learned(learning_rate=0.1, order="given", models=[FIRST, SECOND, THIRD]),
@@ -192,7 +188,8 @@ def valid_calls() -> dict[str, Call]:
             },
         ),
         "LearningSettings": Call(
-            merging.LearningSettings, {"steps": 2, "batch_size": 4, "eval_every": 1}
+            merging.LearningSettings,
+            {"steps": 2, "batch_size": 4, "eval_every": 1, "granularity": "layer"},
         ),
         "Budget": Call(merging.Budget, {"steps": 2, "batch_size": 4, "held_out": 0.2}),
         "diagonal_fisher": Call(
@@ -275,7 +272,7 @@ def valid_calls() -> dict[str, Call]:
         ),
         "reset_batch_norm": Call(
             merging.reset_batch_norm,
-            {"task": TASK, "params": FIRST, "model_state": {}, "images": IMAGES, "batch_size": 8},
+            {"task": TASK, "params": FIRST, "model_state": {}, "inputs": IMAGES, "batch_size": 8},
         ),
         "merge_table": Call(
             merging.merge_table,

@@ -1,5 +1,6 @@
 """Merging methods by name: each aligns, combines and repairs models on the same budget of data."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,22 +10,25 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from wsa_jax import checks
+from wsa_jax.door import check_fields
 from wsa_jax.merging.align import activation_matching, align, rescale, weight_matching
-from wsa_jax.merging.combine.average import average
 from wsa_jax.merging.combine.examples import labelled_examples
-from wsa_jax.merging.combine.fine_tuning import fine_tune
-from wsa_jax.merging.combine.fisher import diagonal_fisher, fisher_merge, task_log_likelihood
-from wsa_jax.merging.combine.learning import LearningSettings
-from wsa_jax.merging.combine.np_merge import np_merge
-from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
+from wsa_jax.merging.combine.fine_tuning import train_weights
+from wsa_jax.merging.combine.fisher import diagonal_fisher, merge_by_fisher, task_log_likelihood
+from wsa_jax.merging.combine.learning import Learning, LearningSettings, Repair
+from wsa_jax.merging.combine.np_merge import merge_pair
+from wsa_jax.merging.combine.np_merge_many import merge_jointly, merge_order, merge_pairs
+from wsa_jax.merging.combine.penalties import NO_PENALTY
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.training.evaluation import evaluate
-from wsa_jax.training.task import Task
-from wsa_jax.tree import stack
+from wsa_jax.training.task import Batch, Task
+from wsa_jax.tree import stack, weighted_mean
+from wsa_jax.types import Inputs
 
 AlignName = Literal["none", "weight", "activation", "rescaling", "rescaling, weight"]
 
@@ -52,13 +56,18 @@ class Evidence(NamedTuple):
 
     Attributes:
       task: what the models were trained for.
-      images: examples, ``[examples, ...]``.
-      labels: their labels, ``[examples]``.
+      inputs: examples, an array ``[examples, ...]`` or a pytree of such arrays.
+      labels: their labels, ``[examples]`` or ``[examples, ...]`` where each has several.
     """
 
     task: Task
-    images: Array | np.ndarray
-    labels: Shaped[Array | np.ndarray, " examples"]
+    inputs: Inputs
+    labels: Shaped[Array | np.ndarray, "examples ..."]
+
+    @property
+    def images(self) -> Inputs:
+        """The inputs, by their earlier name."""
+        return self.inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,9 @@ class Budget:
     restarts: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("steps", "batch_size", "restarts"):
+            checks.count(name, getattr(self, name))
         for name in ("np_learning_rate", "fine_tuning_rate"):
             check_non_negative(getattr(self, name), name)
         if not 0 <= self.held_out < 1:
@@ -116,6 +128,7 @@ class Pipeline:
         budget: Budget,
     ) -> MergeResult:
         """Merge the models."""
+        checks.models([model.variables for model in models])
         align_key, combine_key = jax.random.split(key)
         models = align_models(
             align_key, spec, models, evidence, self.align, restarts=budget.restarts
@@ -160,7 +173,7 @@ def align_models(
             variables = align(spec, variables, matching)
         if "activation" in name:
             matching = activation_matching(
-                key, spec, first, variables, _activations(spec, evidence.task), evidence.images
+                key, spec, first, variables, _activations(spec, evidence.task), evidence.inputs
             )
             variables = align(spec, variables, matching)
         moved.append(Model.of(variables))
@@ -174,34 +187,46 @@ def applicable(spec: AxisSpec, method: Any) -> bool:
     return any(group.admits != "permutation" for group in spec.groups)
 
 
-def repaired(evidence: Evidence) -> Callable[[PyTree, PyTree], PyTree]:
+def needs_logits(method: Any) -> bool:
+    """Whether a method looks at what a task's logits are computed from."""
+    return "activation" in getattr(method, "align", "")
+
+
+def repaired(evidence: Evidence) -> Repair:
     """``(params, model_state) -> model_state`` with BatchNorm statistics from the evidence."""
 
     def repair(params: PyTree, model_state: PyTree) -> PyTree:
         return reset_batch_norm(
-            evidence.task, params, model_state, evidence.images, labels=evidence.labels
+            evidence.task, params, model_state, evidence.inputs, labels=evidence.labels
         )
 
     return repair
 
 
+# The methods: models correspond and were checked when they came in, so none checks them again.
+
+
 def uniform(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
     """Average parameters, and re-estimate statistics."""
     del key, budget
-    params = average(stack([model.params for model in models]))
+    params = weighted_mean(stack([model.params for model in models]), np.ones(len(models)))
     return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
 
 
 def fisher(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
     """Average parameters weighted by each model's diagonal Fisher information."""
     del key, budget
-    examples = labelled_examples(evidence.images, evidence.labels)
+    examples = labelled_examples(evidence.inputs, evidence.labels)
     likelihood = task_log_likelihood(evidence.task)
     fishers = [
         diagonal_fisher(likelihood, model.params, examples, model_state=model.model_state)
         for model in models
     ]
-    params = fisher_merge([model.params for model in models], fishers).params
+    for index, information in enumerate(fishers):
+        checks.weights(information, f"the Fisher information of model {index + 1}")
+    params = merge_by_fisher(
+        [model.params for model in models], fishers, np.ones(len(models))
+    ).params
     return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
 
 
@@ -210,14 +235,8 @@ def fine_tuning(
 ) -> MergeResult:
     """Train the average further on the evidence, with NP Merge's steps and batches."""
     start = uniform(key, models, evidence, budget)
-    return fine_tune(
-        key,
-        evidence.task.loss,
-        start.params,
-        learning_rate=budget.fine_tuning_rate,
-        model_state=start.model_state,
-        **_learning(key, evidence, budget),
-    )
+    learning = _learning(key, evidence, budget, budget.fine_tuning_rate, start.model_state)
+    return train_weights(key, learning, start.params)
 
 
 def learned(
@@ -234,35 +253,23 @@ def learned(
     """
     params = [model.params for model in models]
     state = uniform(key, models, evidence, budget).model_state
-    rest = _learning(key, evidence, budget) | {"learning_rate": budget.np_learning_rate}
+    learning = _learning(key, evidence, budget, budget.np_learning_rate, state)
     if len(models) == 2:
-        return np_merge(key, evidence.task.loss, params, model_state=state, **rest)
-    scores = None
-    if order == "accuracy":
-        images, labels = np.asarray(evidence.images), np.asarray(evidence.labels)
-        means = [evaluate(evidence.task, *model, images, labels).means() for model in models]
-        if "accuracy" not in means[0]:
-            raise ValueError(
-                "order 'accuracy' needs a task that counts correct answers; give 'given' or 'tree'"
-            )
-        scores = [float(found["accuracy"]) for found in means]
-    return np_merge_many(
-        key, evidence.task.loss, params, order=order, scores=scores, model_state=state, **rest
-    )
+        return merge_pair(key, learning, params[0], params[1], 0.5, NO_PENALTY)
+    scores = _accuracies(models, evidence) if order == "accuracy" else None
+    positions = merge_order(order, scores, len(models))
+    each = dataclasses.replace(learning, repair=None)
+    return merge_pairs(key, each, params, positions, order == "tree", NO_PENALTY, learning.repair)
 
 
 def learned_jointly(
     key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
 ) -> MergeResult:
     """NP Merge of all models at once, by a softmax over models at each parameter."""
-    return np_merge_joint(
-        key,
-        evidence.task.loss,
-        [model.params for model in models],
-        learning_rate=budget.np_learning_rate,
-        model_state=uniform(key, models, evidence, budget).model_state,
-        **_learning(key, evidence, budget),
-    )
+    state = uniform(key, models, evidence, budget).model_state
+    learning = _learning(key, evidence, budget, budget.np_learning_rate, state)
+    params = [model.params for model in models]
+    return merge_jointly(key, learning, params, np.ones(len(models)), NO_PENALTY)
 
 
 METHODS: dict[str, Pipeline] = {
@@ -279,31 +286,51 @@ METHODS: dict[str, Pipeline] = {
 """Methods of `merge_table` by name; a new one is a new line here."""
 
 
-def _learning(key: Array, evidence: Evidence, budget: Budget) -> dict[str, Any]:
+def _learning(
+    key: Array, evidence: Evidence, budget: Budget, rate: float | int, model_state: PyTree
+) -> Learning:
     """Examples to learn from and to select on, drawn once per key, and the repair at the end."""
     count = len(evidence.labels)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
     chosen = round(budget.held_out * count)
-    images, labels = np.asarray(evidence.images), np.asarray(evidence.labels)
-    learn, held_out = order[chosen:], order[:chosen]
-    return {
-        "examples": labelled_examples(images[learn], labels[learn]),
-        "held_out": labelled_examples(images[held_out], labels[held_out]) if chosen else None,
-        "settings": LearningSettings(
-            steps=budget.steps, batch_size=min(budget.batch_size, len(learn))
+
+    def examples(rows: np.ndarray) -> Batch:
+        inputs, labels = jax.tree.map(
+            lambda leaf: np.asarray(leaf)[rows], (evidence.inputs, evidence.labels)
+        )
+        return labelled_examples(inputs, labels)
+
+    return Learning(
+        loss_fn=evidence.task.loss,
+        examples=examples(order[chosen:]),
+        settings=LearningSettings(
+            steps=budget.steps, batch_size=min(budget.batch_size, count - chosen)
         ),
-        "repair": repaired(evidence),
-    }
+        learning_rate=rate,
+        model_state=model_state,
+        held_out=examples(order[:chosen]) if chosen else None,
+        repair=repaired(evidence),
+    )
+
+
+def _accuracies(models: Sequence[Model], evidence: Evidence) -> list[float]:
+    inputs, labels = jax.tree.map(np.asarray, (evidence.inputs, evidence.labels))
+    means = [evaluate(evidence.task, *model, inputs, labels).means() for model in models]
+    if "accuracy" not in means[0]:
+        raise ValueError(
+            "order 'accuracy' needs a task that counts correct answers; give 'given' or 'tree'"
+        )
+    return [float(found["accuracy"]) for found in means]
 
 
 @functools.lru_cache(maxsize=16)
-def _activations(spec: AxisSpec, task: Task) -> Callable[[PyTree, Array], dict[str, Array]]:
-    """The activations of every group, as a function of variables and stored images."""
+def _activations(spec: AxisSpec, task: Task) -> Callable[[PyTree, Any], dict[str, Array]]:
+    """The activations of every group, as a function of variables and stored inputs."""
     if task.logits is None:
         raise ValueError("the task has no logits, which activation matching needs; set them")
     logits = task.logits
 
-    def apply(variables: PyTree, images: Array) -> Array:
-        return logits(*Model.of(variables), images)
+    def apply(variables: PyTree, inputs: Inputs) -> Array:
+        return logits(*Model.of(variables), inputs)
 
     return taps(apply, spec)

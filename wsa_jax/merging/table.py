@@ -1,14 +1,15 @@
 """One table of merging methods: the same models, the same data, the same budget."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from wsa_jax import checks
+from wsa_jax.door import door, shown
 from wsa_jax.merging.evaluate.ensemble import ensemble
 from wsa_jax.merging.methods import (
     METHODS,
@@ -18,23 +19,29 @@ from wsa_jax.merging.methods import (
     Pipeline,
     align_models,
     applicable,
+    needs_logits,
 )
+from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
-from wsa_jax.training.checks import check_labels, check_one_label_each, class_count
+from wsa_jax.training.checks import check_data, logits_shape
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Metrics
 
 Row = dict[str, Any]
 
+Method = Callable[..., MergeResult]
+"""``method(key, spec, models, evidence, budget=budget) -> MergeResult``; a `Pipeline` is one."""
 
+
+@door
 def merge_table(
     key: Key[Array, ""],
     models: Sequence[Model],
     spec: AxisSpec,
     evidence: Evidence,
     *,
-    test: tuple[Array | np.ndarray, Shaped[Array | np.ndarray, " examples"]],
-    methods: Iterable[str] | Mapping[str, Any] = tuple(METHODS),
+    test: tuple[PyTree, Shaped[Array | np.ndarray, "examples ..."]],
+    methods: str | Method | Iterable[str | Method] | Mapping[str, Method] | None = None,
     budget: Budget | None = None,
 ) -> list[Row]:
     """Merge models by every method and evaluate the results: a tidy table.
@@ -44,38 +51,42 @@ def merge_table(
       models: at least two, of one architecture.
       spec: spec of ``models[0].variables``.
       evidence: the examples that methods may use.
-      test: images and labels to evaluate on; no method sees them.
-      methods: names of `METHODS`, or functions by name,
-        ``method(key, spec, models, evidence, budget=budget) -> MergeResult``.
+      test: inputs and labels to evaluate on; no method sees them.
+      methods: names of `METHODS`, functions ``method(key, spec, models, evidence, budget=budget) ->
+        MergeResult``, or both; one of them alone; or a dictionary of functions by name. All
+        of `METHODS` that the task admits if None.
       budget: budget of learned methods; `Budget()` by default.
 
     Returns:
       A list of dictionaries, one per method, with keys ``method``, ``accuracy`` in [0, 1], ``loss``
-      (mean, nats), ``seconds`` (align and combine, compilation included) and ``info`` (without the
-      state of learning). The models themselves come first (``model 1`` and so on); their
-      ``ensemble``, a reference, not a merge, comes last if the task has logits. A method that a
-      model does not admit (rescaling across norms) has accuracy and loss None.
+      (mean, nats), the task's own metrics by name, ``seconds`` (align and combine, compilation
+      included) and ``info`` (without the state of learning). The models themselves come first
+      (``model 1`` and so on); their ``ensemble``, a reference, not a merge, comes last for a
+      classifier. Accuracy is None for a task that counts no correct answers. A method that a model
+      or a task does not admit (rescaling across norms; unless asked for, activation matching
+      without logits) has accuracy and loss None.
 
-    Guarantees: models are not changed; equal keys give equal tables except for ``seconds``. Aligns
-    are shared: methods with the same align combine the same models.
+    Guarantees: models are not changed, and are checked once; equal keys give equal tables except
+    for ``seconds``. Aligns are shared: methods with the same align combine the same models.
 
     Raises:
-      ValueError: fewer than two models, models that differ in a leaf or hold NaN, a spec for
-        another model, no examples, images and labels of unequal number, a label that is not one
-        of the models' classes, or an unknown method.
+      ValueError: fewer than two models, models that differ in a leaf or its dtype or hold NaN, a
+        spec for another model, no examples, inputs and labels of unequal number, a label that is
+        not one of the models' classes, or an unknown method.
     """
     _check(models, spec, evidence, test)
     budget = Budget() if budget is None else budget
-    if not isinstance(methods, Mapping):
-        methods = {name: _named(name) for name in methods}
+    chosen = chosen_methods(methods)
     rows = [
         _row(f"model {index + 1}", _evaluate(evidence, model, test))
         for index, model in enumerate(models)
     ]
+    # The same keys for every method, so that those that share an align can share its result.
     align_key, combine_key = jax.random.split(key)
     aligned: dict[str, tuple[list[Model], float]] = {}
-    for name, method in methods.items():
-        if not applicable(spec, method):
+    for name, method in chosen.items():
+        mute = methods is None and needs_logits(method) and evidence.task.logits is None
+        if mute or not applicable(spec, method):
             rows.append(_row(name, None))
             continue
         begin, spent = time.perf_counter(), 0.0
@@ -96,9 +107,13 @@ def merge_table(
         # The state of learning is larger than the model, and nothing continues from it.
         info = {key: value for key, value in result.info.items() if key != "state"}
         rows.append(_row(name, _evaluate(evidence, merged, test), seconds, info))
-    if evidence.task.logits is not None:
+
+    # A reference, for classifiers of whole examples: mean probabilities need classes.
+    logits_fn = evidence.task.logits
+    shape = logits_shape(evidence.task, *models[0], evidence.inputs)
+    if logits_fn is not None and shape is not None and len(shape) == 1:
         sums = ensemble(
-            evidence.task.logits,
+            logits_fn,
             [model.params for model in models],
             *test,
             model_states=[model.model_state for model in models],
@@ -107,27 +122,67 @@ def merge_table(
     return rows
 
 
-def _named(name: str) -> Pipeline:
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown; give one of {', '.join(METHODS)}")
-    return METHODS[name]
+def chosen_methods(methods: Any) -> dict[str, Method]:
+    """Return methods by name, as `merge_table` takes them.
+
+    Raises:
+      ValueError: an unknown name, what is no function, or a function without a name of its own.
+
+    >>> list(chosen_methods("average"))
+    ['average']
+    """
+    if methods is None:
+        return dict(METHODS)
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    listed = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
+    chosen: dict[str, Method] = {}
+    for method in listed:
+        name = method if isinstance(method, str) else getattr(method, "__name__", None)
+        if isinstance(method, str) and method not in METHODS:
+            raise ValueError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}")
+        if not isinstance(method, str) and not callable(method):
+            raise ValueError(
+                f"method {shown(method)} is neither a name nor a function; "
+                f"give one of {', '.join(METHODS)}"
+            )
+        if name is None or name in chosen:
+            raise ValueError(
+                f"method {shown(method)} has no name of its own; give a dictionary {{name: method}}"
+            )
+        chosen[name] = METHODS[method] if isinstance(method, str) else method
+    return chosen
 
 
 def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: Any) -> None:
     if len(models) < 2:
         raise ValueError(f"{len(models)} model to merge; give at least two")
-    check_spec(spec, models[0].variables)
+    _check_spec(spec, models[0])
     checks.models([model.variables for model in models])
-    classes = class_count(evidence.task, *models[0], evidence.images)
-    for what, images, labels in (("evidence", *evidence[1:]), ("test", *test)):
+    sets = {"evidence": (evidence.inputs, evidence.labels), "test": test}
+    for what, (_, labels) in sets.items():
         if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
-        check_one_label_each(images, labels, what)
-        check_labels(labels, classes, what)
+    check_data(evidence.task, *models[0], sets)
+
+
+def _check_spec(spec: AxisSpec, model: Model) -> None:
+    try:
+        check_spec(spec, model.variables)
+    except ValueError as error:
+        try:
+            check_spec(spec, model.params)
+        except ValueError:
+            raise error from None
+        raise ValueError(
+            "the spec is that of the parameters alone; give that of models[0].variables, from "
+            "trace_spec(apply_fn, models[0].variables, inputs)"
+        ) from None
 
 
 def _evaluate(evidence: Evidence, model: Model, test: Any) -> Metrics:
-    return evaluate(evidence.task, model.params, model.model_state, *map(np.asarray, test))
+    inputs, labels = jax.tree.map(np.asarray, tuple(test))
+    return evaluate(evidence.task, model.params, model.model_state, inputs, labels)
 
 
 def _row(name: str, sums: Metrics | None, seconds: float = 0.0, info: Any = None) -> Row:

@@ -81,6 +81,43 @@ class TestAverage:
         with pytest.raises(ValueError, match="leaf b has shape"):
             average([FIRST, SECOND | {"b": jnp.ones(4)}])
 
+    def test_dtypes_of_one_leaf(self):
+        message = "leaf a is float32 in the first model and bfloat16 in the second; convert one"
+        for merge in (lambda *models: average(models), lambda *models: slerp(*models, 0.5)):
+            with pytest.raises(ValueError, match=message):
+                merge(FIRST, model(dtype=jnp.bfloat16))
+        # Whatever JAX has no dtype for is what it becomes in JAX.
+        wide = FIRST | {"b": np.asarray(FIRST["b"], np.float64)}
+        np.testing.assert_array_equal(flat(average([FIRST, wide])), flat(FIRST))
+
+    def test_complex_weights(self):
+        first, second = (RNG.normal(size=(2, 4)) @ [1, 1j] for _ in range(2))
+        models = [{"w": jnp.asarray(w, jnp.complex64)} for w in (first, second)]
+        np.testing.assert_allclose(average(models)["w"], (first + second) / 2, rtol=1e-6)
+        found = slerp(*models, 0.3)["w"]
+        parts = [{"w": jnp.stack([m["w"].real, m["w"].imag])} for m in models]
+        expected = slerp(*parts, 0.3)["w"]
+        np.testing.assert_allclose(found, expected[0] + 1j * expected[1], rtol=1e-5, atol=1e-6)
+
+    def test_weights_by_place_and_what_no_models_are(self):
+        pair = [FIRST, SECOND]
+        np.testing.assert_array_equal(
+            flat(average(pair, [0.25, 0.75])), flat(average(pair, weights=[0.25, 0.75]))
+        )
+        for given, message in [
+            ((FIRST, SECOND, THIRD), "average: too many positional arguments"),
+            ((None,), "models of average is None; give a pytree of arrays"),
+            ((["a", "b"],), "leaf 0 of models of average is 'a'; give a pytree of arrays"),
+            (((m for m in pair),), "models of average is a generator; give a pytree of arrays"),
+            (([],), "no models to average; give at least one"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                average(*given)
+
+    def test_text_of_a_module_is_the_first_models(self):
+        norms = [eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="batch")[0]] * 2
+        assert average(norms).axis_name == "batch"
+
     def test_no_stack(self):
         with pytest.raises(ValueError, match="models is not a stack"):
             average(FIRST)

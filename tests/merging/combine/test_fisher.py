@@ -102,6 +102,8 @@ def test_errors():
         fisher_merge([model], [model], floor=0.0)
     with pytest.raises(ValueError, match="leaf w of fisher 2 holds 1 NaN"):
         fisher_merge([model] * 2, [model, {"w": jnp.array([1.0, jnp.nan])}], weights=[1.0, 0.0])
+    with pytest.raises(ValueError, match="leaf w of fisher 2 holds -0.5; Fisher information is a"):
+        fisher_merge([model] * 2, [model, {"w": jnp.array([1.0, -0.5])}])
     # Under a trace no value is looked at, and a model of weight 0 is left out all the same.
     merged = jax.jit(
         lambda fishers, weights: fisher_merge([model] * 2, fishers, weights=weights).params

@@ -441,6 +441,30 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"leaf out/kernel has shape \(8, 8\) in the first"):
             self.merge((A, wider))
 
+    def test_what_cannot_be_learnt(self):
+        module = {"w": A, "activation": jax.nn.relu}
+        with pytest.raises(ValueError, match="leaf activation of model 1 is the function relu; gi"):
+            self.merge((module, module))
+        wave = {**A, "phase": jnp.array([1j])}
+        with pytest.raises(ValueError, match="leaf phase of model 1 is complex64, of which no coe"):
+            self.merge((wave, wave))
+        half = {**B, "out": {"kernel": B["out"]["kernel"].astype(jnp.float16)}}
+        with pytest.raises(
+            ValueError, match="leaf out/kernel is float32 in the first model and"
+        ):
+            self.merge((A, half))
+
+    def test_numbers_that_are_none(self):
+        bad = (np.full((4, INPUTS), np.nan), np.ones((4, OUTPUTS)))
+        with pytest.raises(ValueError, match="array 0 of examples holds 12 NaN or infinite values"):
+            self.merge(examples=bad)
+        lost = {**A, "out": {"kernel": A["out"]["kernel"].at[0, 0].set(jnp.inf)}}
+        with pytest.raises(ValueError, match="leaf out/kernel of params holds 1 NaN or infinite"):
+            fine_tune(
+                KEY, mse, lost, (np.ones((4, INPUTS)), np.ones((4, OUTPUTS))),
+                settings=LearningSettings(steps=1, batch_size=2),
+            )  # fmt: skip
+
     def test_learning_rate(self):
         with pytest.raises(ValueError, match=r"learning_rate -1.0 is not a non-negative number"):
             self.merge(learning_rate=-1.0)
@@ -454,6 +478,13 @@ class TestErrors:
             self.merge(examples=(np.ones((1, 4)), np.ones((1, 3))))
         with pytest.raises(ValueError, match="held_out hold no samples"):
             self.merge(held_out=())
+
+    def test_inputs_in_a_pytree(self):
+        inputs = {"x": np.ones((3, 2)), "y": np.ones(3)}
+        made = labelled_examples(inputs, np.array([[0, 1], [1, 1], [2, 0]]), num_classes=3)
+        assert made.inputs["y"].shape == (3,) and made.mask.shape == (3,)
+        with pytest.raises(ValueError, match="examples has 3 rows of x and 2 labels; give one"):
+            labelled_examples(inputs, np.array([0, 1]))
 
     def test_labels(self):
         images = np.ones((3, 2))

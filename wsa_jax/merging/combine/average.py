@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.tree import (
     as_stack,
     is_array,
@@ -25,9 +26,9 @@ from wsa_jax.tree import (
 _SMALL_ANGLE = 1e-4
 
 
+@door
 def average(
     models: PyTree,
-    *,
     weights: Real[ArrayLike, " models"] | Sequence[float | int] | None = None,
 ) -> PyTree:
     r"""Average models: :math:`\sum_i p_i w_i / \sum_i p_i`, uniform by default.
@@ -37,9 +38,9 @@ def average(
         for a stack, even where a model is a list of layers.
       weights: ``[models]``, non-negative and not all 0; normalised here.
 
-    Guarantees: sums in at least float32, keeps dtypes; a model of weight 0 has no effect, even if
-    it holds NaN; leaves that are no floating-point or complex arrays are the first model's. Under
-    jit, values are not checked.
+    Guarantees: sums in at least float32, keeps the dtype of each leaf, in which all models must
+    agree; a model of weight 0 has no effect, even if it holds NaN. Complex weights are averaged as
+    such; leaves that are neither are the first model's. Under jit, values are not checked.
 
     BatchNorm statistics are a tree like any other: means and variances both become arithmetic
     means. That leaves out the spread between the models' means, and the merged model's activations
@@ -55,6 +56,8 @@ def average(
 
     Source: WSA, section 3; McMahan et al., 2017, algorithm 1, for the weights.
     """
+    if type(models) in (list, tuple) and not models:
+        raise ValueError("no models to average; give at least one")
     models = as_stack(models)
     leaves = [leaf for leaf in jax.tree.leaves(models) if is_array(leaf)]
     if not leaves:
@@ -77,6 +80,7 @@ def average(
     return weighted_mean(models, weights)
 
 
+@door
 def slerp(
     first: PyTree,
     second: PyTree,
@@ -96,7 +100,8 @@ def slerp(
       per: measure one angle per (flattened) leaf, or one over the whole model.
 
     Guarantees: exact at both ends; vectors of equal norm keep it, at every magnitude; computed in
-    at least float32, dtypes kept.
+    at least float32; keeps the dtype of each leaf, in which both models must agree. Complex weights
+    are vectors of twice as many real numbers.
 
     Edge cases: (nearly) parallel, opposite or zero vectors are interpolated linearly, as
     `wsa_jax.tree.lerp` does. Leaves that are no floating-point or complex arrays are the first
@@ -112,11 +117,10 @@ def slerp(
 
     Source: Shoemake, 1985, section 3.3.
     """
+    checks.one_of("per", per, ("leaf", "model"))
     checks.pair(first, second)
     checks.weights(first, "the first model")
     checks.weights(second, "the second model")
-    if per not in ("leaf", "model"):
-        raise ValueError(f"per {per!r} is unknown; give 'leaf' or 'model'")
     pairs = [
         (wide(a), wide(b))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)

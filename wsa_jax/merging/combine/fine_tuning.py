@@ -2,7 +2,11 @@
 
 from jaxtyping import Array, Key, PyTree
 
+from wsa_jax import checks
+from wsa_jax.door import door
+from wsa_jax.leaves import is_traced
 from wsa_jax.merging.combine.coefficients import replace_weights, weights_by_name
+from wsa_jax.merging.combine.examples import check_learnable
 from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
     Learning,
@@ -25,6 +29,7 @@ def _combine(weights: dict[str, Array], models: tuple[PyTree, ...]) -> PyTree:
 _WEIGHTS = Objective(_combine)
 
 
+@door
 def fine_tune(
     key: Key[Array, ""],
     loss_fn: LossFn,
@@ -65,8 +70,18 @@ def fine_tune(
     >>> round(float(result.params["w"]), 1)
     1.0
     """
+    if not is_traced(params):
+        checks.finite(params)
+    check_learnable([params])
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=repair,
     )  # fmt: skip
+    return train_weights(key, learning, params, state)
+
+
+def train_weights(
+    key: Key[Array, ""], learning: Learning, params: PyTree, state: LearningState | None = None
+) -> MergeResult:
+    """Train a model that is known to be learnable, as `fine_tune` does."""
     return learn(key, learning, _WEIGHTS, weights_by_name(params), (params,), state=state)

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.door import door
+from wsa_jax.leaves import is_traced, is_weight, key_path
 from wsa_jax.merging.combine.coefficients import (
     replace_weights,
     weights_by_name,
 )
-from wsa_jax.merging.combine.examples import check_examples
+from wsa_jax.merging.combine.examples import check_examples, check_learnable
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training.task import Task
 from wsa_jax.tree import as_list, shares, wide
@@ -23,6 +25,7 @@ LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
 """``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
 
 
+@door
 def diagonal_fisher(
     log_likelihood: LogLikelihood,
     params: PyTree,
@@ -46,8 +49,8 @@ def diagonal_fisher(
         up to rounding.
 
     Returns:
-      A tree of the structure of ``params``, float32 and never negative; leaves that are not
-      floating-point arrays are kept.
+      A tree of the structure of ``params``, at least float32 and never negative; leaves that are
+      not floating-point arrays are kept.
 
     Guarantees: every example counts once. The observed labels are used, so this is the empirical
     Fisher: at a poor fit it differs from the expectation over the model's own labels.
@@ -71,6 +74,7 @@ def diagonal_fisher(
     return replace_weights(params, squares)
 
 
+@door
 def task_log_likelihood(task: Task) -> LogLikelihood:
     """Return the log-likelihood of a task's example, from its metrics, in evaluation mode.
 
@@ -80,6 +84,7 @@ def task_log_likelihood(task: Task) -> LogLikelihood:
     return _task_log_likelihood(task)
 
 
+@door
 def fisher_merge(
     models: PyTree,
     fishers: PyTree,
@@ -108,8 +113,8 @@ def fisher_merge(
 
     Raises:
       ValueError: no models, a different number of fishers or weights, models or fishers that differ
-        in a leaf (which is named) or hold NaN, a negative weight, all weights 0, or a floor that is
-        not positive.
+        in a leaf (which is named) or hold NaN, negative Fisher information, a negative weight, all
+        weights 0, or a floor that is not positive.
 
     >>> models = {"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}
     >>> fishers = {"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1.0, 0.0])}
@@ -121,10 +126,11 @@ def fisher_merge(
     models, fishers = as_list(models), as_list(fishers)
     if not models or len(models) != len(fishers):
         raise ValueError(f"{len(models)} models and {len(fishers)} fishers; give one per model")
-    checks.models(models)
+    check_learnable(models)
     for index, fisher in enumerate(fishers):
         checks.same_structure(models[0], fisher)
         checks.weights(fisher, f"fisher {index + 1}")
+        _check_not_negative(fisher, f"fisher {index + 1}")
     scale = np.ones(len(models), np.float32) if weights is None else weights
     if np.shape(scale) != (len(models),):
         raise ValueError(
@@ -133,11 +139,35 @@ def fisher_merge(
     checks.shares(scale, "weights")
     if not isinstance(floor, jax.core.Tracer) and not np.asarray(floor) > 0:
         raise ValueError(f"floor {floor} is not positive; the default is 1e-6")
+    return merge_by_fisher(models, fishers, scale, floor, model_state)
+
+
+def merge_by_fisher(
+    models: Sequence[PyTree],
+    fishers: Sequence[PyTree],
+    scale: Any,
+    floor: Real[ArrayLike, ""] = 1e-6,
+    model_state: PyTree = None,
+) -> MergeResult:
+    """Average models and Fisher information that are known to fit, as `fisher_merge` does."""
     params, by_leaf = _jitted_merge(
         tuple(models), tuple(fishers), jnp.asarray(shares(scale), float), jnp.asarray(floor, float)
     )
     state = {} if model_state is None else model_state
     return MergeResult(params, state, {"shares": by_leaf})
+
+
+def _check_not_negative(fisher: PyTree, what: str) -> None:
+    """Raise a ValueError that names the first leaf that no mean of squares can be."""
+    if is_traced(fisher):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fisher):
+        least = np.min(np.asarray(leaf, np.float64), initial=0.0) if is_weight(leaf) else 0.0
+        if least < 0:
+            raise ValueError(
+                f"leaf {key_path(path)} of {what} holds {least:g}; Fisher information is a mean of "
+                "squares, so give numbers of at least 0"
+            )
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,12 +200,12 @@ def _jitted_fisher(log_likelihood: LogLikelihood, batch_size: int) -> Callable[.
 
             def sum_squares(sum_so_far: Array, grad: Array) -> Array:
                 kept = inside.reshape(-1, *(1,) * (grad.ndim - 1))
-                squares = jnp.square(grad.astype(jnp.float32))
+                squares = jnp.square(wide(grad))
                 return sum_so_far + jnp.sum(jnp.where(kept, squares, 0.0), axis=0)
 
             return jax.tree.map(sum_squares, total, grads), None
 
-        zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in weights.items()}
+        zeros = {name: jnp.zeros_like(wide(leaf)) for name, leaf in weights.items()}
         sums, _ = jax.lax.scan(add, zeros, jnp.arange(0, count, batch_size))
         return jax.tree.map(lambda total: total / count, sums)
 

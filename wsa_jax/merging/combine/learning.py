@@ -8,9 +8,10 @@ import jax
 import optax
 from jaxtyping import Array, ArrayLike, Integer, PyTree, Real
 
+from wsa_jax.door import check_fields
 from wsa_jax.merging.combine.best_so_far import BestSoFar
 from wsa_jax.merging.combine.coefficients import check_granularity
-from wsa_jax.merging.combine.examples import check_examples
+from wsa_jax.merging.combine.examples import check_examples, check_finite_examples
 from wsa_jax.schedules import check_non_negative
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
@@ -43,7 +44,7 @@ class LearningSettings:
       batch_sharding: sharding of each batch's leading axis over devices, or None.
 
     Raises:
-      ValueError: steps or eval_every is not a whole number of at least 1, or the granularity is
+      ValueError: a field is of another type, steps or eval_every is below 1, or the granularity is
         unknown.
     """
 
@@ -56,6 +57,7 @@ class LearningSettings:
     batch_sharding: jax.sharding.Sharding | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "eval_every"):
             value = getattr(self, name)
             if value < 1:
@@ -119,6 +121,7 @@ class Learning:
 
     def __post_init__(self) -> None:
         check_examples(self.examples, self.settings.batch_size)
+        check_finite_examples(self.examples)
         if self.held_out is not None:
             check_examples(self.held_out, 1, "held_out")
         check_non_negative(self.learning_rate, "learning_rate")

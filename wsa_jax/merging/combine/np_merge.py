@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
-from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     check_share,
     coefficient_shapes,
     interpolate,
 )
+from wsa_jax.merging.combine.examples import check_learnable
 from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
     Learning,
@@ -31,6 +32,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list
 
 
+@door
 def np_merge(
     key: Key[Array, ""],
     loss_fn: LossFn,
@@ -85,9 +87,9 @@ def np_merge(
       coefficients of the lowest loss until then are returned and ``diverged`` is true.
 
     Raises:
-      ValueError: not two models; models that differ in a leaf (which is named) or hold NaN; no
-        examples or fewer than a batch; a share outside [0, 1] or of a shape that does not fit its
-        leaf; a negative strength or rate.
+      ValueError: not two models; models that differ in a leaf or its dtype (which is named), hold
+        NaN or are not arrays alone; no examples, fewer than a batch, or NaN in them; a share
+        outside [0, 1] or of a shape that does not fit its leaf; a negative strength or rate.
 
     >>> def loss_fn(key, params, model_state, batch):
     ...     return jnp.mean((batch[:, :2] @ params["w"] - batch[:, 2]) ** 2), model_state
@@ -107,7 +109,7 @@ def np_merge(
         raise ValueError(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
         )
-    checks.models(models)
+    check_learnable(models)
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=repair,

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
     coefficient_shapes,
     mixture,
 )
+from wsa_jax.merging.combine.examples import check_learnable
 from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
     Learning,
@@ -42,6 +44,7 @@ class _Node(NamedTuple):
     position: int
 
 
+@door
 def np_merge_many(
     key: Key[Array, ""],
     loss_fn: LossFn,
@@ -102,11 +105,34 @@ def np_merge_many(
     are ours.
     """
     models = _checked(models)
-    positions = _positions(order, scores, len(models))
+    positions = merge_order(order, scores, len(models))
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=None,
     )  # fmt: skip
+    return merge_pairs(key, learning, models, positions, order == "tree", strengths, repair)
+
+
+def merge_pairs(
+    key: Key[Array, ""],
+    learning: Learning,
+    models: Sequence[PyTree],
+    positions: list[int],
+    tree: bool,
+    strengths: Strengths,
+    repair: Repair | None,
+) -> MergeResult:
+    """Merge models that are known to be learnable, as `np_merge_many` does.
+
+    Args:
+      key: each merge folds its number into it.
+      learning: of each merge, without its repair.
+      models: the models.
+      positions: the order in which they are merged.
+      tree: whether neighbours are merged in pairs, or each with all before it.
+      strengths: strengths of the penalties.
+      repair: applied to the last merge.
+    """
     histories: list[dict[str, Any]] = []
     merges: list[tuple[int, int]] = []
 
@@ -122,9 +148,9 @@ def np_merge_many(
         merges.append((first.position, second.position))
         return _Node(result.params, result.model_state, count, first.position)
 
-    nodes = [_Node(models[p], model_state, 1, p) for p in positions]
+    nodes = [_Node(models[p], learning.model_state, 1, p) for p in positions]
     while len(nodes) > 1:
-        if order == "tree":
+        if tree:
             pairs = zip(nodes[::2], nodes[1::2], strict=False)
             odd = nodes[-1:] if len(nodes) % 2 else []
             nodes = [merge(*pair) for pair in pairs] + odd
@@ -141,6 +167,7 @@ def np_merge_many(
     return MergeResult(node.params, state, info | {"order": positions, "merges": merges})
 
 
+@door
 def np_merge_joint(
     key: Key[Array, ""],
     loss_fn: LossFn,
@@ -202,10 +229,22 @@ def np_merge_joint(
         model_state=model_state, held_out=held_out, repair=repair,
     )  # fmt: skip
 
+    return merge_jointly(key, learning, models, init, strengths, state)
+
+
+def merge_jointly(
+    key: Key[Array, ""],
+    learning: Learning,
+    models: Sequence[PyTree],
+    init: Any,
+    strengths: Strengths,
+    state: LearningState | None = None,
+) -> MergeResult:
+    """Merge models that are known to be learnable, as `np_merge_joint` does."""
     initial = jnp.asarray(shares(init), jnp.float32)
     variables: Coefficients = {}
     center: dict[str, Array] = {}
-    for name, shape in coefficient_shapes(models[0], settings.granularity).items():
+    for name, shape in coefficient_shapes(models[0], learning.settings.granularity).items():
         center[name] = initial.reshape(-1, *(1,) * len(shape))
         variables[name] = jnp.broadcast_to(jnp.log(center[name]), (len(models), *shape))
     penalty, penalty_inputs = penalise(strengths, models, center, joint=True)
@@ -223,11 +262,19 @@ def _checked(models: PyTree) -> list[PyTree]:
     models = as_list(models)
     if not models:
         raise ValueError("no models to merge; give at least one")
-    checks.models(models)
+    check_learnable(models)
     return models
 
 
-def _positions(order: str, scores: Any, count: int) -> list[int]:
+def merge_order(order: str, scores: Any, count: int) -> list[int]:
+    """Return the positions of models in the order in which they are merged.
+
+    Raises:
+      ValueError: the order is unknown, or scores are missing or of the wrong number.
+
+    >>> merge_order("accuracy", [0.1, 0.3, 0.2], 3)
+    [1, 2, 0]
+    """
     if order not in get_args(Order):
         known = ", ".join(repr(name) for name in get_args(Order))
         raise ValueError(f"order {order!r} is unknown; give one of {known}")
