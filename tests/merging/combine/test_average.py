@@ -91,7 +91,7 @@ class TestAverage:
         np.testing.assert_array_equal(flat(average([FIRST, wide])), flat(FIRST))
 
     def test_complex_weights(self):
-        first, second = (RNG.normal(size=(2, 4)) @ [1, 1j] for _ in range(2))
+        first, second = (RNG.normal(size=(4, 2)) @ [1, 1j] for _ in range(2))
         models = [{"w": jnp.asarray(w, jnp.complex64)} for w in (first, second)]
         np.testing.assert_allclose(average(models)["w"], (first + second) / 2, rtol=1e-6)
         found = slerp(*models, 0.3)["w"]

@@ -449,9 +449,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="leaf phase of model 1 is complex64, of which no coe"):
             self.merge((wave, wave))
         half = {**B, "out": {"kernel": B["out"]["kernel"].astype(jnp.float16)}}
-        with pytest.raises(
-            ValueError, match="leaf out/kernel is float32 in the first model and"
-        ):
+        with pytest.raises(ValueError, match="leaf out/kernel is float32 in the first model and"):
             self.merge((A, half))
 
     def test_numbers_that_are_none(self):
