@@ -12,7 +12,7 @@ import tyro
 
 from wsa_jax.demo import DemoSettings
 from wsa_jax.runs.files import directory_path, make_folder, one_line
-from wsa_jax.runs.run_directory import interruption
+from wsa_jax.runs.interrupts import interruption
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ import pytest
 from tests.runs.mutate import run as run_tiny
 from wsa_jax.runs import files, lock
 from wsa_jax.runs.files import CheckpointError
+from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,3 +305,46 @@ def test_keyboard_interrupt_says_what_is_saved(saved):
         interrupted()
     assert error.value.__notes__ == ["interrupted after round 2; start again to resume"]
     assert jax.tree.leaves(go_on(saved, until=3).state)
+
+
+def test_ctrl_c_within_a_write_waits_for_its_end(saved, monkeypatch):
+    def interrupted():
+        with opened(saved) as run:
+            run.resume(STATE)
+            save = run._checkpoints.save
+
+            def while_saving(*args, **named):
+                signal.raise_signal(signal.SIGINT)
+                save(*args, **named)
+
+            monkeypatch.setattr(run._checkpoints, "save", while_saving)
+            run.append([{"round": 3}])
+            run.save(3, {"w": jnp.full(3, 3.0)})
+            raise AssertionError("the interrupt was lost")
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        interrupted()
+    assert error.value.__notes__ == ["interrupted after round 3; start again to resume"]
+    assert go_on(saved, until=3).done == 3
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    reached = []
+
+    def impatient():
+        with interrupts_wait():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+                reached.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert reached == ["went on"]
+
+
+def test_a_run_in_another_thread_is_left_alone(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(go_on(tmp_path, until=1).done))
+    thread.start()
+    thread.join()
+    assert found == [0]

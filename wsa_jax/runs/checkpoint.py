@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from wsa_jax.runs.files import CheckpointError, directory_path, first_line, make_folder
 from wsa_jax.runs.identity import digest, text_digest
+from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.tree import is_key, key_path
 
 # The leaf that holds the seal: what the others must be, of which step of which run.
@@ -76,7 +77,7 @@ class Checkpoints:
             options |= {"create": False, "cleanup_tmp_directories": False}
         else:
             make_folder(self.directory)
-        with _quiet(), _as_one_line(f"cannot open the checkpoints in {self.directory}"):
+        with _undisturbed(f"cannot open the checkpoints in {self.directory}"):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options),
@@ -103,13 +104,10 @@ class Checkpoints:
         # Orbax refuses leaves without elements; their shapes and dtypes are in the seal.
         stored = {name: leaf for name, leaf in named.items() if leaf.size}
         stored[_SEAL] = _as_bytes(_seal(step, self._run, note, named))
-        with (
-            _quiet(),
-            _as_one_line(
-                f"cannot write checkpoint {self.directory / str(step)}",
-                "free some space, or give a directory that can be written to, and start again: the "
-                "run is safe up to its last checkpoint",
-            ),
+        with _undisturbed(
+            f"cannot write checkpoint {self.directory / str(step)}",
+            "free some space, or give a directory that can be written to, and start again: the run "
+            "is safe up to its last checkpoint",
         ):
             written = self._manager.save(step, args=ocp.args.StandardSave(stored))
         if not written:
@@ -128,7 +126,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         path = self.directory / str(step)
-        with _quiet(), _as_one_line(f"checkpoint {path} is torn or unreadable", _TORN):
+        with _undisturbed(f"checkpoint {path} is torn or unreadable", _TORN):
             found = dict(self._manager.restore(step, args=ocp.args.StandardRestore()))
             seal = _read_seal(found.pop(_SEAL, None), path)
             found |= {
@@ -241,12 +239,13 @@ def _as_bytes(text: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _as_one_line(
+def _undisturbed(
     what: str, way_out: str = "move it away, or give another directory"
 ) -> Generator[None]:
-    """Name the path where orbax, or a library below it, fails in whatever way it does."""
+    """Let orbax finish, and name the path where it, or a library below it, fails."""
     try:
-        yield
+        with interrupts_wait(), _quiet():
+            yield
     except CheckpointError:
         raise
     except _FAILURES as error:

@@ -22,6 +22,7 @@ from wsa_jax.runs.files import (
     write_atomically,
 )
 from wsa_jax.runs.identity import check_identity, identity_digest
+from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.runs.lock import DirectoryLock
 from wsa_jax.runs.processes import barrier, on_host, said_by_first, writes
 
@@ -171,7 +172,7 @@ class RunDirectory:
             return
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self._check_held()
-        with one_line(self._metrics, "write"):
+        with interrupts_wait(), one_line(self._metrics, "write"):
             if self._lines is not None:
                 # Rows past the checkpoint belong to rounds that were run again.
                 write_atomically(self._metrics, "".join(f"{x}\n" for x in self._lines) + text)
@@ -186,8 +187,9 @@ class RunDirectory:
     def save(self, step: int, state: PyTree) -> None:
         """Write a checkpoint; the rows up to it must have been appended."""
         self._check_held()
-        self._checkpoints.save(step, on_host(state), note=self._rows.hexdigest()[:16])
-        self._saved = step
+        with interrupts_wait():
+            self._checkpoints.save(step, on_host(state), note=self._rows.hexdigest()[:16])
+            self._saved = step
 
     def _check_held(self) -> None:
         if self._lock is not None:
@@ -209,15 +211,6 @@ class RunDirectory:
             with one_line(self._settings, "write"):
                 write_atomically(self._settings, json.dumps(self._identity, indent=1))
         barrier(str(self._settings))
-
-
-def interruption(error: KeyboardInterrupt) -> str:
-    """Return the line with which a command ends that was interrupted.
-
-    >>> interruption(KeyboardInterrupt())
-    'interrupted; start again to resume'
-    """
-    return next(iter(getattr(error, "__notes__", [])), "interrupted; start again to resume")
 
 
 def read_rows(
