@@ -65,7 +65,7 @@ def load_dataset(
         split (355 images), the others to the training split (1,442). Pixels are 0 .. 16.
       * folders: classes are the sorted sub-folder names of the split. An image of another size
         is resized bilinearly so that it covers the info's shape, then cropped at the centre (no
-        distortion); modes are converted to RGB or grey.
+        distortion); modes are converted to RGB or grey, and of 16 bits the high byte is kept.
       * a side: the info has its `image_shape`, and the `mean` and `std` of the images as stored, so
         that the inputs are block means of the stored images' inputs, up to the rounding. They vary
         a little less: on CIFAR-10, the inputs' std is 0.96.
@@ -73,7 +73,8 @@ def load_dataset(
     Raises:
       ValueError: unknown dataset or split, prepared features that name a class of another library
         (no code that data names is imported), a folder with a different number of classes than the
-        info, prepared images of a different shape, or a side that does not divide theirs.
+        info or without an image, a file that is no image (it is named), prepared images of a
+        different shape, or a side that does not divide theirs.
       FileNotFoundError: the data is not there; the message says what to run or set.
 
     >>> train = load_dataset("digits")
@@ -246,6 +247,12 @@ def _read_folder(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarra
         for path in sorted(one_class.iterdir())
         if path.suffix.lower() in _SUFFIXES
     ]
+    for label, one_class in enumerate(classes):
+        if not any(label == of for _, of in files):
+            raise ValueError(
+                f"{one_class} holds no image ({', '.join(_SUFFIXES)}); complete the class, or "
+                "remove the folder and its class"
+            )
     images = _decode(((path, path) for path, _ in files), len(files), info, True)
     return images, np.asarray([label for _, label in files], np.int32)
 
@@ -253,21 +260,40 @@ def _read_folder(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarra
 def _decode(
     files: Iterable[tuple[Path, Path | io.BytesIO]], count: int, info: DatasetInfo, resize: bool
 ) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+    from PIL.Image import Resampling
 
     height, width, channels = info.image_shape
     mode = {1: "L", 3: "RGB"}[channels]
     images = np.empty((count, height, width, channels), np.uint8)
     for row, (path, file) in enumerate(files):
+        image = _read_image(file, mode, f"image {row} in {path}" if path.is_dir() else str(path))
+        if image.size != (width, height):
+            if not resize:
+                raise ValueError(
+                    f"image {row} in {path} has width, height {image.size}, but "
+                    f"{info.name!r} has image_shape={info.image_shape}"
+                )
+            image = ImageOps.fit(image, (width, height), Resampling.BILINEAR)
+        images[row] = np.asarray(image).reshape(height, width, channels)
+    return images
+
+
+def _read_image(file: Path | io.BytesIO, mode: str, name: str) -> Any:
+    """Decode one image to 8 bits a channel; of 16 bits, the high byte is kept."""
+    from PIL import Image
+
+    try:
         # Naming the formats avoids a search through all of them, a tenth of the time.
         with Image.open(file, formats=("JPEG", "PNG")) as opened:
-            image = opened if opened.mode == mode else opened.convert(mode)
-            if image.size != (width, height):
-                if not resize:
-                    raise ValueError(
-                        f"image {row} in {path} has width, height {image.size}, but "
-                        f"{info.name!r} has image_shape={info.image_shape}"
-                    )
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            images[row] = np.asarray(image).reshape(height, width, channels)
-    return images
+            opened.load()
+            # Converted by Pillow, 16 bits of grey would be clipped at 255.
+            if opened.mode.startswith("I"):
+                deep = np.asarray(opened).astype(np.int64)
+                return Image.fromarray((deep >> 8).astype(np.uint8)).convert(mode)
+            return opened if opened.mode == mode else opened.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} cannot be read: {reason or type(error).__name__}; replace or remove it"
+        ) from error

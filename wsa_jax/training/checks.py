@@ -79,6 +79,12 @@ def check_one_label_each(inputs: PyTree, labels: Any, what: str) -> None:
             )
 
 
+def check_inputs(task: Task, inputs: PyTree, what: str) -> None:
+    """Raise the ValueError of a task that does not take inputs of this type or range."""
+    if task.check_inputs is not None:
+        task.check_inputs(inputs, what)
+
+
 def check_labels(
     labels: Any, num_classes: int | None, what: str, padding_label: int | None = None
 ) -> None:
@@ -130,11 +136,12 @@ def check_data(
     Only a task with logits says what its labels mean; otherwise only their number is checked.
 
     Raises:
-      ValueError: unequal numbers of inputs and labels, inputs that the model does not take, or
-        labels of another type, shape or range than the task's.
+      ValueError: unequal numbers of inputs and labels, inputs that the model does not take, images
+        in other units than the task's, or labels of another type, shape or range.
     """
     for what, (inputs, labels) in sets.items():
         check_one_label_each(inputs, labels, what)
+        check_inputs(task, inputs, what)
         if not len(labels):
             continue
         logits = logits_shape(task, params, model_state, inputs, what)

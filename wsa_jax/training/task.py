@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from wsa_jax.data.augmentation import AugmentMode, augment, normalize
+from wsa_jax.data.checks import check_images
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.door import door
 from wsa_jax.runs.described import described
@@ -82,6 +83,8 @@ class Task(NamedTuple):
         inputs as they are stored; None for a task without logits.
       padding_label: label of positions that are in no loss and no metric; None for none.
       integer_labels: whether labels must be integers, one for each position of the logits.
+      check_inputs: ``(inputs, what)``, raises a ValueError that names inputs which this task does
+        not take, such as images in other units; None for no check.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
@@ -91,6 +94,7 @@ class Task(NamedTuple):
     logits: Callable[[PyTree, PyTree, Any], Array] | None = None
     padding_label: int | None = None
     integer_labels: bool = False
+    check_inputs: Callable[[Any, str], None] | None = None
 
 
 class Metrics(NamedTuple):
@@ -140,6 +144,8 @@ def classification(
       padding: pixels by which a crop moves at most.
 
     Guarantees: equal arguments return the same object, so jitted callers do not compile twice.
+    `fit`, `simulate`, `evaluate` and `merge_table` refuse images whose dtype or range is not that
+    of the info, 0 to its scale.
     """
     return _classification(module, info, augmentation, padding)
 
@@ -183,7 +189,8 @@ def _classification(
         # Runs from before crops had a size of their own say the mode alone, and resume.
         ("augmentation", augmentation if padding == 4 else f"{augmentation}, padding {padding}"),
     )
-    return classification_task(init, apply, settings=settings)
+    task = classification_task(init, apply, settings=settings)
+    return task._replace(check_inputs=lambda images, what: check_images(images, info, what))
 
 
 @door
