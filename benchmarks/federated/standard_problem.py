@@ -61,14 +61,15 @@ PLAIN: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.1},
     _OWN_HABIT,
 )
+# Where the larger strengths would be unstable as explicit steps, in the proximal form.
 WITH_WSA: tuple[dict[str, Any], ...] = (
     {"init": "he"},
-    {"init": "torchvision"},
+    {"init": "torchvision", "form": "proximal"},
     {"target": "he"},
     {"target": "he_fused"},
     {"fusion": "sum"},
     {"fusion": "pooled"},
-    {"learning_rate": 0.1},
+    {"learning_rate": 0.1, "form": "proximal"},
     _OWN_HABIT,
 )
 # Strengths of their own: small layers make strong explicit steps unstable.

@@ -1,8 +1,10 @@
 """The standard problem's cells: their order, and the strength that validation chooses."""
 
+import dataclasses
 import json
 
 from benchmarks.federated import standard_problem
+from benchmarks.federated.check_cells import check_cells
 from benchmarks.federated.experiment import CommonArgs
 from benchmarks.record.ledger import Ledger
 from tests.benchmarks.planting import planted_row
@@ -41,6 +43,13 @@ def test_cells_are_ranked_by_alpha_data_set_and_table():
         *(("fed_avg", seed, strength) for seed in (0, 1, 2) for strength in (0.0, 5.0)),
         ("fed_prox", 0, 0.0),
     ]
+
+
+def test_all_questions_can_be_asked_at_every_strength_of_the_choice(tmp_path):
+    args = dataclasses.replace(CommonArgs(preset="cpu"), seed=(0,))
+    for strength in (min(standard_problem.STRENGTHS), max(standard_problem.STRENGTHS)):
+        # As far as it goes without data: networks, numbers and the bound of explicit forms.
+        check_cells(standard_problem.questions(args, strength), str(tmp_path))
 
 
 def test_questions_are_asked_of_one_seed_after_another():
