@@ -1,11 +1,14 @@
 """The scripts of the merging experiments: smoke runs, ledgers, splits, choices."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
+from benchmarks.federated.np_merge_federated import FederatedMerge
 from benchmarks.merging import fig6_rebasin
+from benchmarks.merging.bench import MergingExperiment
 from benchmarks.merging.merge_rows import choose_rates
 from benchmarks.merging.model_cell import ModelCell, part_indices
 from benchmarks.merging.pairs import pair_cells
@@ -103,3 +106,41 @@ def test_rows_of_other_settings_have_other_ids(tmp_path):
     for cell in cells:
         ledger.write({"id": cell_id(cell), "status": "done"})
     assert len(ledger.rows()) == 2
+
+
+def test_a_row_that_fails_is_tried_again_and_leaves_the_others_whole(tmp_path, capsys):
+    cells = {name: FederatedMerge(dataset="digits", seed=seed) for seed, name in enumerate("ab")}
+    losses = {"a": [ValueError("no data of class 3\nand more"), 0.5], "b": [1.0]}
+
+    def collect(bench, args):
+        def make(name):
+            found = losses[name].pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return {"loss": found}
+
+        rows = [bench.row(cell, functools.partial(make, name)) for name, cell in cells.items()]
+        return [row for row in rows if row is not None]
+
+    tried = MergingExperiment(
+        name="tried",
+        description="A trial.",
+        collect=collect,
+        report=lambda bench, args, rows: {"losses": [row["loss"] for row in rows]},
+    )
+    where = ["--preset", "smoke", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        tried(where)
+    assert ended.value.code == 1
+    told = capsys.readouterr()
+    name = cell_id(cells["a"])
+    last = json.loads(told.out.splitlines()[-1])
+    assert last["losses"] == [1.0]
+    assert last["failed"] == {name: "ValueError: no data of class 3"}
+    assert (
+        told.err.splitlines()[0] == f"FederatedMerge {name} failed: ValueError: no data of class 3"
+    )
+    failed, done = Ledger(tmp_path / "merging.jsonl").rows()
+    assert (failed["status"], done["status"]) == ("failed", "done")
+    tried(where)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["losses"] == [0.5, 1.0]
