@@ -48,6 +48,19 @@ def test_weight_matching_brings_every_unit_back(name):
     assert found.info["converged"] and found.info["distance"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["low_rank", "fused_query"])
+def test_one_start_is_not_enough_and_two_are(name):
+    _, shapes, _ = NETWORKS[name]
+    spec, distances = planted(name)[1], []
+    for seed in range(6):
+        first = draw_weights(seed, shapes)
+        second = permute_units(spec, first, derangements(seed, spec))
+        starts = (weight_matching(KEY, spec, first, second, restarts=n).info for n in (1, 2))
+        distances.append([info["distance"] for info in starts])
+    one, two = np.transpose(distances)
+    assert np.sum(one > 0) >= 2 and not two.any()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_activation_matching_brings_every_unit_back(name):
     apply_fn, spec, first, second, inputs = planted(name)

@@ -87,6 +87,8 @@ def activation_matching(
             f"batch_size {batch_size} must be at least 1, and num_samples {num_samples} between 1 "
             f"and the {len(inputs)} examples"
         )
+    if max_sweeps < 1:
+        raise ValueError(f"max_sweeps {max_sweeps} is below 1; give at least one sweep")
     checks.same_structure(first, second)
     check_spec(spec, first)
     checks.finite(first, "the first model")

@@ -33,12 +33,13 @@ _ROUNDING = 4 * float(np.finfo(np.float32).eps)
 class Moments(NamedTuple):
     """Means, sums of squared deviations, and sums of products of deviations, of two models' units.
 
-    ``units`` counts those of a view's first group, in each those of its second, and so on.
+    ``units`` counts those of a view's first group, in each those of its second, and so on. Complex
+    activations have two ``parts``, whose products add up.
     """
 
     count: Array
-    first_mean: Float[Array, " units"]
-    second_mean: Float[Array, " units"]
+    first_mean: Float[Array, "parts units"]
+    second_mean: Float[Array, "parts units"]
     first_square: Float[Array, " units"]
     second_square: Float[Array, " units"]
     cross: Float[Array, "units units"]
@@ -155,8 +156,9 @@ def _scored(moments: Moments, measure: str) -> tuple[np.ndarray, float]:
         np.asarray(value, np.float64) for value in moments
     )
     if measure == "product":
-        powers = [np.sum(s / count + m**2) for s, m in ((square_a, mean_a), (square_b, mean_b))]
-        return cross / count + np.outer(mean_a, mean_b), float(np.sqrt(np.prod(powers)))
+        both = ((square_a, mean_a), (square_b, mean_b))
+        powers = [np.sum(square) / count + np.sum(mean**2) for square, mean in both]
+        return cross / count + mean_a.T @ mean_b, float(np.sqrt(np.prod(powers)))
     norm = np.sqrt(np.outer(square_a, square_b))
     return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0), float(len(cross))
 
@@ -291,12 +293,11 @@ def _moments(
 
 def _rows(
     view: _View, value: Array, orders: Mapping[str, Array], ordered: bool
-) -> Float[Array, "samples units"]:
+) -> Float[Array, "samples parts units"]:
     """Samples of a view's units, other groups' axes in the given orders, or sorted."""
     if jnp.iscomplexobj(value):
-        # The real part of <a, b> is the sum over both parts, so they are samples alike.
         parts = [_rows(view, part, orders, ordered) for part in (value.real, value.imag)]
-        return jnp.concatenate(parts)
+        return jnp.concatenate(parts, axis=1)
     value = jnp.asarray(value, jnp.float32)
     others = [t.axis for g in view.local.groups if g.name in view.others for t in g.ties]
     if ordered:
@@ -309,14 +310,14 @@ def _rows(
         value = permute_units(view.local, {_TAP: value}, given)[_TAP]
     last = tuple(range(value.ndim - len(view.axes), value.ndim))
     value = jnp.moveaxis(value, view.axes, last)
-    return value.reshape(-1, int(np.prod(value.shape[value.ndim - len(view.axes) :])))
+    return value.reshape(-1, 1, int(np.prod(value.shape[value.ndim - len(view.axes) :])))
 
 
 def _of_batch(ours: Array, theirs: Array) -> Moments:
     mean_a, mean_b = ours.mean(0), theirs.mean(0)
     ours, theirs = ours - mean_a[None], theirs - mean_b[None]
-    cross = jnp.einsum("sn,sm->nm", ours, theirs, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.square(ours).sum(0), jnp.square(theirs).sum(0)
+    cross = jnp.einsum("spn,spm->nm", ours, theirs, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.square(ours).sum((0, 1)), jnp.square(theirs).sum((0, 1))
     return Moments(jnp.float32(ours.shape[0]), mean_a, mean_b, *squares, cross)
 
 
@@ -331,9 +332,9 @@ def _joined(total: tuple[Moments, ...], more: tuple[Moments, ...]) -> tuple[Mome
             count,
             a.first_mean + share * ours,
             a.second_mean + share * theirs,
-            a.first_square + b.first_square + weight * jnp.square(ours),
-            a.second_square + b.second_square + weight * jnp.square(theirs),
-            a.cross + b.cross + weight * ours[:, None] * theirs[None],
+            a.first_square + b.first_square + weight * jnp.square(ours).sum(0),
+            a.second_square + b.second_square + weight * jnp.square(theirs).sum(0),
+            a.cross + b.cross + weight * (ours[:, :, None] * theirs[:, None]).sum(0),
         )
 
     return tuple(join(a, b) for a, b in zip(total, more, strict=True))

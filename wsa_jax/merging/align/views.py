@@ -37,7 +37,6 @@ class View(NamedTuple):
       local: the leaf's symmetries under local names, so that equal geometries are equal static
         arguments; ``"own"`` is the block's root, ``"own/..."`` what is nested in it.
       others: groups that move the rest of the leaf, as ``(name in local, name in spec)``.
-      nested: the block's nested groups that lie in the leaf, in the same form.
       signatures: groups of the block that meet in the leaf, by names in the spec: one for each
         matrix of `products`.
       layout: ``"pair"``: one other group moves the rest, ``[its units, rest, units]``; ``"flat"``:
@@ -48,7 +47,6 @@ class View(NamedTuple):
     tie: Tie
     local: AxisSpec
     others: tuple[tuple[str, str], ...]
-    nested: tuple[tuple[str, str], ...]
     signatures: tuple[Signature, ...]
     layout: Literal["pair", "flat", "leaf"]
 
@@ -261,7 +259,6 @@ def _view(
         tie=tie,
         local=places,
         others=tuple(pair for pair in pairs if not _is_own(pair[0])),
-        nested=tuple(pair for pair in pairs if _is_own(pair[0])),
         signatures=tuple(signatures),
         layout=layout,
     )

@@ -79,7 +79,9 @@ def weight_matching(
     Coordinate descent: one group after another gets its best order given the others', by linear
     assignment; sweeps over all groups, each in an order drawn anew, are repeated until no group
     improves. A group is assigned together with the groups nested in it: every pair of its units is
-    scored at the best inner order of that pair.
+    scored at the best inner order of that pair. Where this is a bound only (siblings that meet in
+    one leaf, as query heads and their dimensions; groups three deep), each of them is assigned
+    alone, too.
 
     Args:
       key: draws the visiting orders and random starts: each start draws, sweep by sweep, from
@@ -102,8 +104,9 @@ def weight_matching(
     Returns:
       The permutations, and ``info`` with ``objective`` (the sum above over the weights that move),
       ``distance`` (root of the remaining squared distance), ``objectives`` and ``sweeps`` of each
-      start, ``converged`` (whether the best start stopped before ``max_sweeps``), ``assignments``,
-      ``seconds`` and ``solver_seconds``.
+      start, ``converged`` (the best start's last sweep found no group, alone or with those nested
+      in it, that another order improves by more than rounding), ``assignments``, ``seconds`` and
+      ``solver_seconds``.
 
     Complex weights are matched by the real part of their products, so that the distance is theirs.
 
