@@ -22,6 +22,7 @@ from wsa_jax.merging.combine.fine_tuning import fine_tune
 from wsa_jax.merging.combine.learning import LearningSettings
 from wsa_jax.merging.combine.np_merge import np_merge
 from wsa_jax.merging.combine.penalties import Strengths, active_penalties
+from wsa_jax.runs.checkpoint import Checkpoints
 from wsa_jax.training import classification
 from wsa_jax.tree import stack
 
@@ -124,6 +125,19 @@ class TestLoop:
         assert_bitwise(second.info["state"], whole.info["state"])
         losses = jnp.concatenate([first.info["loss"], second.info["loss"]])
         assert_bitwise(losses, whole.info["loss"])
+
+    def test_a_state_from_a_checkpoint_continues_bitwise(self, examples, held_out, whole, tmp_path):
+        def half(state):
+            return np_merge(
+                KEY, mse, (A, B), examples, settings=HALF, held_out=held_out, state=state
+            )
+
+        first = half(None).info["state"]
+        saved = Checkpoints(tmp_path)
+        saved.save(4, first)
+        second = half(saved.restore(4, first))
+        assert_bitwise(second.params, whole.params)
+        assert_bitwise(second.info["state"], whole.info["state"])
 
     def test_returns_the_coefficients_of_the_lowest_held_out_loss(self, held_out, whole):
         curve = np.asarray(whole.info["held_out_loss"])
