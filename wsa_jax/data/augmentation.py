@@ -5,9 +5,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from wsa_jax.data.registry import DatasetInfo
+from wsa_jax.door import door
 
 __all__ = ["AugmentMode", "augment", "normalize"]
 
@@ -15,12 +16,12 @@ AugmentMode = Literal["none", "batch", "example"]
 
 
 def normalize(
-    images: UInt8[Array | np.ndarray, "*batch h w c"], info: DatasetInfo
+    images: Real[Array | np.ndarray, "*batch h w c"], info: DatasetInfo
 ) -> Float[Array, "*batch h w c"]:
     """Convert stored pixels to network input, `(pixel / scale - mean) / std` per channel.
 
     Args:
-      images: uint8 `[..., h, w, c]`.
+      images: stored pixels `[..., h, w, c]`, 0 to the info's scale, usually uint8.
       info: supplies `mean`, `std` `[c]` and `scale`.
 
     Returns:
@@ -48,6 +49,7 @@ def normalize(
     return jnp.asarray(images, jnp.float32) * factor.reshape(shape) + shift.reshape(shape)
 
 
+@door
 def augment(
     key: Key[Array, ""],
     images: Float[Array, "n h w c"],

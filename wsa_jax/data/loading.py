@@ -14,6 +14,7 @@ from jaxtyping import Int32, Integer, UInt8
 
 from wsa_jax.data.registry import DatasetInfo, dataset_info
 from wsa_jax.data.trust import check_features
+from wsa_jax.door import door
 
 __all__ = ["Dataset", "load_dataset", "train_validation_split"]
 
@@ -38,6 +39,7 @@ class Dataset:
         return len(self.labels)
 
 
+@door
 def load_dataset(
     name: str | DatasetInfo,
     *,
@@ -103,6 +105,7 @@ def load_dataset(
     return Dataset(_block_means(images, side), labels, dataclasses.replace(info, image_shape=shape))
 
 
+@door
 def train_validation_split(
     labels: Integer[np.ndarray, " n"], fraction: float, seed: int
 ) -> tuple[Int32[np.ndarray, " train"], Int32[np.ndarray, " validation"]]:
@@ -120,7 +123,8 @@ def train_validation_split(
       Sorted int32 index arrays (train, validation): disjoint, together `0 .. n - 1`.
 
     Raises:
-      ValueError: `labels` is empty or not one axis of integers, or `fraction` is outside (0, 1).
+      ValueError: `labels` is empty or not one axis of integers, `fraction` is outside (0, 1), or
+        `seed` is negative.
 
     >>> labels = load_dataset("digits").labels
     >>> train, validation = train_validation_split(labels, 0.2, seed=0)
@@ -135,6 +139,8 @@ def train_validation_split(
         )
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction={fraction} must lie strictly between 0 and 1")
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; give an integer from 0")
     rng = np.random.default_rng(seed)
     held_out = np.zeros(labels.size, bool)
     for label in np.unique(labels):

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from wsa_jax.door import check_fields, door
+
 __all__ = ["DATASETS", "DatasetInfo", "dataset_info"]
 
 
@@ -47,6 +49,15 @@ class DatasetInfo:
     scale: float = 255.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for field in ("image_shape", "mean", "std", "splits"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for size in (self.num_classes, *self.image_shape):
+            if size < 1:
+                raise ValueError(
+                    f"{self.name}: num_classes={self.num_classes} and image_shape="
+                    f"{self.image_shape} must be positive"
+                )
         channels = self.image_shape[-1]
         for field, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels or not all(map(math.isfinite, values)):
@@ -150,6 +161,7 @@ _ENTRIES = (
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _ENTRIES}
 
 
+@door
 def dataset_info(name: str) -> DatasetInfo:
     """Return the registry's entry for a dataset.
 

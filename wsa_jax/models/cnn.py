@@ -3,7 +3,9 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 
 __all__ = ["CNN"]
@@ -44,6 +46,13 @@ class CNN(nn.Module):
     channels: tuple[int, int] = (32, 64)
     units: tuple[int, int] = (384, 192)
     kernel_size: int = 5
+
+    def __post_init__(self):
+        checks.count("num_classes", self.num_classes)
+        checks.count("kernel_size", self.kernel_size)
+        object.__setattr__(self, "channels", counts_of("channels", self.channels))
+        object.__setattr__(self, "units", counts_of("units", self.units))
+        super().__post_init__()
 
     @nn.compact
     def __call__(

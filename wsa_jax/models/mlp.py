@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 
 __all__ = ["MLP"]
@@ -35,6 +36,10 @@ class MLP(nn.Module):
     features: Sequence[int]
     # Not `init`: the name would hide the module's own method.
     initialization: str = "reference"
+
+    def __post_init__(self):
+        object.__setattr__(self, "features", counts_of("features", self.features))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:

@@ -3,7 +3,9 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated
+from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
 
@@ -50,6 +52,13 @@ class ResNet(nn.Module):
     shortcut: int = 3
     # Not `init`: the name would hide the module's own method.
     initialization: str = "he"
+
+    def __post_init__(self):
+        checks.count("blocks", self.blocks)
+        checks.count("stem", self.stem)
+        checks.count("num_classes", self.num_classes)
+        object.__setattr__(self, "widths", counts_of("widths", self.widths))
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.models.fields import counts_of, sequence_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
 
@@ -55,6 +57,12 @@ class VGG(nn.Module):
     # Not `init`: the name would hide the module's own method.
     initialization: str = "reference"
     norm: str = "none"
+
+    def __post_init__(self):
+        checks.count("num_classes", self.num_classes)
+        object.__setattr__(self, "features", sequence_of("features", self.features))
+        object.__setattr__(self, "dense", counts_of("dense", self.dense))
+        super().__post_init__()
 
     @nn.compact
     def __call__(
