@@ -7,6 +7,7 @@ import pytest
 
 from tests.merging.align.architectures import draw, mlp, plant
 from wsa_jax.merging.align import align, weight_matching_many
+from wsa_jax.merging.symmetry.tracing import trace_spec
 
 KEY = jax.random.key(0)
 
@@ -56,3 +57,25 @@ def test_errors_name_the_setting():
         weight_matching_many(KEY, spec, [model, model], max_rounds=0)
     with pytest.raises(ValueError, match="leaf a of the second model holds 28 NaN"):
         weight_matching_many(KEY, spec, [model, model, model | {"a": model["a"] * jnp.nan}])
+
+
+def test_layers_stacked_in_one_leaf_are_matched_each_for_itself():
+    shapes = {"start": (4, 6), "up": (3, 6, 8), "down": (3, 8, 6), "end": (6, 2)}
+
+    def apply_fn(params, x):
+        def layer(h, kernels):
+            return h + jnp.tanh(h @ kernels[0]) @ kernels[1], None
+
+        h, _ = jax.lax.scan(layer, x @ params["start"], (params["up"], params["down"]))
+        return h @ params["end"]
+
+    first = draw(1, shapes)
+    spec = trace_spec(apply_fn, first, jnp.ones((2, 4)))
+    assert [group.size for group in spec.groups].count(8) == 3
+    models = [first, plant(1, spec, first), first]
+    matchings = weight_matching_many(KEY, spec, models)
+    for model, matching in zip(models, matchings, strict=True):
+        moved = align(spec, model, matching)
+        for name, value in align(spec, first, matchings[0]).items():
+            np.testing.assert_array_equal(moved[name], value)
+    assert matchings[0].info["spread"][-1] == 0.0

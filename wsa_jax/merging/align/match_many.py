@@ -73,8 +73,10 @@ def weight_matching_many(
             f"max_rounds {max_rounds} and max_sweeps {max_sweeps} must both be at least 1"
         )
     # Checked once, here: later rounds compare means of the same models.
-    pairs = [prepare(spec, models[0], other) for other in models[1:]]
-    names = tuple(pairs[0].first)
+    for other in models[1:]:
+        prepare(spec, models[0], other)
+    ties = [tie for group in spec.groups for tie in group.ties if tie.role != "statistic"]
+    names = tuple(dict.fromkeys(tie.leaf for tie in ties))
     rng = generator(key)
     permutations = [identity_permutations(spec) for _ in models]
     leaves = [moving_leaves(spec, model) for model in models]
