@@ -31,7 +31,7 @@ class CommonArgs(RunOptions):
 
     preset: Preset = "cpu"
     """smoke: seconds, on embedded digits; short: 100 rounds, about an hour of two cores; cpu: the
-    standard problem, half-size images and network at full length, nine minutes of a core a cell;
+    standard problem, half-size images and network at full length, ten minutes of a core a cell;
     paper: in full."""
     seed: tuple[int, ...] = ()
     """Seeds instead of the preset's."""
