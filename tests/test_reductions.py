@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -226,3 +227,21 @@ def test_an_ordinary_norm_reads_the_leaves_once():
     assert before.count("reduce_sum") == 1
     assert "reduce_max" not in jaxpr
     assert branch.count("reduce_sum") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: weighted_mean({"w": jnp.ones((3, 2))}, [1.0, 2.0]), "leading axis of 2 models"),
+        (lambda: weighted_mean({"w": jnp.ones(3)}, "a"), "weights of weighted_mean is 'a'; give"),
+        (lambda: weighted_mean({"w": jnp.ones(1)}, 1.0), "give one number per model"),
+        (lambda: weighted_mean({"w": "x"}, [1.0]), "leaf w of models of weighted_mean is 'x'"),
+        (lambda: norm("x"), "tree of norm is 'x'"),
+        (lambda: clip_by_norm({"w": jnp.ones(2)}, "1"), "limit of clip_by_norm is '1'"),
+    ],
+)
+def test_errors(call, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user calls it
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)

@@ -42,7 +42,7 @@ def count(name: str, value: Any) -> None:
     ValueError: steps must be a positive integer, got 0
     """
     if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value}")
+        raise ValueError(f"{name} must be a positive integer, got {' '.join(str(value).split())}")
 
 
 def number(name: str, value: Any, low: float | int, high: float | int, way_out: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
+from wsa_jax.door import door
 from wsa_jax.leaves import is_array, is_inexact, is_key
 
 
@@ -27,6 +28,7 @@ def wide(leaf: ArrayLike) -> Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
+@door
 def norm(tree: PyTree) -> Float[Array, ""]:
     r"""Euclidean norm of all numbers of a tree, :math:`\sqrt{\sum_i |w_i|^2}`.
 
@@ -63,6 +65,7 @@ def unit(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: wide(leaf) * scale / divisor, tree)
 
 
+@door
 def clip_by_norm(tree: PyTree, limit: Real[ArrayLike, ""]) -> PyTree:
     """Scale a tree down to a global `norm` of at most ``limit``, in the leaves' own dtypes.
 
@@ -98,6 +101,7 @@ def clip_gradient(limit: Real[ArrayLike, ""]) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: clip_by_norm(updates, limit))
 
 
+@door
 def shares(weights: Real[ArrayLike, "models ..."] | Sequence[float | int]) -> Array | np.ndarray:
     """Divide weights by their sum over the leading axis, whatever their magnitude.
 
@@ -121,6 +125,7 @@ def shares(weights: Real[ArrayLike, "models ..."] | Sequence[float | int]) -> Ar
         return scaled / xp.where(total == 0, 1, total)
 
 
+@door
 def weighted_mean(
     models: PyTree, weights: Real[ArrayLike, " models"] | Sequence[float | int]
 ) -> PyTree:
@@ -130,12 +135,22 @@ def weighted_mean(
     dtype; a model of weight 0 is left out even where it holds NaN. Edge cases: weights that are all
     0 give zeros, NaN among them gives NaN. Integers and other leaves are the first model's.
 
+    Raises:
+      ValueError: weights are not one for each model of every leaf.
+
     >>> weighted_mean({"w": jnp.array([1.0, 5.0])}, jnp.array([3.0, 1.0]))["w"].item()
     2.0
     """
     share = shares(weights)
+    if np.ndim(share) != 1:
+        raise ValueError(f"weights of shape {np.shape(share)}; give one number per model")
 
     def mean(leaf: Any) -> Any:
+        if is_array(leaf) and leaf.shape[:1] != share.shape:
+            raise ValueError(
+                f"a leaf of shape {leaf.shape} has no leading axis of {len(share)} models; give "
+                "leaves [models, ...] and one weight per model"
+            )
         if not is_inexact(leaf):
             return leaf[0] if is_array(leaf) else leaf
         values = wide(leaf)

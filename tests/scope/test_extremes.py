@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -190,6 +191,7 @@ class TestNames:
 PARAMS = {"kernel": jnp.asarray(np.random.default_rng(6).normal(size=(6, 5)), jnp.float32)}
 SCOPE = weight_scope(PARAMS)
 TRANSFORM = regularize_scope(1.0)
+KEY = jax.random.key(0)
 
 WRONG = {
     "select of weight_scope is 'kernel'; give a rule": lambda: weight_scope(
@@ -213,6 +215,8 @@ WRONG = {
         PARAMS, SCOPE, step_size="0.1", strength=1.0
     ),
     "scopes of fuse_scopes is 3": lambda: fuse_scopes(3),
+    "scopes of fuse_scopes hold an array of keys": lambda: fuse_scopes(jax.random.split(KEY, 3)),
+    "scopes of fuse_scopes is .'a'.; give a WeightScope": lambda: fuse_scopes(["a"]),
     "weights of fuse_scopes is 'a'": lambda: fuse_scopes([SCOPE], weights="a"),
     "start of scope_window is 1.5; give an integer": lambda: scope_window(1.0, start=1.5),
     "strength of scope_window is '1'": lambda: scope_window("1"),
@@ -229,7 +233,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_arguments_of_a_wrong_type_are_named_in_one_line(message):
+def test_arguments_of_a_wrong_type_are_named_in_one_line(message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user calls it
     with pytest.raises(ValueError, match=f"^{message}") as error:
         WRONG[message]()
     assert "\n" not in str(error.value)

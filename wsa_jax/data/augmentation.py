@@ -15,6 +15,7 @@ __all__ = ["AugmentMode", "augment", "normalize"]
 AugmentMode = Literal["none", "batch", "example"]
 
 
+@door
 def normalize(
     images: Real[Array | np.ndarray, "*batch h w c"], info: DatasetInfo
 ) -> Float[Array, "*batch h w c"]:

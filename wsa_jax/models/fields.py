@@ -3,6 +3,7 @@
 from typing import Any
 
 from wsa_jax import checks
+from wsa_jax.door import shown
 
 
 def sequence_of(name: str, value: Any) -> tuple[Any, ...]:
@@ -15,7 +16,7 @@ def sequence_of(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, tuple | list):
         example = value if isinstance(value, int) and value > 0 else 10
         raise ValueError(
-            f"{name} {value!r} is no sequence of sizes; give for example {name}=({example},)"
+            f"{name} {shown(value)} is no sequence of sizes; give for example {name}=({example},)"
         )
     return tuple(value)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.door import door
+from wsa_jax.door import door, shown
 from wsa_jax.reductions import shares, wide
 from wsa_jax.scope.layers import Layer, Rule, kernels, select_layers
 
@@ -301,6 +301,11 @@ def _safe_sqrt(variance: Array) -> Array:
 
 
 def _stack(scopes: Sequence[WeightScope]) -> WeightScope:
+    wrong = [one for one in scopes if not isinstance(one, WeightScope)]
+    if wrong:
+        raise ValueError(
+            f"scopes of fuse_scopes hold {shown(wrong[0])}; give results of weight_scope(params)"
+        )
     if not scopes:
         raise ValueError("fuse_scopes was given no scope; give at least one")
     for other in scopes[1:]:
