@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
+from wsa_jax.door import shown
 from wsa_jax.leaves import is_key, is_traced, is_weight, key_path
 
 
@@ -42,7 +43,7 @@ def count(name: str, value: Any) -> None:
     ValueError: steps must be a positive integer, got 0
     """
     if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {' '.join(str(value).split())}")
+        raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
 
 
 def number(name: str, value: Any, low: float | int, high: float | int, way_out: str) -> None:
@@ -53,7 +54,7 @@ def number(name: str, value: Any, low: float | int, high: float | int, way_out: 
     ValueError: momentum -0.9 is not in [0, 1); give 0 for none
     """
     if not _is_number(value) or not low <= value < high:
-        raise ValueError(f"{name} {value} is not in [{low:g}, {high:g}); give {way_out}")
+        raise ValueError(f"{name} {shown(value)} is not in [{low:g}, {high:g}); give {way_out}")
 
 
 def positive(name: str, value: Any, way_out: str = "a number above 0") -> None:
@@ -64,7 +65,7 @@ def positive(name: str, value: Any, way_out: str = "a number above 0") -> None:
     ValueError: clip_norm 0.0 is not positive; give None for no clipping
     """
     if not _is_number(value) or not value > 0:
-        raise ValueError(f"{name} {value} is not positive; give {way_out}")
+        raise ValueError(f"{name} {shown(value)} is not positive; give {way_out}")
 
 
 def sgd_settings(settings: Any) -> None:

@@ -5,14 +5,16 @@ shapes that must agree, finite weights) are checked by `wsa_jax.checks` inside t
 """
 
 import collections.abc
+import contextlib
 import functools
 import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import flax.errors
 import jax
 import numpy as np
 from jaxtyping import AbstractArray, PyTree
@@ -39,6 +41,16 @@ WAYS_OUT = {
     "Matching": "a Matching, from weight_matching(...); the order is align(spec, model, matching)",
     "DatasetInfo": "a DatasetInfo, for example load_dataset('digits').info",
 }
+
+
+# What JAX, Flax and Python raise where a function is given arrays of another shape or structure.
+_OF_ANOTHER_SHAPE = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    flax.errors.FlaxError,
+)
 
 
 class ArgumentError(ValueError, TypeError):
@@ -92,6 +104,24 @@ def check_fields(settings: Any) -> None:
         value = getattr(settings, name)
         if not fits(value, annotation):
             raise _refusal(f"{name} of {kind.__name__}", value, annotation)
+
+
+@contextlib.contextmanager
+def taken_by(function: str, what: str) -> Iterator[None]:
+    """Tell in one line that a user's function does not take what it was called with.
+
+    >>> with taken_by("apply_fn", "these parameters and inputs"):
+    ...     jax.numpy.ones(2) @ jax.numpy.ones(3)
+    Traceback (most recent call last):
+    wsa_jax.door.ArgumentError: apply_fn does not take these parameters and inputs (TypeError: ...
+    """
+    try:
+        yield
+    except _OF_ANOTHER_SHAPE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError(
+            f"{function} does not take {what} ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _check_parameter(function: str, parameter: inspect.Parameter, name: str, value: Any) -> None:

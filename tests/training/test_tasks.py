@@ -188,5 +188,7 @@ class TestEvaluateRefuses:
 
     def test_images_of_another_size(self, tiny_task, tiny_data):
         params, _ = tiny_task.init(jax.random.key(0))
-        with pytest.raises(ValueError, match=r"examples of the data have shape \(2, 3, 1\), which"):
+        with pytest.raises(
+            ValueError, match=r"does not take examples of shape \(2, 3, 1\), which the d"
+        ):
             evaluate(tiny_task, params, {}, tiny_data[0][:, :2], tiny_data[1])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from wsa_jax import checks
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, door
 from wsa_jax.merging.align import activation_matching, align, rescale, weight_matching
 from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import train_weights
@@ -136,6 +136,7 @@ class Pipeline:
         return self.combine(combine_key, models, evidence, budget)
 
 
+@door
 def align_models(
     key: Key[Array, ""],
     spec: AxisSpec,

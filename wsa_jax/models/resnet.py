@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated
+from wsa_jax.door import door
 from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
@@ -109,6 +110,7 @@ class _Block(nn.Module):
         return nn.relu(x + y)
 
 
+@door
 def cifar_resnet(
     depth: int,
     num_classes: int,
@@ -163,6 +165,7 @@ def cifar_resnet(
     )
 
 
+@door
 def resnet20(
     num_classes: int, *, width: float | int = 1.0, norm: str = "layer", initialization: str = "he"
 ) -> ResNet:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.door import door
 from wsa_jax.models.fields import counts_of, sequence_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
@@ -98,6 +99,7 @@ class VGG(nn.Module):
         return x
 
 
+@door
 def vgg8(num_classes: int, *, width: float | int = 1.0, initialization: str = "reference") -> VGG:
     """VGG8: five convolutions (64 to 512 channels), each with a max-pool, three dense layers.
 
@@ -119,6 +121,7 @@ def vgg8(num_classes: int, *, width: float | int = 1.0, initialization: str = "r
     return _scaled(_VGG8, _DENSE, num_classes, width, initialization)
 
 
+@door
 def vgg11(
     num_classes: int,
     *,
@@ -150,6 +153,7 @@ def vgg11(
     return _scaled(_VGG11, dense, num_classes, width, initialization)
 
 
+@door
 def vgg16(
     num_classes: int,
     *,

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.errors
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from wsa_jax.door import taken_by
 from wsa_jax.leaves import key_path
 from wsa_jax.training.task import Task
 
@@ -35,16 +35,10 @@ def logits_shape(
         jax.tree.map(_described, inputs),
     )
     leaves, structure = jax.tree.flatten((*model, one_row))
-    try:
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(one_row)]
+    given = shapes[0] if len(shapes) == 1 else shapes
+    with taken_by("this task's model", f"examples of shape {given}, which {what} has"):
         return _logits_shape(task, structure, tuple(leaves))
-    except (TypeError, ValueError, flax.errors.FlaxError) as error:
-        shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(one_row)]
-        shown = shapes[0] if len(shapes) == 1 else shapes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"examples of {what} have shape {shown}, which this task's model does not take; give "
-            f"inputs of the shape it was made for ({reason[:200]})"
-        ) from error
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.merging.align import scale_fit
 from wsa_jax.merging.align.scale_fit import ScaleGranularity
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
@@ -38,6 +39,7 @@ class Rescaling(NamedTuple):
     info: dict[str, Any]
 
 
+@door
 def rescale(
     spec: AxisSpec,
     first: PyTree,
@@ -150,6 +152,7 @@ def rescale(
     return Rescaling(scales, info)
 
 
+@door
 def normalize_scales(
     spec: AxisSpec, params: PyTree, *, granularity: ScaleGranularity = "unit", max_steps: int = 500
 ) -> Rescaling:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from wsa_jax.door import door, taken_by
 from wsa_jax.tree import key_path
 
 
+@door
 def check_equivalence(
     apply_fn: Callable[..., PyTree],
     params: PyTree,
@@ -47,8 +49,12 @@ def check_equivalence(
     >>> check_equivalence(lambda w, x: x @ w, w, w[::-1], x)
     0.0
     """
-    outputs, structure = jax.tree_util.tree_flatten_with_path(apply_fn(params, *inputs))
-    others, other_structure = jax.tree.flatten(apply_fn(moved, *inputs))
+    with taken_by("apply_fn", "params and these inputs"):
+        expected_outputs = apply_fn(params, *inputs)
+    with taken_by("apply_fn", "moved and these inputs"):
+        other_outputs = apply_fn(moved, *inputs)
+    outputs, structure = jax.tree_util.tree_flatten_with_path(expected_outputs)
+    others, other_structure = jax.tree.flatten(other_outputs)
     if structure != other_structure:
         raise ValueError(
             f"the models' outputs have structures {structure} and {other_structure}; "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.merging.symmetry.spec import Group, Tie
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, Factor, Sum, atoms_of, expand
 from wsa_jax.merging.symmetry.tracing.steps import Value
@@ -12,6 +13,7 @@ from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, is_statistic, tr
 from wsa_jax.scope.layers import Rule
 
 
+@door
 def explain_spec(
     apply_fn: Callable[..., PyTree],
     params: PyTree,

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
+from wsa_jax.door import door
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import check_scale, scale_units
 
 
+@door
 def scale_layer(
     spec: AxisSpec, params: PyTree, group: str, factor: float | int | Real[ArrayLike, ""]
 ) -> PyTree:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.leaves import key_path
 
 Layer = tuple[tuple[int, int], ...]
@@ -170,6 +171,7 @@ class AxisSpec:
         return AxisSpec(groups=tuple(sorted(groups, key=lambda group: group.name)))
 
 
+@door
 def check_spec(spec: AxisSpec, params: PyTree) -> None:
     """Raise a ValueError that names the leaf and axis in which a spec does not fit a model.
 
@@ -247,6 +249,7 @@ def ties_by_leaf(spec: AxisSpec) -> dict[str, list[tuple[Group, Tie]]]:
     return result
 
 
+@door
 def hand_written(
     groups: Mapping[str, Iterable[Tie]],
     params: PyTree,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, Factor, expand
 from wsa_jax.merging.symmetry.tracing.equations import Equations
@@ -34,6 +35,7 @@ class _Tap(NamedTuple):
     units: tuple[Atom, ...]
 
 
+@door
 def taps(
     apply_fn: Callable[..., PyTree], spec: AxisSpec, *, where: str = "consumed"
 ) -> Callable[..., dict[str, Array]]:

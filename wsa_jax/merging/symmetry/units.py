@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.leaves import is_traced, key_path
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Layer, Tie, check_spec, ties_by_leaf
 
@@ -25,6 +26,7 @@ def identity_permutations(spec: AxisSpec) -> dict[str, Integer[np.ndarray, "*par
     }
 
 
+@door
 def permute_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
     """Reorder units: unit u of the result is unit ``permutation[u]`` of ``params``.
 
@@ -103,6 +105,7 @@ def _check_order(name: str, order: Any) -> None:
         )
 
 
+@door
 def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     """Multiply what produces a unit by its scale, and divide what consumes it.
 

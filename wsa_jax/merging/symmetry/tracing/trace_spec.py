@@ -10,6 +10,7 @@ import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
+from wsa_jax.door import door, taken_by
 from wsa_jax.merging.symmetry.spec import Admits, AxisSpec, Group, Pinned, Role, Tie, check_spec
 from wsa_jax.merging.symmetry.tracing.admitted_maps import Degree, admitted
 from wsa_jax.merging.symmetry.tracing.axes import Atom, Sum, atoms_of, expand, fresh, pin
@@ -59,6 +60,7 @@ def is_statistic(name: str, leaf: Any) -> bool:
     return "batch_stats" in path or last in _STATISTICS
 
 
+@door
 def trace_spec(
     apply_fn: Callable[..., PyTree],
     params: PyTree,
@@ -137,7 +139,8 @@ def trace(
 ) -> Traced:
     """Like `trace_spec`, but with what the spec was read from."""
     function, arrays, names = flatten(apply_fn, params, inputs)
-    jaxpr = jax.make_jaxpr(function)(*arrays)
+    with taken_by("apply_fn", "these parameters and inputs"):
+        jaxpr = jax.make_jaxpr(function)(*arrays)
     walk, count = Walk(PRIMITIVES), len(names)
     # Parameters start free to move; inputs and outputs are the function's own and never move.
     leaves = [_leaf(index, array.shape) for index, array in enumerate(arrays[:count])]
