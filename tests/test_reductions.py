@@ -234,7 +234,10 @@ def test_an_ordinary_norm_reads_the_leaves_once():
     [
         (lambda: weighted_mean({"w": jnp.ones((3, 2))}, [1.0, 2.0]), "leading axis of 2 models"),
         (lambda: weighted_mean({"w": jnp.ones(3)}, "a"), "weights of weighted_mean is 'a'; give"),
-        (lambda: weighted_mean({"w": jnp.ones(1)}, 1.0), "give one number per model"),
+        (
+            lambda: weighted_mean({"w": jnp.ones(1)}, 1.0),
+            "weights of weighted_mean is 1.0; give an arr",
+        ),
         (lambda: weighted_mean({"w": "x"}, [1.0]), "leaf w of models of weighted_mean is 'x'"),
         (lambda: norm("x"), "tree of norm is 'x'"),
         (lambda: clip_by_norm({"w": jnp.ones(2)}, "1"), "limit of clip_by_norm is '1'"),

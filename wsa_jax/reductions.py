@@ -142,8 +142,6 @@ def weighted_mean(
     2.0
     """
     share = shares(weights)
-    if np.ndim(share) != 1:
-        raise ValueError(f"weights of shape {np.shape(share)}; give one number per model")
 
     def mean(leaf: Any) -> Any:
         if is_array(leaf) and leaf.shape[:1] != share.shape:
