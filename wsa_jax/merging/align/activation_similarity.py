@@ -93,19 +93,33 @@ class ActivationSimilarity:
             others = tuple(dict.fromkeys(name for view in there for name in view.others))
             steps = moves(block, groups, [view.signature for view in there], others)
             self.moves += tuple(steps) if there else ()
-        # Activations in which no other group has an axis are read once, all in one pass.
-        fixed = tuple(view for view in views if not view.others)
-        self._fixed = dict(zip((view.tap for view in fixed), self._read(fixed, {}), strict=True))
-        self._last: dict[int, tuple[list[np.ndarray], Products]] = {}
+        # One pass reads what no order changes, and bounds of the rest.
+        self._bounds = self._read(views, {}, ordered=True)
+        self._moving = tuple(view for view in views if view.others)
+        self._known: dict[str, tuple[list[np.ndarray], Moments]] = {}
         self._norms = [0.0] * len(self.groups)
 
     def _read(
-        self, views: tuple[_View, ...], orders: Orders, *, ordered: bool = False
-    ) -> tuple[Moments, ...]:
+        self, views: tuple[_View, ...], orders: Orders, *, ordered: bool
+    ) -> dict[str, Moments]:
         if not views:
-            return ()
-        needed = {name: orders[name] for view in views for name in view.others}
-        return self._run(views, ordered)(*self._data, needed)
+            return {}
+        needed = {name: orders[name] for view in views for name in view.others if not ordered}
+        found = self._run(views, ordered)(*self._data, needed)
+        return dict(zip((view.tap for view in views), found, strict=True))
+
+    def _now(self, view: _View, orders: Orders) -> Moments:
+        """A view's moments for the other groups' current orders."""
+        if not view.others:
+            return self._bounds[view.tap]
+        around, known = self._known.get(view.tap, ([], self._bounds[view.tap]))
+        if not around or not all(map(operator.is_, around, [orders[n] for n in view.others])):
+            # A pass over the data costs more than what it sums, so it serves all views.
+            for tap, moments in self._read(self._moving, orders, ordered=False).items():
+                others = next(view.others for view in self._moving if view.tap == tap)
+                self._known[tap] = ([orders[name] for name in others], moments)
+            _, known = self._known[view.tap]
+        return known
 
     def scores(self, block: int, permutations: Orders, *, ordered: bool = False) -> Products:
         """Mean products (or correlations) of a block's units, other groups' axes brought in order.
@@ -113,24 +127,15 @@ class ActivationSimilarity:
         With ``ordered``, those axes are sorted in both models: the greatest value that mean
         products can take, whatever the other groups' orders.
         """
-        views = self._views[block]
-        moving = tuple(view for view in views if view.others)
-        around = [permutations[name] for view in moving for name in view.others]
-        last = self._last.get(block)
-        if last is not None and not ordered and all(map(operator.is_, around, last[0])):
-            return last[1]
-        read = self._read(moving, permutations, ordered=ordered)
-        found = self._fixed | dict(zip((view.tap for view in moving), read, strict=True))
         sizes = {group.name: group.size for group in self.groups[block]}
         products: dict[tuple[str, ...], np.ndarray] = {}
         self._norms[block] = 0.0
-        for view in views:
-            matrix, norm = _scored(found[view.tap], self._measure)
+        for view in self._views[block]:
+            moments = self._bounds[view.tap] if ordered else self._now(view, permutations)
+            matrix, norm = _scored(moments, self._measure)
             matrix = matrix.reshape([sizes[name] for name in view.signature] * 2)
             products[view.signature] = products.get(view.signature, 0.0) + matrix
             self._norms[block] += norm / np.sqrt(self.groups[block][0].size)
-        if not ordered:
-            self._last[block] = (around, products)
         return products
 
     def gain(self, move: Move, scores: Products, now: Orders, proposal: Orders) -> float:
