@@ -21,21 +21,6 @@ EQUIMO = {
         {"depths": [1, 1], "dims": [8, 12], "num_classes": 3, "layer_scale_init_value": 0.5},
         32,
     ),
-    "Equimo SHViT": (
-        "shvit",
-        "SHViT",
-        {"dim": [8, 12, 16], "pdim": [4, 6, 8], "qk_dim": [4, 4, 4], "depths": [1, 1, 1]}
-        | {"num_classes": 3},
-        64,
-    ),
-    "Equimo AttNet": (
-        "attnet",
-        "AttNet",
-        {"in_channels": 3, "dims": [8, 12], "depths": [1, 1], "exp_rates": [2, 2]}
-        | {"kernel_sizes": [3, 3], "glu_dwconv": [True] * 2, "glu_norm": [True] * 2}
-        | {"num_classes": 3},
-        32,
-    ),
     "Equimo MLLA": (
         "mlla",
         "Mlla",

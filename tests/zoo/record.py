@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from tests.zoo.measure import BUILDERS, PACKAGES, measure
+from tests.zoo.measure import BUILDERS, PACKAGES, Row, measure
 
 _TARGET = Path(__file__).parents[2] / "docs" / "zoo.md"
 _HEAD = """# What the tracer can do with foreign models
@@ -21,20 +21,25 @@ of tracing. Written by `python -m tests.zoo.record` with {versions}.
 """
 
 
-def main():
-    """Measure every model and write the table."""
+def main() -> None:
+    """Measure the named models, or all, and write their lines into the table."""
+    for name in sys.argv[1:] or BUILDERS:
+        print(write(measure(name)), flush=True)
+
+
+def write(row: Row) -> str:
+    """Put one model's line into docs/zoo.md, in place of an older one."""
+    known = _TARGET.read_text().splitlines() if _TARGET.exists() else []
+    lines = {line.split(" | ")[0][2:]: line for line in known if line.startswith("| ")}
+    lines[row.name] = (
+        f"| {row.name} | {PACKAGES[row.name]} | {row.groups} | {row.covered:.1%} "
+        f"| {row.seconds:.1f} | {row.deviation:.0e} | {row.weights:.1%} | {row.activations:.1%} |"
+    )
     names = ("jax", "flax", "transformers", "equimo", "dm-haiku")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    lines = []
-    for name in sys.argv[1:] or BUILDERS:
-        row = measure(name)
-        lines.append(
-            f"| {name} | {PACKAGES[name]} | {row.groups} | {row.covered:.0%} | {row.seconds:.1f} | "
-            f"{row.deviation:.0e} | {row.weights:.0%} | {row.activations:.0%} |"
-        )
-        print(lines[-1], flush=True)
-    if len(sys.argv) == 1:
-        _TARGET.write_text(_HEAD.format(versions=versions) + "\n".join(lines) + "\n")
+    table = [lines[name] for name in BUILDERS if name in lines]
+    _TARGET.write_text(_HEAD.format(versions=versions) + "\n".join(table) + "\n")
+    return lines[row.name]
 
 
 if __name__ == "__main__":

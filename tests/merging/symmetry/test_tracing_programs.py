@@ -67,7 +67,15 @@ def _indexed_step(kind, choice, weight, groups, h, other):
         return jax.ops.segment_sum(h, rows, 2) + jax.ops.segment_max(other, rows, 2).clip(-9)
     if kind == 18:
         return jax.lax.sort((other, h), dimension=0, num_keys=1)[1]
-    return jnp.abs(jnp.fft.fft(h, axis=0))
+    if kind == 19:
+        return jnp.abs(jnp.fft.fft(h, axis=0))
+    largest = jnp.argmax(h, -1)  # units that are read where others are largest
+    if choice == 0:
+        return jax.nn.one_hot(largest, 12) * other
+    if choice == 1:
+        return jnp.take(weight(12, 12), largest, axis=0)
+    values, index = jax.lax.top_k(jax.nn.softmax(h), 3)
+    return jnp.take_along_axis(other, index, -1) * values @ weight(3, 12)
 
 
 def _program(seed, kinds=12):
@@ -101,7 +109,7 @@ def _program(seed, kinds=12):
     return apply, params
 
 
-@pytest.mark.parametrize("kinds", [12, 20])
+@pytest.mark.parametrize("kinds", [12, 21])
 @pytest.mark.parametrize("seed", range(16))
 def test_moves_of_a_random_programs_units_keep_it(seed, kinds):
     apply, params = _program(seed, kinds)

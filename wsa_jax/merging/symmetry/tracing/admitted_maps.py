@@ -18,6 +18,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Convolve,
     Decide,
     Elementwise,
+    Lookup,
     LoopCarry,
     Move,
     Pad,
@@ -92,6 +93,8 @@ class _Analysis:
                 self.together(step)
             case Decide():
                 self.decide(step)
+            case Lookup(axis):
+                self.break_all(self.atoms(step.inputs[0], axis))
             case Unknown():
                 pass  # everything it meets is pinned
 

@@ -27,6 +27,29 @@ from wsa_jax.merging.symmetry.tracing.steps import (
 # Rules that hold for arrays without elements, too; such an array is not always without effect.
 _WITH_EMPTY = frozenset(["concatenate", "split"])
 
+# Rules that know what positions along an axis are; all others take them for numbers.
+_WITH_INDEX = frozenset(
+    [
+        "add",
+        "broadcast_in_dim",
+        "clamp",
+        "convert_element_type",
+        "copy",
+        "eq",
+        "gather",
+        "lt",
+        "optimization_barrier",
+        "reshape",
+        "select_n",
+        "slice",
+        "split",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+        "unstack",
+    ]
+)
+
 AxisRule = Callable[["Walk", Any, Sequence[Value]], list[Value]]
 
 
@@ -94,6 +117,8 @@ class Walk(Equations[Value]):
     def apply(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """Apply the rule of an equation's primitive; without one, pin everything."""
         name = eqn.primitive.name
+        if name not in _WITH_INDEX:
+            self.pin_indices(inputs)
         equation = Equation(name, self._line(), self.depth, inputs)
         self.equations.append(equation)
         known = self.primitives.get(name)
@@ -105,6 +130,12 @@ class Walk(Equations[Value]):
         else:
             equation.outputs = known.axes(self, eqn, inputs)
         return list(equation.outputs)
+
+    def pin_indices(self, values: Iterable[Value]) -> None:
+        """Fix the axes of which values are positions, where these are used as mere numbers."""
+        for value in values:
+            if value.index is not None:
+                pin(value.index.axis, value.index.reason)
 
     def scaling(self, eqn: Any) -> ScalingRule:
         """How the result of an equation scales."""

@@ -80,14 +80,14 @@ PRIMITIVES: dict[str, Primitive] = {
     "conv_general_dilated": Primitive(rules_compute.convolution),
     # Order matters along an axis.
     "sort": Primitive(along("dimension")),
-    "argmax": Primitive(along("axes")),
-    "argmin": Primitive(along("axes")),
+    "argmax": Primitive(rules_shape.extreme_index),
+    "argmin": Primitive(rules_shape.extreme_index),
     "cumsum": Primitive(along("axis"), Scaling.LINEAR),
     "cumprod": Primitive(along("axis")),
     "cummax": Primitive(along("axis")),
     "cummin": Primitive(along("axis")),
     "cumlogsumexp": Primitive(along("axis")),
-    "top_k": Primitive(rules_compute.top_k),
+    "top_k": Primitive(rules_shape.top_k),
     "fft": Primitive(rules_shape.transforms, Scaling.LINEAR),
     **_table(rules_shape.matrices, _MATRICES),
     # Elements are moved, cut or repeated.

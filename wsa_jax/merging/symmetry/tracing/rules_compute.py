@@ -5,13 +5,23 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from wsa_jax.merging.symmetry.tracing.axes import Axis, fresh, join, pin, size_of
+from wsa_jax.merging.symmetry.tracing.axes import (
+    Axis,
+    expand,
+    fresh,
+    is_free,
+    is_positional,
+    join,
+    pin,
+    size_of,
+)
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk, merged_origin, pin_all
 from wsa_jax.merging.symmetry.tracing.steps import (
     Contract,
     Convolve,
     Decide,
     Elementwise,
+    Index,
     Origin,
     Power,
     Reduce,
@@ -47,15 +57,65 @@ def elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         for value in inputs:
             if value.origin is not None:
                 walk.produced |= frozenset().union(*value.origin)
+    index = _index(walk, eqn, inputs, axes)
     scaling = walk.scaling(eqn)
     if scaling == Power(None):
         scaling = Power(eqn.params["y"])
-    result = Value(
-        tuple(axes), origin, inputs[0].constant if eqn.primitive.name in _COPIES else None
-    )
+    constant = inputs[0].constant if eqn.primitive.name in _COPIES else None
+    if eqn.primitive.name == "lt" and _counts_from_zero(inputs):
+        constant = 0.0
+    result = Value(tuple(axes), origin, constant, index)
     floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
     walk.record(eqn.primitive.name, Elementwise(scaling, floating), inputs, [result])
     return [result]
+
+
+def _counts_from_zero(inputs: Sequence[Value]) -> bool:
+    """Whether positions are compared with 0, which none of them is below."""
+    index, bound = inputs[0].index, inputs[1].constant
+    return index is not None and index.offset == 0 and bound == 0
+
+
+def _index(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: list[Axis]) -> Index | None:
+    """What positions along an axis become; where they are mere numbers, their axis is pinned."""
+    if all(value.index is None for value in inputs):
+        return None
+    constants = [value.constant for value in inputs]
+    indices = [value.index for value in inputs]
+    match eqn.primitive.name, indices:
+        case ("convert_element_type" | "copy" | "stop_gradient", [index]):
+            return index
+        case ("lt", [Index(offset=0), None]) if constants[1] == 0:
+            return None
+        case ("add", [Index(offset=0) as index, None]) if constants[1] == size_of(index.axis):
+            # Counted from the end: of use only where an index is negative, and none is.
+            return index._replace(offset=size_of(index.axis))
+        case ("select_n", [None, Index(offset=0) as index, Index()]) if constants[0] == 0:
+            return index
+        case ("clamp", [None, Index(offset=0) as index, None]) if constants[0] == 0 and (
+            constants[2] == size_of(index.axis) - 1
+        ):
+            return index
+        case ("eq", [Index() as first, Index() as second]):
+            # One-hot: positions against a count along an axis, which is then that of the positions.
+            for chosen, counted in ((first, second), (second, first)):
+                if not (is_positional(counted.axis) and chosen.offset == counted.offset == 0):
+                    continue
+                places = [a for a, v in enumerate(_own(inputs, axes)) if v == expand(counted.axis)]
+                if len(places) == 1 and size_of(chosen.axis) == size_of(counted.axis):
+                    axes[places[0]] = chosen.axis
+                    return None
+    walk.pin_indices(inputs)
+    return None
+
+
+def _own(inputs: Sequence[Value], axes: Sequence[Axis]) -> list[Axis]:
+    """For each place, the axis of the one input that is not constant along it."""
+    result = []
+    for place in range(len(axes)):
+        own = [v.axes[place] for v in inputs if len(v.axes) > place and not is_free(v.axes[place])]
+        result.append(expand(own[0]) if len(own) == 1 else ())
+    return result
 
 
 def bitcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -66,7 +126,7 @@ def bitcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Each output is its input."""
-    outputs = [Value(value.axes, value.origin, value.constant) for value in inputs]
+    outputs = [Value(v.axes, v.origin, v.constant, v.index) for v in inputs]
     for value, var, result in zip(inputs, eqn.outvars, outputs, strict=True):
         floating = jnp.issubdtype(var.aval.dtype, jnp.inexact)
         walk.record(eqn.primitive.name, Elementwise(Scaling.SAME, floating), [value], [result])
@@ -221,17 +281,3 @@ def convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     )
     walk.record("conv_general_dilated", kind, inputs, [result])
     return [result]
-
-
-def top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """The largest have positions."""
-    reason, value = walk.where(eqn), inputs[0]
-    axis = eqn.params.get("axis", -1) % len(value.axes)
-    pin(value.axes[axis], reason)
-    outputs = []
-    for var in eqn.outvars:
-        axes = list(value.axes)
-        axes[axis] = fresh(var.aval.shape[axis], reason=reason)
-        outputs.append(Value(tuple(axes)))
-    walk.record("top_k", Reduce(range(len(value.axes)), Scaling.NONE), inputs, outputs)
-    return outputs

@@ -9,6 +9,7 @@ from wsa_jax.merging.symmetry.tracing.rules_shape import positions
 from wsa_jax.merging.symmetry.tracing.steps import (
     Concatenate,
     Decide,
+    Lookup,
     Move,
     Origin,
     Scatter,
@@ -48,9 +49,16 @@ def gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     axes: list[Axis] = [((),)] * len(shape)
     sources: list[tuple[int, ...]] = [()] * len(shape)
     places = iter(numbers.offset_dims)
+    walk.pin_indices([table])
+    looked_up = _looked_up(table, indices, numbers)
+    if looked_up is None:
+        walk.pin_indices([indices])
+    elif indices.index is not None:
+        join(table.axes[looked_up], indices.index.axis)
+        walk.record("gather", Lookup(looked_up), [table], [])
     for axis, given in enumerate(table.axes):
         whole = sizes[axis] == size_of(given) and axis not in gone
-        if not whole:
+        if not whole and axis != looked_up:
             pin(given, reason)
         if axis not in gone:
             place = next(places)
@@ -69,6 +77,15 @@ def gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     walk.record("gather", Move(sources), [table], [result])
     walk.record("gather", Decide(), [indices], [])
     return [result]
+
+
+def _looked_up(table: Value, indices: Value, numbers: Any) -> int | None:
+    """The axis along which single positions of that same axis are read, or None."""
+    if indices.index is None or indices.index.offset or len(numbers.start_index_map) != 1:
+        return None
+    (axis,) = numbers.start_index_map
+    fits = size_of(table.axes[axis]) == size_of(indices.index.axis)
+    return axis if fits and axis in numbers.collapsed_slice_dims else None
 
 
 def scatter(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:

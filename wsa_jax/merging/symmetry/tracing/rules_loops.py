@@ -33,6 +33,7 @@ def scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     # What is carried is the same in all iterations; all else inside belongs to one of them.
     walk.iterations += turns
     outputs = walk.run(body, [*inputs[:count], *carried, *slices])
+    walk.pin_indices(outputs)
     del walk.iterations[len(walk.iterations) - len(turns) :]
     ends = [_same(walk, a, b) for a, b in zip(carried, outputs[:carries], strict=True)]
     stacked = []
@@ -77,6 +78,7 @@ def while_loop(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     (going,) = walk.run(eqn.params["cond_jaxpr"], [*inputs[:first], *carried])
     walk.record("while", Decide(), [going], [])
     outputs = walk.run(eqn.params["body_jaxpr"], [*inputs[first:second], *carried])
+    walk.pin_indices([going, *outputs])
     ends = [_same(walk, a, b) for a, b in zip(carried, outputs, strict=True)]
     walk.depth -= 1
     return ends
@@ -88,6 +90,8 @@ def cond(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     walk.record("cond", Decide(), inputs[:1], [])
     results = [walk.run(branch, inputs[1:]) for branch in eqn.params["branches"]]
     outputs = results[0]
+    for result in results:
+        walk.pin_indices(result)
     for others in results[1:]:
         outputs = [_same(walk, a, b) for a, b in zip(outputs, others, strict=True)]
     walk.depth -= 1

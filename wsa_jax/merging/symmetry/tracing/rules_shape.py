@@ -11,6 +11,7 @@ from wsa_jax.merging.symmetry.tracing.axes import (
     distribute,
     expand,
     fresh,
+    is_free,
     is_positional,
     join,
     pin,
@@ -20,12 +21,21 @@ from wsa_jax.merging.symmetry.tracing.axes import (
 from wsa_jax.merging.symmetry.tracing.interpreter import AxisRule, Walk, merged_origin, pin_all
 from wsa_jax.merging.symmetry.tracing.steps import (
     Concatenate,
+    Contract,
+    Elementwise,
+    Index,
     Move,
     Origin,
     Pad,
     Reduce,
+    Scaling,
     Stack,
     Value,
+)
+
+# Injective in the one input that varies, also in floating point unless they saturate.
+_INCREASING = frozenset(
+    ["add", "convert_element_type", "div", "exp", "log", "logistic", "mul", "neg", "sub"]
 )
 
 Sources = Sequence[Sequence[int]]
@@ -40,7 +50,7 @@ def moved(
         origin = tuple(
             frozenset().union(*(value.origin[axis] for axis in source)) for source in sources
         )
-    result = Value(tuple(axes), origin, value.constant)
+    result = Value(tuple(axes), origin, value.constant, value.index)
     walk.record(eqn.primitive.name, Move(sources), [value], [result])
     return [result]
 
@@ -120,6 +130,61 @@ def along(*keys: str) -> AxisRule:
         return ordered(walk, eqn, inputs, [named] if isinstance(named, int) else list(named))
 
     return rule
+
+
+def extreme_index(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """The place of the largest: a position along the axis, if no two elements are equal."""
+    (axis,), (value,) = eqn.params["axes"], inputs
+    if not never_equal(walk, value, axis):
+        return ordered(walk, eqn, inputs, [axis])
+    kept = [place for place in range(len(value.axes)) if place != axis]
+    index = Index(value.axes[axis], walk.where(eqn))
+    result = Value(tuple(value.axes[place] for place in kept), index=index)
+    walk.record(eqn.primitive.name, Reduce(kept, Scaling.NONE), inputs, [result])
+    return [result]
+
+
+def top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """The largest have ranks; their indices are positions, if no two elements are equal."""
+    (value,) = inputs
+    axis = eqn.params.get("axis", -1) % len(value.axes)
+    if not never_equal(walk, value, axis):
+        return ordered(walk, eqn, inputs, [axis])
+    axes = list(value.axes)
+    axes[axis] = fresh(eqn.outvars[0].aval.shape[axis], reason=walk.where(eqn))
+    index = Index(value.axes[axis], walk.where(eqn))
+    outputs = [Value(tuple(axes)), Value(tuple(axes), index=index)]
+    kept = range(len(axes))
+    walk.record(eqn.primitive.name, Reduce(kept, Scaling.NONE), inputs, outputs)
+    return outputs
+
+
+def never_equal(walk: Walk, value: Value, axis: int) -> bool:
+    """Whether elements along an axis differ, for all inputs but a set of measure zero.
+
+    They do after a product with a kernel, and what follows it may be increasing functions,
+    shifts and scales that are the same along the axis, and biases.
+    """
+    makers = {id(result): step for step in walk.steps for result in step.outputs}
+    while (step := makers.get(id(value))) is not None:
+        match step.kind:
+            case Contract(_, batch, free):
+                kernels = [other.is_parameter for other in step.inputs]
+                places = [*((None, a) for a in batch[0]), *((0, a) for a in free[0])]
+                places += [(1, a) for a in free[1]]
+                side, _ = places[axis]
+                return side is not None and kernels[side]
+            case Move(sources) if len(sources[axis]) == 1:
+                value, axis = step.inputs[0], sources[axis][0]
+            case Elementwise(floating=True) if step.name in _INCREASING:
+                varying = [v for v in step.inputs if not v.is_parameter and len(v.axes) > axis]
+                varying = [v for v in varying if not is_free(v.axes[axis])]
+                if len(varying) != 1:
+                    return False
+                (value,) = varying
+            case _:
+                return False
+    return False
 
 
 def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) -> list[Value]:
@@ -288,4 +353,4 @@ def iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         fresh(size, reason=reason) if axis == along_axis else fresh(size, free=True)
         for axis, size in enumerate(shape)
     )
-    return [Value(axes, (frozenset(),) * len(shape))]
+    return [Value(axes, (frozenset(),) * len(shape), index=Index(axes[along_axis], reason))]

@@ -11,6 +11,18 @@ from wsa_jax.merging.symmetry.tracing.axes import Atom, Axis, size_of
 Origin = tuple[frozenset[tuple[int, int]], ...]
 
 
+class Index(NamedTuple):
+    """What integers mean: positions along an axis, plus an offset.
+
+    If the axis is reordered, the integers change with it, so they may only look things up along
+    the same axis; any other use pins it, with the reason given here.
+    """
+
+    axis: Axis
+    reason: str
+    offset: int = 0
+
+
 @dataclass(eq=False)
 class Value:
     """An array: its axes, and what is known of where it comes from.
@@ -19,11 +31,13 @@ class Value:
       axes: one entry per axis of the array.
       origin: for a function of parameters alone, (leaf, axis) pairs that each axis derives from.
       constant: the number that all elements equal, if known.
+      index: the axis along which the elements are positions, if they are.
     """
 
     axes: tuple[Axis, ...]
     origin: Origin | None = None
     constant: float | None = None
+    index: Index | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,6 +170,12 @@ class Decide(NamedTuple):
     """Numbers that choose what is computed or read: they must not change."""
 
 
+class Lookup(NamedTuple):
+    """One position along an axis of the input is read, whichever the data choose."""
+
+    axis: int
+
+
 class LoopCarry(NamedTuple):
     """What a loop starts from, and its stand-in for every iteration."""
 
@@ -179,6 +199,7 @@ StepKind = (
     | Scatter
     | Pad
     | Decide
+    | Lookup
     | LoopCarry
     | Same
     | Unknown

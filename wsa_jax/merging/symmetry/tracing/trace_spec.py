@@ -148,6 +148,7 @@ def trace(
         Value(tuple(fresh(size, reason=_INPUT) for size in array.shape)) for array in arrays[count:]
     ]
     for output in walk.run(jaxpr, [*leaves, *given]):
+        walk.pin_indices([output])
         for axis in output.axes:
             pin(axis, _OUTPUT)
 
