@@ -37,7 +37,7 @@ WAYS_OUT = {
     "Partition": "a Partition, for example dirichlet_equal(labels, clients=10, alpha=0.5, seed=0)",
     "AxisSpec": "an AxisSpec, from trace_spec(apply_fn, params, inputs)",
     "Path": "a Path, from interpolate_path(...)",
-    "Evidence": "Evidence(task, images, labels)",
+    "Evidence": "Evidence(task, inputs, labels)",
     "Matching": "a Matching, from weight_matching(...); the order is align(spec, model, matching)",
     "DatasetInfo": "a DatasetInfo, for example load_dataset('digits').info",
 }
@@ -220,7 +220,8 @@ def _unfit_leaf(tree: Any) -> tuple[str, Any] | None:
         # A module's own attribute may be text, such as the axis name of Equinox's BatchNorm.
         if isinstance(leaf, str) and path and isinstance(path[-1], jax.tree_util.GetAttrKey):
             continue
-        if foreign or isinstance(leaf, str | bytes | types.GeneratorType):
+        text = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USO"
+        if foreign or text or isinstance(leaf, str | bytes | types.GeneratorType):
             return key_path(path), leaf
     return None
 

@@ -142,6 +142,8 @@ def test_what_a_model_does_not_admit_has_an_empty_line(models, spec, evidence, t
 
 def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"model 1 of merge_table is a dict; give Model\(params"):
+        inspect.unwrap(merge_table)(key, [m.params for m in models], spec, evidence, test=tiny_data)
     with pytest.raises(ValueError, match="1 model to merge; give at least two"):
         merge_table(key, models[:1], spec, evidence, test=tiny_data)
     with pytest.raises(ValueError, match="method 'nothing' is unknown; give one of average"):

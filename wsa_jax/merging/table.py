@@ -154,9 +154,15 @@ def chosen_methods(methods: Any) -> dict[str, Method]:
     return chosen
 
 
-def _check(models: Sequence[Model], spec: AxisSpec, evidence: Evidence, test: Any) -> None:
+def _check(models: Sequence[Any], spec: AxisSpec, evidence: Evidence, test: Any) -> None:
     if len(models) < 2:
         raise ValueError(f"{len(models)} model to merge; give at least two")
+    for index, model in enumerate(models):
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"model {index + 1} of merge_table is {shown(model)}; "
+                "give Model(params, model_state)"
+            )
     _check_spec(spec, models[0])
     checks.models([model.variables for model in models])
     sets = {"evidence": (evidence.inputs, evidence.labels), "test": test}

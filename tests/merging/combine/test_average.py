@@ -110,6 +110,8 @@ class TestAverage:
             ((["a", "b"],), "leaf 0 of models of average is 'a'; give a pytree of arrays"),
             (((m for m in pair),), "models of average is a generator; give a pytree of arrays"),
             (([],), "no models to average; give at least one"),
+            ((-1,), "models of average is -1; give a list of models, or a stack"),
+            ((np.array(["a", "b"]),), "models of average is an array of <U1 of shape"),
         ]:
             with pytest.raises(ValueError, match=message):
                 average(*given)

@@ -480,6 +480,12 @@ class TestErrors:
     def test_learning_rate(self):
         with pytest.raises(ValueError, match=r"learning_rate -1.0 is not a non-negative number"):
             self.merge(learning_rate=-1.0)
+        with pytest.raises(
+            ValueError, match="learning_rate is the function len, which gives no nu"
+        ):
+            self.merge(learning_rate=len)
+        with pytest.raises(ValueError, match=r"which gives an? \w+ of float32.* of numbers"):
+            self.merge(learning_rate=lambda step: jnp.ones(2) * step)
 
     def test_examples(self):
         with pytest.raises(ValueError, match="examples hold no samples"):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.door import door
+from wsa_jax.door import door, shown
 from wsa_jax.tree import (
     as_stack,
     is_array,
@@ -58,6 +58,8 @@ def average(
     """
     if type(models) in (list, tuple) and not models:
         raise ValueError("no models to average; give at least one")
+    if jax.tree_util.all_leaves([models]) and not is_array(models):
+        raise ValueError(f"models of average is {shown(models)}; give a list of models, or a stack")
     models = as_stack(models)
     leaves = [leaf for leaf in jax.tree.leaves(models) if is_array(leaf)]
     if not leaves:

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.tree import is_weight, key_path
 
-Granularity = Literal["parameter", "channel", "layer", "scalar"]
+CoefficientGranularity = Literal["parameter", "channel", "layer", "scalar"]
 """One coefficient per weight (the paper's), per index of a leaf's last axis, per leaf, or one for
 the whole model."""
 
@@ -64,8 +64,8 @@ def check_granularity(granularity: str) -> None:
     Traceback (most recent call last):
     ValueError: granularity 'row' is unknown; give one of 'parameter', 'channel', 'layer', 'scalar'
     """
-    if granularity not in get_args(Granularity):
-        known = ", ".join(repr(name) for name in get_args(Granularity))
+    if granularity not in get_args(CoefficientGranularity):
+        known = ", ".join(repr(name) for name in get_args(CoefficientGranularity))
         raise ValueError(f"granularity {granularity!r} is unknown; give one of {known}")
 
 

@@ -10,7 +10,6 @@ from wsa_jax.merging.combine.examples import check_learnable
 from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
     Learning,
-    LearningRate,
     LearningSettings,
     LearningState,
     LossFn,
@@ -18,6 +17,7 @@ from wsa_jax.merging.combine.learning import (
     Repair,
 )
 from wsa_jax.merging.result import MergeResult
+from wsa_jax.types import LearningRate
 
 
 def _combine(weights: dict[str, Array], models: tuple[PyTree, ...]) -> PyTree:

@@ -67,6 +67,7 @@ def diagonal_fisher(
     Source: Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", 2022, with the
     observed labels in place of the model's.
     """
+    check_learnable([params])
     check_examples(examples, batch_size)
     examples = jax.tree.map(jnp.asarray, examples)
     state = {} if model_state is None else model_state

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Integer, PyTree, Real
+from jaxtyping import Array, Integer, PyTree
 
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, shown
 from wsa_jax.merging.combine.best_so_far import BestSoFar
 from wsa_jax.merging.combine.coefficients import check_granularity
 from wsa_jax.merging.combine.examples import check_examples, check_finite_examples
 from wsa_jax.schedules import check_non_negative
+from wsa_jax.types import LearningRate
 
 LossFn = Callable[[Array, PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 """``(key, params, model_state, batch) -> (mean loss, model_state)``, as `training.Task.loss`."""
@@ -21,8 +23,6 @@ Repair = Callable[[PyTree, PyTree], PyTree]
 """``(params, model_state) -> model_state``: re-estimates statistics of the merged model."""
 
 Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
-
-LearningRate = Real[ArrayLike, ""] | Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +125,20 @@ class Learning:
         if self.held_out is not None:
             check_examples(self.held_out, 1, "held_out")
         check_non_negative(self.learning_rate, "learning_rate")
+        if callable(self.learning_rate):
+            _check_schedule(self.learning_rate, "learning_rate")
+
+
+def _check_schedule(schedule: Callable[[Any], Any], name: str) -> None:
+    """Raise a ValueError unless a schedule gives one number for each step."""
+    try:
+        found = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except (TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{name} is {shown(schedule)}, which gives no number for a step: {reason}"
+        ) from error
+    if getattr(found, "shape", None) != ():
+        raise ValueError(
+            f"{name} is {shown(schedule)}, which gives {shown(found)}; give a schedule of numbers"
+        )

@@ -20,7 +20,6 @@ from wsa_jax.merging.combine.examples import check_learnable
 from wsa_jax.merging.combine.gradient_steps import learn
 from wsa_jax.merging.combine.learning import (
     Learning,
-    LearningRate,
     LearningSettings,
     LearningState,
     LossFn,
@@ -31,6 +30,7 @@ from wsa_jax.merging.combine.np_merge import merge_pair
 from wsa_jax.merging.combine.penalties import NO_PENALTY, Strengths, penalise
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list, shares
+from wsa_jax.types import LearningRate
 
 Order = Literal["given", "accuracy", "tree"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree, Real
+from jaxtyping import Array, PyTree
 
 from wsa_jax.merging.combine.coefficients import (
     Coefficients,
@@ -17,8 +17,7 @@ from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import scope_penalty
 from wsa_jax.scope.scope import WeightScope, fuse_scopes, weight_scope
-
-Strength = Real[ArrayLike, ""]
+from wsa_jax.types import Scalar
 
 
 class Strengths(NamedTuple):
@@ -32,9 +31,9 @@ class Strengths(NamedTuple):
       select: rule that says which leaves have a scope.
     """
 
-    distance: Strength = 0.0
-    entropy: Strength = 0.0
-    scope: Strength = 0.0
+    distance: Scalar = 0.0
+    entropy: Scalar = 0.0
+    scope: Scalar = 0.0
     select: Rule = kernels
 
 
@@ -52,7 +51,7 @@ class PenaltyInputs(NamedTuple):
 
     center: Coefficients
     target: WeightScope | None
-    strengths: tuple[Strength, Strength, Strength]
+    strengths: tuple[Scalar, Scalar, Scalar]
 
 
 class Penalty(NamedTuple):
