@@ -169,7 +169,7 @@ def _check(models: Sequence[Any], spec: AxisSpec, evidence: Evidence, test: Any)
     for what, (_, labels) in sets.items():
         if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
-    check_data(evidence.task, *models[0], sets)
+    check_data(evidence.task, models[0].params, models[0].model_state, sets)
 
 
 def _check_spec(spec: AxisSpec, model: Model) -> None:
