@@ -9,12 +9,20 @@ from tests.zoo.measure import BUILDERS, PACKAGES, Row, measure
 _TARGET = Path(__file__).parents[2] / "docs" / "zoo.md"
 _HEAD = """# What the tracer can do with foreign models
 
-`trace_spec` reads these models as they are, from their packages, in tiny configurations with random
-strong weights. Every group of units is moved by a derangement; the function stays the same in every
-row (largest deviation below). Then the planted order is undone by `weight_matching` (three starts)
-and by `activation_matching` on 256 random inputs: the share of moved weights that are back in their
-place. *Covered* is the share of weights that lie in leaves of at least one group; seconds are those
-of tracing. Written by `python -m tests.zoo.record` with {versions}.
+`trace_spec` reads these models as they are, from their packages, in tiny configurations with
+strong random weights. Every group of units is moved by a derangement, and the function stays the
+same in every row: *deviation* is the largest change, in units of the largest output. Then the
+planted order is undone by `weight_matching` (three starts) and by `activation_matching` on 256
+random inputs: the share of moved weights that are back in their place. (Units that are dead on
+all these inputs look alike to the latter.) *Covered* is the share of weights that lie in a leaf
+of at least one group; *seconds* are those of tracing, beside other work on the machine.
+
+Transformers 4.56 still has Flax models, which version 5 removes. They import and run with the
+versions below, with one exception: T5 calls `jnp.clip` by an argument that JAX no longer has,
+which the zoo passes on under its new name.
+
+Written by `python -m tests.zoo.record` (extra `zoo`, Python 3.12) with
+{versions}.
 
 | architecture | package | groups | covered | seconds | deviation | by weights | by activations |
 |---|---|---|---|---|---|---|---|
