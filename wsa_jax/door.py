@@ -100,7 +100,10 @@ def check_fields(settings: Any) -> None:
     wsa_jax.door.ArgumentError: momentum of Settings is '0.9'; give a number
     """
     kind = type(settings)
-    for name, annotation in inspect.get_annotations(kind, eval_str=False).items():
+    annotations: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        annotations |= inspect.get_annotations(base, eval_str=False)
+    for name, annotation in annotations.items():
         value = getattr(settings, name)
         if not fits(value, annotation):
             raise _refusal(f"{name} of {kind.__name__}", value, annotation)

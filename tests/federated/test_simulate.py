@@ -11,14 +11,18 @@ from flax import linen as nn
 
 from tests.trees import assert_bitwise
 from wsa_jax import constant_target, scope_window, weight_scope
+from wsa_jax.data import load_dataset
 from wsa_jax.federated import (
     STOP,
+    Aggregation,
+    Execution,
     LocalSettings,
     Partition,
     WeightScopeAlignment,
     simulate,
 )
 from wsa_jax.federated.client import ScopeForm
+from wsa_jax.models import MLP
 from wsa_jax.training import Task, classification, evaluate
 
 
@@ -222,6 +226,18 @@ class TestInputs:
         with pytest.raises(ValueError, match="params are given and model_state is not"):
             run()
 
+    def test_a_dataset_stands_for_its_inputs_and_labels(self):
+        digits = load_dataset("digits", split="test")
+        task = classification(MLP(features=(10,)), digits.info)
+        rows = [[0, 1, 2], [3, 4]]
+        pair = (digits.images, digits.labels)
+        first, second = (
+            simulate(jax.random.key(0), task, given, rows, rounds=1, test=given)
+            for given in (digits, pair)
+        )
+        assert_bitwise(second.state, first.state)
+        assert first.history[0]["test_loss"] == second.history[0]["test_loss"]
+
     def test_a_list_of_rows_is_a_partition(self, tiny_task, tiny_data, tiny_partition):
         rows = [tiny_partition.client_indices(client) for client in range(4)]
         first, second = (
@@ -256,12 +272,36 @@ class TestErrors:
             ({"learning_rate": lambda i: float("nan")}, "learning_rate nan is not"),
             ({"evalute_every": 2}, "simulate has no option 'evalute_every'; give one of part"),
             ({"execution": "vmap"}, "execution of simulate is 'vmap'; give an Execution"),
+            ({"learning_rate": lambda i: [0.1, 0.2]}, r"learning_rate of round 0 is an array of s"),
         ],
     )
     def test_settings(self, federate, settings, message):
         with pytest.raises(ValueError, match=message) as error:
             federate(**settings)
         assert "\n" not in str(error.value)
+
+    def test_a_traced_key_is_refused(self, tiny_task, tiny_data, tiny_partition):
+        def run(key):
+            return simulate(key, tiny_task, tiny_data, tiny_partition, rounds=1).params
+
+        with pytest.raises(ValueError, match="key is traced, but simulate runs its rounds from"):
+            jax.vmap(run)(jax.random.split(jax.random.key(0), 2))
+
+    @pytest.mark.parametrize(
+        ("settings", "change", "message"),
+        [
+            (ScopeForm(), {"select": "kernel"}, "select 'kernel' is no rule; give kernels, matr"),
+            (WeightScopeAlignment(), {"strength": "1"}, "strength of WeightScopeAlignment is '1'"),
+            (WeightScopeAlignment(), {"strength": [1, 2]}, "strength of WeightScopeAlignment is"),
+            (Aggregation(), {"clip_norm": "3"}, "clip_norm 3 is not positive"),
+            (Aggregation(), {"trim": "0.1"}, r"trim 0.1 is not in \[0, 0.5\)"),
+            (Execution(), {"donate": "no"}, "donate of Execution is 'no'; give True or False"),
+            (Execution(), {"evaluation_batch": 0}, "evaluation_batch must be a positive integer"),
+        ],
+    )
+    def test_fields_of_other_types(self, rejected, settings, change, message):
+        with pytest.raises(ValueError, match=message):
+            rejected(settings, **change)
 
     def test_nan_in_the_parameters_names_the_leaf(self, federate, tiny_task):
         params, _ = tiny_task.init(jax.random.key(0))

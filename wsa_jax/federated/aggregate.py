@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.door import check_fields
 from wsa_jax.tree import clip_by_norm, wide
 
 MergeRule = Callable[[Array, PyTree, Array, Any], PyTree]
@@ -90,16 +91,14 @@ class Aggregation:
                 "function of (key, models, weights, evidence)"
             )
         check_trim(self.trim)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
-                f"clip_norm {self.clip_norm} is not positive; give None for no clipping"
-            )
+        if self.clip_norm is not None:
+            checks.positive("clip_norm", self.clip_norm, "None for no clipping")
+        check_fields(self)
 
 
-def check_trim(trim: float | int) -> None:
+def check_trim(trim: Any) -> None:
     """Raise a ValueError unless some models are left in the middle."""
-    if not 0 <= trim < 0.5:
-        raise ValueError(f"trim {trim} is not in [0, 0.5); give the share left out at each end")
+    checks.number("trim", trim, 0, 0.5, "the share left out at each end")
 
 
 class BySamples(NamedTuple):

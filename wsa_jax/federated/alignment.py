@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax import checks
+from wsa_jax.door import check_fields
 from wsa_jax.federated.fusion import Fusion
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
@@ -44,6 +45,10 @@ class ScopeForm:
         if self.scale not in ("sum", "size"):
             raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
         checks.one_of("fusion", self.fusion, get_args(Fusion))
+        if not callable(self.select):
+            raise ValueError(
+                f"select {self.select!r} is no rule; give kernels, matrices or matching(pattern)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,6 @@ class WeightScopeAlignment(ScopeForm):
 
     def __post_init__(self):
         super().__post_init__()
-        check_non_negative(self.strength)
         if isinstance(self.target, str) and self.target != "fused":
             raise ValueError(
                 f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"
@@ -79,6 +83,8 @@ class WeightScopeAlignment(ScopeForm):
             )
         if self.start is not None and not isinstance(self.target, str):
             raise ValueError("a start is the first of fused targets; a fixed one takes none")
+        check_fields(self)
+        check_non_negative(self.strength)
 
     def static(self, select: Rule) -> ScopeForm:
         """The form alone, on the layers that have a scope."""

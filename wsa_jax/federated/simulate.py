@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax import checks
+from wsa_jax.data.loading import Dataset
 from wsa_jax.door import door
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
@@ -45,6 +46,7 @@ from wsa_jax.scope.stability import check_bound
 from wsa_jax.training.checks import check_data, check_statistics
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task
+from wsa_jax.tree import is_traced
 from wsa_jax.types import Schedule
 
 
@@ -95,7 +97,7 @@ class SimulationOptions(TypedDict, total=False):
 def simulate(
     key: Key[Array, ""],
     task: Task,
-    train: tuple[Any, Any],
+    train: tuple[Any, Any] | Dataset,
     partition: Partition | Sequence[Any],
     *,
     rounds: int,
@@ -104,7 +106,7 @@ def simulate(
     learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
     local: LocalSettings = LocalSettings(),
     aggregation: Aggregation = Aggregation(),
-    test: tuple[Any, Any] | None = None,
+    test: tuple[Any, Any] | Dataset | None = None,
     **options: Unpack[SimulationOptions],
 ) -> SimulationResult:
     """Simulate federated rounds: FedAvg or another algorithm, with or without WSA.
@@ -112,7 +114,8 @@ def simulate(
     Args:
       key: a JAX key; initial weights, participants, batches and augmentation all follow from it.
       task: what is trained, for example `wsa_jax.training.classification`.
-      train: inputs and labels of all clients, ``[examples, ...]`` and ``[examples]``.
+      train: inputs and labels of all clients, ``[examples, ...]`` and ``[examples]``, or a
+        `wsa_jax.data.Dataset`.
       partition: which client owns which examples, or a list of the rows of each client.
       rounds: number of rounds in all, including those of a resumed run.
       algorithm: FedAvg by default.
@@ -184,6 +187,12 @@ def simulate(
 
     Source: WSA, Algorithm 1 and section 5.3.
     """
+    if is_traced(key):
+        raise ValueError(
+            "key is traced, but simulate runs its rounds from the host: call it outside of jit and "
+            "vmap, once for each key"
+        )
+    train, test = _pair(train), None if test is None else _pair(test)
     execution = options.pop("execution", Execution())
     recording = _recording(options)
     evidence = options.get("evidence")
@@ -239,6 +248,10 @@ def simulate(
         state = run_rounds(jitted_round(plan), round_key, state, data, schedules, recorder, place)
     kept = plan.algorithm.evaluated(state.server, state.params)
     return SimulationResult(state, kept, history, left_out)
+
+
+def _pair(examples: tuple[Any, Any] | Dataset) -> tuple[Any, Any]:
+    return (examples.images, examples.labels) if isinstance(examples, Dataset) else examples
 
 
 def _recording(options: SimulationOptions) -> Recording:
@@ -341,6 +354,11 @@ def _check_partition_of(partition: Partition, examples: int, rounds: int) -> Non
 
 def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
     values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
+    for index, one in enumerate(values):
+        if np.shape(one):
+            raise ValueError(
+                f"{name} of round {index} is an array of shape {np.shape(one)}; give one number"
+            )
     array = np.asarray(values, np.float64)
     check_non_negative(array, name)
     return array

@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Integer, Key, PyTree, Shaped
 
+from wsa_jax import checks
+from wsa_jax.door import check_fields
 from wsa_jax.federated import mesh as meshes
 from wsa_jax.federated.aggregate import (
     Aggregation,
@@ -75,8 +77,9 @@ class Execution:
     evaluation_batch: int = 500
 
     def __post_init__(self):
-        if self.clients not in ("map", "vmap"):
-            raise ValueError(f"clients {self.clients!r} is unknown; give 'map' or 'vmap'")
+        checks.one_of("clients", self.clients, ("map", "vmap"))
+        checks.count("evaluation_batch", self.evaluation_batch)
+        check_fields(self)
         if self.mesh is not None:
             meshes.check_mesh(self.mesh)
 
