@@ -7,9 +7,9 @@ from wsa_jax.federated.partition import (
     dirichlet_equal,
     dirichlet_unequal,
     iid,
-    partition_table,
     shards,
 )
+from wsa_jax.federated.partition_table import partition_table
 from wsa_jax.federated.plots import partition_heatmap
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 203))

@@ -32,9 +32,9 @@ from wsa_jax.federated.partition import (
     dirichlet_equal,
     dirichlet_unequal,
     iid,
-    partition_table,
     shards,
 )
+from wsa_jax.federated.partition_table import partition_table
 from wsa_jax.federated.round import ServerState, initial_state, make_round
 from wsa_jax.federated.run_loop import STOP
 from wsa_jax.federated.simulate import SimulationResult, reference_learning_rate, simulate

@@ -187,22 +187,13 @@ def simulate(
 
     Source: WSA, Algorithm 1 and section 5.3.
     """
-    if is_traced(key):
-        raise ValueError(
-            "key is traced, but simulate runs its rounds from the host: call it outside of jit and "
-            "vmap, once for each key"
-        )
+    evidence = options.get("evidence")
+    _check_call(key, evidence, aggregation)
     train, test = _pair(train), None if test is None else _pair(test)
     execution = options.pop("execution", Execution())
     recording = _recording(options)
-    evidence = options.get("evidence")
-    if evidence is not None and not callable(aggregation.rule):
-        raise ValueError(
-            f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
-            "any; give Aggregation(rule=function), or no evidence"
-        )
-    partition = as_partition(partition)
     # All arguments are checked before anything is compiled or written.
+    partition = as_partition(partition)
     _check_partition_of(partition, len(train[1]), rounds)
     sets = {"train": train} if test is None else {"train": train, "test": test}
     schedules = Schedules(
@@ -339,6 +330,19 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
         return tree
     spec = PartitionSpec() if clients is None else state_spec(clients, execution.mesh)
     return place_on_mesh(tree, execution.mesh, spec)
+
+
+def _check_call(key: Array, evidence: Any, aggregation: Aggregation) -> None:
+    if is_traced(key):
+        raise ValueError(
+            "key is traced, but simulate runs its rounds from the host: call it outside of jit and "
+            "vmap, once for each key"
+        )
+    if evidence is not None and not callable(aggregation.rule):
+        raise ValueError(
+            f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
+            "any; give Aggregation(rule=function), or no evidence"
+        )
 
 
 def _check_partition_of(partition: Partition, examples: int, rounds: int) -> None:
