@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Integer, Key, PyTree
+from jaxtyping import Array, Bool, Integer, Key, PyTree
 
 from wsa_jax.federated import mesh as meshes
 from wsa_jax.federated.aggregate import (
@@ -191,34 +191,16 @@ def _round(
     data: FederatedData,
     settings: RoundSettings,
 ) -> tuple[ServerState, RoundInfo]:
-    """One round: draw, broadcast, train, aggregate, step."""
+    """One round: draw, broadcast, train, aggregate, step; see the drawing in docs/design.md."""
     participants = _draw(plan, jax.random.fold_in(key, state.round), data.sizes.shape[0])
     server = Broadcast(
         state.params, state.model_state, state.target, plan.algorithm.broadcast(state.server)
     )
+    # The first door is each client's own.
     report = train_clients(plan, server, data, settings, participants, state.clients)
     mean = _aggregate(plan, key, state, report.sent, data.evidence)
-    params, server_state = _server_step(plan, state, mean, settings)
-    fusion = ScopeForm.fusion if plan.scope_form is None else plan.scope_form.fusion
-    scope_mean, scope_std = fused_moments(mean.by_client, mean.count, state.target, fusion)
-    fused = dataclasses.replace(state.target, mean=scope_mean, std=scope_std)
-    new = ServerState(
-        params=params,
-        model_state=from_numbers(mean.by_samples.model_state, state.model_state),
-        target=fused,
-        server=server_state,
-        clients=(),
-        round=state.round + 1,
-    )
+    new, refused = _doors(plan, state, _server_step(plan, state, mean, settings), mean)
 
-    # The second and the third door: sums and steps of finite updates may still overflow.
-    old = dataclasses.replace(state, clients=(), round=new.round)
-    sound = jnp.array(True)
-    if plan.aggregation.drop_nonfinite:
-        sound = all_finite((mean.by_samples, mean.by_client)) & stays_finite(new, old)
-    # Without an accepted client the means are zeros, which would be taken for a model.
-    stands = sound & (mean.count > 0)
-    new = jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old)
     rows = jax.tree.map(lambda x: x[: plan.participants], report.row)
     info = round_info(
         rows,
@@ -226,9 +208,10 @@ def _round(
         new.target,
         weight_scope(new.params, select=plan.select),
         norm(mean.by_samples.update),
-        refused=~sound,
+        refused=refused,
     )
-    accepted = stands & (report.row.accepted > 0)
+    # Clients remember nothing of a round that was refused, as the server does not.
+    accepted = ~refused & (report.row.accepted > 0)
     clients = remember(plan, state.clients, report.state, participants, accepted)
     target = new.target if plan.fuse_target else state.target
     return dataclasses.replace(new, target=target, clients=clients), info
@@ -265,8 +248,8 @@ def _aggregate(
 
 def _server_step(
     plan: RoundPlan, state: ServerState, mean: Sent, settings: RoundSettings
-) -> tuple[PyTree, Any]:
-    """Return the parameters and the server state that the algorithm makes of the aggregate."""
+) -> ServerState:
+    """The state that the algorithm and Eq. 4 make of the aggregate, without those of clients."""
     context = ServerContext(
         params=state.params,
         update=mean.by_samples.update,
@@ -276,4 +259,28 @@ def _server_step(
         participants=mean.count,
         share=mean.weight,
     )
-    return plan.algorithm.apply(state.server, context)
+    params, server = plan.algorithm.apply(state.server, context)
+    fusion = ScopeForm.fusion if plan.scope_form is None else plan.scope_form.fusion
+    scope_mean, scope_std = fused_moments(mean.by_client, mean.count, state.target, fusion)
+    return ServerState(
+        params=params,
+        model_state=from_numbers(mean.by_samples.model_state, state.model_state),
+        target=dataclasses.replace(state.target, mean=scope_mean, std=scope_std),
+        server=server,
+        clients=(),
+        round=state.round + 1,
+    )
+
+
+def _doors(
+    plan: RoundPlan, state: ServerState, new: ServerState, mean: Sent
+) -> tuple[ServerState, Bool[Array, ""]]:
+    """The new state, or the old one with the next number; and whether the new one was refused."""
+    old = dataclasses.replace(state, clients=(), round=new.round)
+    sound = jnp.array(True)
+    if plan.aggregation.drop_nonfinite:
+        # Sums and steps of finite updates may still overflow.
+        sound = all_finite((mean.by_samples, mean.by_client)) & stays_finite(new, old)
+    # Without an accepted client the means are zeros, which would be taken for a model.
+    stands = sound & (mean.count > 0)
+    return jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old), ~sound
