@@ -7,7 +7,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.door import shown
 from wsa_jax.leaves import is_key, is_traced, is_weight, key_path
+from wsa_jax.types import Leaf
 
 
-def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise a ValueError unless a setting is one of a few words.
 
     >>> one_of("per", "row", ("leaf", "model"))
@@ -35,7 +36,7 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     raise ValueError(f"{name} {value!r} is unknown; give {listed}")
 
 
-def count(name: str, value: Any) -> None:
+def count(name: str, value: object) -> None:
     """Raise a ValueError unless a setting is a positive integer.
 
     >>> count("steps", 0)
@@ -46,7 +47,7 @@ def count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
 
 
-def number(name: str, value: Any, low: float | int, high: float | int, way_out: str) -> None:
+def number(name: str, value: object, low: float | int, high: float | int, way_out: str) -> None:
     """Raise a ValueError unless a setting is a number in ``[low, high)``; NaN never is.
 
     >>> number("momentum", -0.9, 0, 1, "0 for none")
@@ -57,7 +58,7 @@ def number(name: str, value: Any, low: float | int, high: float | int, way_out: 
         raise ValueError(f"{name} {shown(value)} is not in [{low:g}, {high:g}); give {way_out}")
 
 
-def positive(name: str, value: Any, way_out: str = "a number above 0") -> None:
+def positive(name: str, value: object, way_out: str = "a number above 0") -> None:
     """Raise a ValueError unless a setting is a number above 0, infinity included.
 
     >>> positive("clip_norm", 0.0, "None for no clipping")
@@ -258,18 +259,18 @@ def models(models: Sequence[PyTree]) -> None:
         weights(model, f"model {index + 1}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Whether a value is one real number, of Python or NumPy; a string or a flag is none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _kind(leaf: Any) -> str:
+def _kind(leaf: Leaf) -> str:
     """The type of an array as JAX holds it; of anything else, whether it is a number of Python."""
     if hasattr(leaf, "dtype"):
         return str(jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
     return "a number of Python" if isinstance(leaf, numbers.Number) else "no array"
 
 
-def _shape(leaf: Any) -> tuple[int, ...]:
+def _shape(leaf: Leaf) -> tuple[int, ...]:
     """The shape of an array; () for anything else, such as a function in an Equinox module."""
     return tuple(getattr(leaf, "shape", ()))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
 from wsa_jax.training.fit import FitSettings, fit
 from wsa_jax.training.task import Task, classification
 from wsa_jax.tree import unstack
+from wsa_jax.types import Json
 
 # Rounds; a checkpoint takes as long as one or two of them.
 _CHECKPOINT_EVERY = 20
@@ -50,7 +50,7 @@ class DemoSettings:
     """Independent repetitions, the same for all settings."""
 
 
-def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> Json:
     """Run both experiments and return every number; ``advance`` is called after each piece of work.
 
     Until it ends, its runs are kept in the output folder: if it is interrupted, equal settings
@@ -76,7 +76,7 @@ def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> dict[str
             ("FedAvg+WSA", WeightScopeAlignment(strength=settings.strength)),
         )
     }
-    interpolation: dict[str, list[dict[str, Any]]] = {"plain": [], "WSA": []}
+    interpolation: dict[str, list[Json]] = {"plain": [], "WSA": []}
     for seed in range(settings.seeds):
         plain, wsa = _interpolated(settings, task, train, test, seed)
         interpolation["plain"].append(plain)
@@ -110,14 +110,14 @@ def _federated(
     seed: int,
     wsa: WeightScopeAlignment | None,
     advance: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     partition = dirichlet_equal(
         train.labels, clients=settings.clients, alpha=settings.alpha, seed=seed
     )
     name = "FedAvg" if wsa is None else "FedAvg+WSA"
-    shown = list[dict[str, Any]]()
+    shown = list[Json]()
 
-    def show(row: dict[str, Any]) -> None:
+    def show(row: Json) -> None:
         shown.append(row)
         advance(f"{name}, seed {seed}")
 
@@ -143,7 +143,7 @@ def _federated(
 
 def _interpolated(
     settings: DemoSettings, task: Task, train: Dataset, test: Dataset, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Json, Json]:
     """Train two models without WSA, then again from the same seeds, held to their fused scope."""
     keys = jax.random.split(jax.random.key(seed), 2)
     run = functools.partial(
@@ -164,7 +164,7 @@ def _interpolated(
     return _path(task, plain, test, seed), _path(task, regularized, test, seed)
 
 
-def _path(task: Task, models: PyTree, test: Dataset, seed: int) -> dict[str, Any]:
+def _path(task: Task, models: PyTree, test: Dataset, seed: int) -> Json:
     first, second = unstack(models)
     path = interpolate_path(task, first, second, jnp.asarray(test.images), jnp.asarray(test.labels))
     between = scope_divergence(weight_scope(first), weight_scope(second))
@@ -178,7 +178,7 @@ def _path(task: Task, models: PyTree, test: Dataset, seed: int) -> dict[str, Any
     }
 
 
-def save_demo(results: dict[str, Any]) -> tuple[Path, Path]:
+def save_demo(results: Json) -> tuple[Path, Path]:
     """Write the figure and the numbers; return their paths."""
     from matplotlib.figure import Figure
 
@@ -194,7 +194,7 @@ def save_demo(results: dict[str, Any]) -> tuple[Path, Path]:
         for name, runs in federated.items()
     }
 
-    def curves(groups: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+    def curves(groups: Json, value: Callable[[Json], float]) -> Json:
         return {
             name: [([row["round"] for row in rows], [value(row) for row in rows]) for rows in runs]
             for name, runs in groups.items()

@@ -20,6 +20,10 @@ import numpy as np
 from jaxtyping import AbstractArray, PyTree
 
 from wsa_jax.leaves import is_key, key_path
+from wsa_jax.types import Json
+
+Annotation = Any
+"""What a signature says of an argument."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -88,7 +92,7 @@ def door(function: Function) -> Function:
     return typing.cast(Function, checked)
 
 
-def check_fields(settings: Any) -> None:
+def check_fields(settings: object) -> None:
     """Check the fields of a dataclass against their annotations; call it in ``__post_init__``.
 
     >>> import dataclasses
@@ -140,7 +144,7 @@ def _check_parameter(function: str, parameter: inspect.Parameter, name: str, val
             raise _refusal(f"{name} of {function}", each, annotation)
 
 
-def _check_options(function: str, annotation: Any, given: dict[str, Any]) -> None:
+def _check_options(function: str, annotation: Annotation, given: Json) -> None:
     """Check keywords that a typed dictionary names."""
     if typing.get_origin(annotation) is not typing.Unpack:
         return
@@ -154,7 +158,7 @@ def _check_options(function: str, annotation: Any, given: dict[str, Any]) -> Non
             raise _refusal(f"{name} of {function}", value, known[name])
 
 
-def fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Annotation) -> bool:
     """Whether a value is of an annotation's type, as far as that can be told at once.
 
     >>> fits(3, int | None), fits(True, int), fits("a", typing.Literal["a", "b"])
@@ -212,7 +216,7 @@ def _is_instance(value: Any, kind: type) -> bool:
         return True
 
 
-def _is_pytree(annotation: Any) -> bool:
+def _is_pytree(annotation: Annotation) -> bool:
     return isinstance(annotation, type) and annotation.__name__.startswith("PyTree")
 
 
@@ -229,7 +233,7 @@ def _unfit_leaf(tree: Any) -> tuple[str, Any] | None:
     return None
 
 
-def _refusal(name: str, value: Any, annotation: Any) -> ArgumentError:
+def _refusal(name: str, value: Any, annotation: Annotation) -> ArgumentError:
     """The one line that says what an argument is and what it should be."""
     if _allows_trees(annotation) and (found := _unfit_leaf(value)) is not None:
         path, leaf = found
@@ -243,7 +247,7 @@ def _refusal(name: str, value: Any, annotation: Any) -> ArgumentError:
     return ArgumentError(f"{name} is {shown(value)}; give {described(annotation)}")
 
 
-def _allows_trees(annotation: Any) -> bool:
+def _allows_trees(annotation: Annotation) -> bool:
     parts = typing.get_args(annotation) or (annotation,)
     return any(part is PyTree or _is_pytree(part) for part in parts)
 
@@ -266,7 +270,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
-def described(annotation: Any) -> str:
+def described(annotation: Annotation) -> str:
     """What an annotation asks for, in words.
 
     >>> described(int | None), described(typing.Literal["map", "vmap"])
@@ -299,7 +303,7 @@ def described(annotation: Any) -> str:
     return named.get(kind) or WAYS_OUT.get(name) or f"a {name}"
 
 
-def _described_array(annotation: Any) -> str:
+def _described_array(annotation: Annotation) -> str:
     # An annotation of any dtype has a stand-in for the list of dtypes.
     dtypes = annotation.dtypes if isinstance(annotation.dtypes, Iterable) else ()
     if any("prng" in str(dtype) or "key" in str(dtype) for dtype in dtypes):

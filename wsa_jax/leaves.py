@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from wsa_jax.types import Leaf
+
 # Attributes in which module systems hold a leaf.
 _WRAPPERS = frozenset({"value", "raw_value"})
 
@@ -24,7 +26,7 @@ def key_path(path: tuple[Any, ...]) -> str:
     return "/".join(part for part in parts if part)
 
 
-def is_weight(leaf: Any) -> bool:
+def is_weight(leaf: Leaf) -> bool:
     """Whether a leaf is a floating-point array (not an integer counter, a key or a function).
 
     >>> is_weight(jnp.ones(3)), is_weight(jnp.arange(3)), is_weight(jax.nn.relu)
@@ -37,7 +39,7 @@ def is_weight(leaf: Any) -> bool:
     )
 
 
-def is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Leaf) -> bool:
     """Whether a leaf is an array of floating-point or complex numbers: what can be averaged.
 
     >>> is_inexact(jnp.ones(3)), is_inexact(jnp.ones(3, complex)), is_inexact(1.0)
@@ -46,7 +48,7 @@ def is_inexact(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: Leaf) -> bool:
     """Whether a leaf is an array, not a function or a plain number of Python.
 
     Flags and numbers of a module (``inference``, a dropout rate) are Python's, so that an ``if``
@@ -58,7 +60,7 @@ def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "dtype")
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: Leaf) -> bool:
     """Whether a leaf is an array of JAX keys.
 
     >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))

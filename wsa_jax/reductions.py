@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.door import door
 from wsa_jax.leaves import is_array, is_inexact, is_key
+from wsa_jax.types import Leaf
 
 
 def wide(leaf: ArrayLike) -> Array:
@@ -82,7 +83,7 @@ def clip_by_norm(tree: PyTree, limit: Real[ArrayLike, ""]) -> PyTree:
     long = (root > limit * scale) & jnp.isfinite(root)
     divisor = jnp.where(long, root, 1.0)
 
-    def clip(leaf: Any) -> Any:
+    def clip(leaf: Leaf) -> Any:
         if not is_inexact(leaf):
             return leaf
         values = wide(leaf)
@@ -143,7 +144,7 @@ def weighted_mean(
     """
     share = shares(weights)
 
-    def mean(leaf: Any) -> Any:
+    def mean(leaf: Leaf) -> Any:
         if is_array(leaf) and leaf.shape[:1] != share.shape:
             raise ValueError(
                 f"a leaf of shape {leaf.shape} has no leading axis of {len(share)} models; give "
@@ -203,7 +204,7 @@ def _scaled_norm(tree: PyTree) -> tuple[Array, Array]:
     return root, jnp.where(positive, scale, 1)
 
 
-def _is_number(leaf: Any) -> bool:
+def _is_number(leaf: Leaf) -> bool:
     """Whether a leaf holds numbers, not keys or functions."""
     return isinstance(leaf, int | float | complex) or (is_array(leaf) and not is_key(leaf))
 

@@ -28,3 +28,15 @@ LearningRate = Scalar | Schedule
 
 Key = Array
 """A JAX key, where no shape is to be checked."""
+
+Leaf = Any
+"""A leaf of a pytree: an array, a number, or what a module keeps beside them (functions)."""
+
+Labels = Any
+"""Labels of examples, ``[examples, ...]``: an array of NumPy or JAX, or anything given for one."""
+
+Examples = tuple[Inputs, Labels]
+"""A data set: inputs and labels of equal length."""
+
+Json = dict[str, Any]
+"""An object as JSON holds it: a row of metrics, a run's identity, settings of a command."""

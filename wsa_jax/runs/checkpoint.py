@@ -21,6 +21,7 @@ from wsa_jax.runs.files import CheckpointError, directory_path, first_line, make
 from wsa_jax.runs.identity import digest, text_digest
 from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.tree import is_key, key_path
+from wsa_jax.types import Json
 
 # The leaf that holds the seal: what the others must be, of which step of which run.
 _SEAL = "__seal__"
@@ -71,7 +72,7 @@ class Checkpoints:
 
         self.directory = directory_path(directory).resolve()
         self._run = run
-        options: dict[str, Any] = {"max_to_keep": keep}
+        options: Json = {"max_to_keep": keep}
         if read_only:
             options = {"read_only": True, "max_to_keep": None, "save_interval_steps": 0}
             options |= {"create": False, "cleanup_tmp_directories": False}
@@ -156,7 +157,7 @@ def _seal(step: int, run: str, note: str, named: dict[str, np.ndarray]) -> str:
     return f"{text_digest(text)} {text}"
 
 
-def _read_seal(found: Any, path: Path) -> dict[str, Any]:
+def _read_seal(found: Any, path: Path) -> Json:
     if found is None:
         raise CheckpointError(
             f"checkpoint {path} has no digests: an earlier version wrote it, or it is damaged; "
@@ -170,7 +171,7 @@ def _read_seal(found: Any, path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _check_origin(seal: dict[str, Any], path: Path, step: int, run: str, note: str) -> None:
+def _check_origin(seal: Json, path: Path, step: int, run: str, note: str) -> None:
     if seal["run"] != run:
         raise CheckpointError(
             f"checkpoint {path} belongs to another run; delete that folder to resume from the "
@@ -188,7 +189,7 @@ def _check_origin(seal: dict[str, Any], path: Path, step: int, run: str, note: s
         )
 
 
-def _check_leaves(found: dict[str, Any], named: dict[str, np.ndarray], path: Path) -> None:
+def _check_leaves(found: Json, named: dict[str, np.ndarray], path: Path) -> None:
     for name, leaf in named.items():
         if name not in found:
             raise CheckpointError(
@@ -207,7 +208,7 @@ def _check_leaves(found: dict[str, Any], named: dict[str, np.ndarray], path: Pat
         )
 
 
-def _check_digests(seal: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+def _check_digests(seal: Json, found: Json, path: Path) -> None:
     for name, array in found.items():
         if seal["leaves"].get(name, [""])[-1] != digest(array):
             raise CheckpointError(

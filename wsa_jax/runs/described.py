@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from wsa_jax.runs.identity import digest, text_digest
+from wsa_jax.types import Json
 
 # Deeper than fields of modules nest; closures may be circular.
 _DEPTH = 8
@@ -201,7 +202,7 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*inside)
 
 
-def _members(value: type) -> dict[str, Any]:
+def _members(value: type) -> Json:
     """What a class's own text says: its methods and constants."""
     found = {}
     for name, member in vars(value).items():

@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+
+from wsa_jax.types import Json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -113,7 +114,7 @@ def read_text(path: Path) -> str:
             ) from error
 
 
-def read_object(text: str, place: str, way_out: str) -> dict[str, Any]:
+def read_object(text: str, place: str, way_out: str) -> Json:
     """Return the JSON object that a file, or a line of one, holds.
 
     >>> read_object('{"step": 3}', "run.json", "delete it")

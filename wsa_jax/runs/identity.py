@@ -12,11 +12,12 @@ from jaxtyping import Array
 
 from wsa_jax.runs.files import CheckpointError, read_object, read_text
 from wsa_jax.tree import is_key
+from wsa_jax.types import Json
 
 
 def run_identity(
     kind: str, key: Array, task: tuple[tuple[str, str], ...], parts: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Json:
     """Return the identity of a run: its kind, its key, its task, and the parts its kind names.
 
     Args:
@@ -33,7 +34,7 @@ def run_identity(
     return as_json({"kind": kind, "key": numbers, "task": task, **parts})
 
 
-def as_json(identity: dict[str, Any]) -> dict[str, Any]:
+def as_json(identity: Json) -> Json:
     """Return an identity as its file will hold it; its numbers may be NumPy's or JAX's.
 
     >>> as_json({"steps": np.int64(3), "range": (0, 1)})
@@ -42,12 +43,12 @@ def as_json(identity: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(identity, default=lambda number: number.item()))
 
 
-def identity_digest(identity: dict[str, Any]) -> str:
+def identity_digest(identity: Json) -> str:
     """Return the digest of an identity that checkpoints are sealed with."""
     return text_digest(json.dumps(identity, sort_keys=True))
 
 
-def check_identity(path: Path, identity: dict[str, Any]) -> None:
+def check_identity(path: Path, identity: Json) -> None:
     """Raise a ValueError if a file says that its directory holds a run of another identity.
 
     Raises:

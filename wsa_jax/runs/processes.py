@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from wsa_jax.types import Leaf
+
 _LENGTH = 2000
 
 
@@ -44,7 +46,7 @@ def on_host(tree: PyTree) -> PyTree:
     """
     from jax.experimental import multihost_utils
 
-    def fetch(leaf: Any) -> Any:
+    def fetch(leaf: Leaf) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         if leaf.is_fully_replicated:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import PyTree
 
@@ -25,8 +25,9 @@ from wsa_jax.runs.identity import check_identity, identity_digest
 from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.runs.lock import DirectoryLock
 from wsa_jax.runs.processes import barrier, on_host, said_by_first, writes
+from wsa_jax.types import Json
 
-Compare = Callable[[list[dict[str, Any]]], str | None]
+Compare = Callable[[list[Json]], str | None]
 """What in the rows is of another run, and what it would be in this one; None if nothing is."""
 
 
@@ -35,7 +36,7 @@ class Resumed(NamedTuple):
 
     done: int
     state: PyTree
-    rows: list[dict[str, Any]]
+    rows: list[Json]
 
 
 class RunDirectory:
@@ -81,7 +82,7 @@ class RunDirectory:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        identity: dict[str, Any],
+        identity: Json,
         *,
         total: int,
         unit: Literal["round", "step"] = "round",
@@ -152,7 +153,7 @@ class RunDirectory:
                 f"{self.path} holds a run of {done} {self._unit}s, more than {self._unit}s "
                 f"{self._total}; give {self._unit}s >= {done} or another directory"
             )
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         if self._keeps_rows:
             self._lines, rows = read_rows(self._metrics, done, self._unit)
             self._rows.update("".join(f"{line}\n" for line in self._lines).encode())
@@ -166,7 +167,7 @@ class RunDirectory:
             )
         return Resumed(done, state, rows)
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
+    def append(self, rows: list[Json]) -> None:
         """Add rows to the metrics and wait until they are on disk."""
         if not writes():
             return
@@ -213,9 +214,7 @@ class RunDirectory:
         barrier(str(self._settings))
 
 
-def read_rows(
-    metrics: Path, done: int, unit: str = "round"
-) -> tuple[list[str], list[dict[str, Any]]]:
+def read_rows(metrics: Path, done: int, unit: str = "round") -> tuple[list[str], list[Json]]:
     """Return the first lines of a run's metrics, and their rows, which count 1, 2, ..., done.
 
     Raises:

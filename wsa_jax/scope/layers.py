@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from wsa_jax.door import door
 from wsa_jax.leaves import is_weight, key_path
 from wsa_jax.reductions import wide
+from wsa_jax.types import Leaf
 
 Rule = Callable[[str, Any], bool]
 
@@ -35,7 +36,7 @@ class Layer(NamedTuple):
     position: int | None = None
 
 
-def kernels(name: str, leaf: Any) -> bool:
+def kernels(name: str, leaf: Leaf) -> bool:
     """Select leaves named kernel, weight, w or embedding with at least two axes (the default).
 
     The name is what follows the last slash or dot of the key path, since flat dictionaries, as
@@ -50,7 +51,7 @@ def kernels(name: str, leaf: Any) -> bool:
     return re.split(r"[/.]", name)[-1] in _KERNEL_NAMES and leaf.ndim >= 2
 
 
-def all_leaves(name: str, leaf: Any) -> bool:
+def all_leaves(name: str, leaf: Leaf) -> bool:
     """Select every floating-point leaf, biases and norms included.
 
     Small leaves make explicit regularization stiff: see `wsa_jax.check_stability`.
@@ -62,7 +63,7 @@ def all_leaves(name: str, leaf: Any) -> bool:
     return True
 
 
-def matrices(name: str, leaf: Any) -> bool:
+def matrices(name: str, leaf: Leaf) -> bool:
     """Select floating-point leaves with at least two axes, whatever their names.
 
     >>> matrices("cell/weight_ih", jnp.ones((3, 2))), matrices("cell/bias", jnp.ones(2))
@@ -228,7 +229,7 @@ class _Matching(NamedTuple):
     def __repr__(self) -> str:
         return f"matching({self.pattern.pattern!r})"
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: Leaf) -> bool:
         del leaf
         return self.pattern.fullmatch(name) is not None
 
@@ -240,7 +241,7 @@ class _Without(NamedTuple):
     def __repr__(self) -> str:
         return f"without({rule_name(self.rule)}, {tuple(sorted(self.names))})"
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: Leaf) -> bool:
         return name not in self.names and self.rule(name, leaf)
 
     def unmet(self, leaves: set[str]) -> str | None:
@@ -261,7 +262,7 @@ class _Stacked(NamedTuple):
     def __repr__(self) -> str:
         return f"stacked({rule_name(self.rule)}, {self.pattern.pattern!r}, axis={self.axis})"
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: Leaf) -> bool:
         return self.rule(name, leaf)
 
     def unmet(self, leaves: set[str]) -> str | None:
@@ -288,7 +289,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
 
-def _layers_of(name: str, index: int, leaf: Any, select: Rule) -> list[Layer]:
+def _layers_of(name: str, index: int, leaf: Leaf, select: Rule) -> list[Layer]:
     axis = _ask(select, "layer_axis", name)
     if axis is None:
         return [Layer(name, index, int(leaf.size))]

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from wsa_jax.door import taken_by
 from wsa_jax.leaves import key_path
 from wsa_jax.training.task import Task
+from wsa_jax.types import Examples, Labels, Leaf
 
 
 def class_count(task: Task, params: PyTree, model_state: PyTree, inputs: PyTree) -> int | None:
@@ -47,12 +48,12 @@ def _logits_shape(task: Task, structure: Any, leaves: tuple[Any, ...]) -> tuple[
     return jax.eval_shape(task.logits, *jax.tree.unflatten(structure, leaves)).shape[1:]
 
 
-def _described(leaf: Any) -> jax.ShapeDtypeStruct:
+def _described(leaf: Leaf) -> jax.ShapeDtypeStruct:
     array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
-def check_one_label_each(inputs: PyTree, labels: Any, what: str) -> None:
+def check_one_label_each(inputs: PyTree, labels: Labels, what: str) -> None:
     """Raise a ValueError unless each array of the inputs has as many rows as there are labels.
 
     >>> check_one_label_each({"x": np.ones((2, 3)), "y": np.ones(3)}, np.zeros(2), "train")
@@ -80,7 +81,7 @@ def check_inputs(task: Task, inputs: PyTree, what: str) -> None:
 
 
 def check_labels(
-    labels: Any, num_classes: int | None, what: str, padding_label: int | None = None
+    labels: Labels, num_classes: int | None, what: str, padding_label: int | None = None
 ) -> None:
     """Raise a ValueError if a label is outside ``0 .. num_classes - 1``, and no padding.
 
@@ -103,7 +104,7 @@ def check_labels(
         raise ValueError(f"label {bad[0]} of {what} is out of range; classes {allowed}")
 
 
-def check_label_shape(labels: Any, logits: tuple[int, ...], what: str) -> None:
+def check_label_shape(labels: Labels, logits: tuple[int, ...], what: str) -> None:
     """Raise a ValueError unless labels are integers, one for each position of the logits.
 
     >>> check_label_shape(np.zeros((5, 3)), (3,), "train")
@@ -123,7 +124,7 @@ def check_label_shape(labels: Any, logits: tuple[int, ...], what: str) -> None:
 
 
 def check_data(
-    task: Task, params: PyTree, model_state: PyTree, sets: Mapping[str, tuple[Any, Any]]
+    task: Task, params: PyTree, model_state: PyTree, sets: Mapping[str, Examples]
 ) -> None:
     """Check the inputs and labels of each data set, by its name, against a task's logits.
 
@@ -146,7 +147,7 @@ def check_data(
         check_labels(labels, logits[-1], what, task.padding_label)
 
 
-def check_evaluable(labels: Any, calibration: PyTree, where: str) -> None:
+def check_evaluable(labels: Labels, calibration: PyTree, where: str) -> None:
     """Raise a ValueError where there is nothing to evaluate on or to estimate statistics from."""
     if len(labels) == 0:
         raise ValueError(f"no examples to evaluate {where} on; give at least one")

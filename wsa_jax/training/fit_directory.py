@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax.runs.identity import digest, run_identity
 from wsa_jax.scope.scope import WeightScope
+from wsa_jax.types import Examples, Json
 
 
 def fit_identity(
@@ -19,8 +20,8 @@ def fit_identity(
     target: WeightScope | None,
     strength: Any,
     initial: PyTree,
-    data: tuple[Any, Any],
-) -> dict[str, Any]:
+    data: Examples,
+) -> Json:
     """Return what must be the same for a run to be resumed, as JSON holds it.
 
     How its models are run (`map_models`) and how often it is saved are not part of it.

@@ -17,7 +17,7 @@ from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.door import door
 from wsa_jax.runs.described import described
 from wsa_jax.tree import wide
-from wsa_jax.types import Inputs
+from wsa_jax.types import Inputs, Json
 
 Apply = Callable[..., tuple[Array, PyTree]]
 """``(params, model_state, inputs, train, key) -> (logits, model_state)``; no key in evaluation."""
@@ -156,7 +156,7 @@ def _classification(
 ) -> Task:
     takes_train = "train" in inspect.signature(module.__call__).parameters
 
-    def mode(train: bool) -> dict[str, Any]:
+    def mode(train: bool) -> Json:
         return {"train": train} if takes_train else {}
 
     def init(key: Array) -> tuple[PyTree, PyTree]:

@@ -19,7 +19,7 @@ from wsa_jax.merging.repair.unknown import check_rest
 from wsa_jax.scope.layers import Rule
 from wsa_jax.training.checks import check_one_label_each, logits_shape
 from wsa_jax.training.task import Batch, Task
-from wsa_jax.types import Inputs
+from wsa_jax.types import Inputs, Labels
 
 Update = Callable[[PyTree, PyTree, Any], PyTree]
 """``(params, model_state, inputs) -> model_state``, a step in training mode."""
@@ -118,7 +118,7 @@ def reset_batch_norm(
     return reset
 
 
-def _count(inputs: Inputs, labels: Any) -> int:
+def _count(inputs: Inputs, labels: Labels) -> int:
     """The number of examples, the same in all arrays."""
     leaves = jax.tree.leaves(inputs)
     if not leaves or not all(np.ndim(leaf) and len(leaf) for leaf in leaves):

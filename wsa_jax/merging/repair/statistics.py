@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from wsa_jax.leaves import is_weight, key_path
 from wsa_jax.scope.layers import Rule
+from wsa_jax.types import Leaf
 
 _NAMES = frozenset(
     prefix + name for prefix in ("", "running_", "moving_") for name in ("mean", "var", "variance")
@@ -52,7 +53,7 @@ class Statistics(NamedTuple):
         return (*own, *(one.average for one in self.found if one.average is not None))
 
 
-def running_statistics(name: str, leaf: Any) -> bool:
+def running_statistics(name: str, leaf: Leaf) -> bool:
     """Select what BatchNorm keeps, by the names that module systems give it.
 
     ``mean`` and ``var`` or ``variance``, with ``running_`` or ``moving_`` before it, and ``hidden``
@@ -145,7 +146,7 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-def _is_scalar_of(leaf: Any, statistic: Any) -> bool:
+def _is_scalar_of(leaf: Leaf, statistic: Any) -> bool:
     """Whether a leaf is one flag or counter for a statistic (for each model of a stack)."""
     kind = getattr(leaf, "dtype", None)
     return (
