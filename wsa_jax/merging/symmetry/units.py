@@ -217,6 +217,7 @@ def unstack_layers(
         stacked.setdefault(tie.leaf, set()).update(axis for axis, _ in tie.at)
     if not stacked:
         return spec, [dict(model) for model in models]
+    # Every combination of positions that a tie of the leaf tells apart.
     shapes = {name: np.shape(leaf) for name, leaf in models[0].items()}
     layers = {
         name: [
@@ -240,6 +241,7 @@ def unstack_layers(
             else [tie]
         )
 
+    # A tie of the whole leaf, such as the residual stream's, lies in each of its layers.
     groups = tuple(
         dataclasses.replace(group, ties=tuple(t for tie in group.ties for t in ties_of(tie)))
         for group in spec.groups
@@ -249,6 +251,7 @@ def unstack_layers(
         for pin in spec.pinned
         for leaf in [named(pin.leaf, at) for at in layers.get(pin.leaf, ())] or [pin.leaf]
     )
+    # Axes are kept, with one position, so that they keep their numbers in the ties.
     results = []
     for model in models:
         leaves = {name: leaf for name, leaf in model.items() if name not in layers}
