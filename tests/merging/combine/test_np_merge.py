@@ -535,3 +535,14 @@ class TestErrors:
             self.merge(settings=LearningSettings(steps=0))
         with pytest.raises(ValueError, match="no floating-point leaf"):
             coefficient_shapes({"n": jnp.array(1)}, "layer")
+
+
+def test_earlier_keywords_are_the_fields_that_they_are_now():
+    x = jax.random.normal(jax.random.key(1), (16, INPUTS))
+    examples = (x, network(A, x))
+    settings = LearningSettings(steps=2, batch_size=8)
+    given = np_merge(KEY, mse, (A, B), examples, settings=settings, granularity="layer")
+    asked = dataclasses.replace(settings, granularity="layer")
+    assert_bitwise(given.params, np_merge(KEY, mse, (A, B), examples, settings=asked).params)
+    with pytest.raises(ValueError, match="np_merge has no option 'granularty'; give one of"):
+        np_merge(KEY, mse, (A, B), examples, settings=settings, granularty="layer")

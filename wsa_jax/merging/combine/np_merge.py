@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,13 @@ from wsa_jax.merging.combine.learning import (
     Objective,
     Repair,
 )
-from wsa_jax.merging.combine.penalties import NO_PENALTY, Strengths, penalise
+from wsa_jax.merging.combine.penalties import (
+    NO_PENALTY,
+    EarlierKeywords,
+    Strengths,
+    penalise,
+    with_earlier,
+)
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list
 from wsa_jax.types import LearningRate
@@ -47,6 +53,7 @@ def np_merge(
     held_out: PyTree | None = None,
     repair: Repair | None = None,
     state: LearningState | None = None,
+    **earlier: Unpack[EarlierKeywords],
 ) -> MergeResult:
     r"""Merge two aligned models with a learned coefficient for each parameter.
 
@@ -71,6 +78,7 @@ def np_merge(
       held_out: further examples, to select the best coefficients on; the start is a candidate, too.
       repair: ``(params, model_state) -> model_state``, applied at the end.
       state: ``info["state"]`` of an earlier call, to take ``settings.steps`` more steps; donated.
+      **earlier: ``granularity`` and ``select``, fields of settings and strengths, as keywords.
 
     Returns:
       The merged model, in A's dtypes and with A's leaves that are not floating-point. ``info``:
@@ -110,6 +118,7 @@ def np_merge(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
         )
     check_learnable(models)
+    settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=repair,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,13 @@ from wsa_jax.merging.combine.learning import (
     Repair,
 )
 from wsa_jax.merging.combine.np_merge import merge_pair
-from wsa_jax.merging.combine.penalties import NO_PENALTY, Strengths, penalise
+from wsa_jax.merging.combine.penalties import (
+    NO_PENALTY,
+    EarlierKeywords,
+    Strengths,
+    penalise,
+    with_earlier,
+)
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list, shares
 from wsa_jax.types import LearningRate
@@ -59,6 +65,7 @@ def np_merge_many(
     model_state: PyTree = None,
     held_out: PyTree | None = None,
     repair: Repair | None = None,
+    **earlier: Unpack[EarlierKeywords],
 ) -> MergeResult:
     r"""Merge n models by `np_merge` of two at a time, n - 1 times.
 
@@ -106,6 +113,7 @@ def np_merge_many(
     """
     models = _checked(models)
     positions = merge_order(order, scores, len(models))
+    settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=None,
@@ -182,6 +190,7 @@ def np_merge_joint(
     held_out: PyTree | None = None,
     repair: Repair | None = None,
     state: LearningState | None = None,
+    **earlier: Unpack[EarlierKeywords],
 ) -> MergeResult:
     r"""Merge all models at once with learned shares that sum to 1 at each parameter.
 
@@ -224,6 +233,7 @@ def np_merge_joint(
             f"init of shape {np.shape(init)} for {len(models)} models; give one share per model"
         )
     checks.shares(init, "init")
+    settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
         loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
         model_state=model_state, held_out=held_out, repair=repair,

@@ -1,7 +1,8 @@
 """Penalties on learned coefficients: their strengths, and what they measure from."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from wsa_jax.merging.combine.coefficients import (
     entropy_penalty,
     log_shares,
 )
+from wsa_jax.merging.combine.learning import LearningSettings
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import scope_penalty
@@ -38,6 +40,29 @@ class Strengths(NamedTuple):
 
 
 NO_PENALTY = Strengths()
+
+
+class EarlierKeywords(TypedDict, total=False):
+    """Keywords of learned merges that are fields now, and are taken as before.
+
+    Attributes:
+      granularity: of the settings.
+      select: of the strengths.
+    """
+
+    granularity: str
+    select: Rule
+
+
+def with_earlier(
+    settings: LearningSettings, strengths: Strengths, earlier: EarlierKeywords
+) -> tuple[LearningSettings, Strengths]:
+    """Put the earlier keywords into the fields that they are now."""
+    if "granularity" in earlier:
+        settings = dataclasses.replace(settings, granularity=earlier["granularity"])
+    if "select" in earlier:
+        strengths = strengths._replace(select=earlier["select"])
+    return settings, strengths
 
 
 class PenaltyInputs(NamedTuple):
