@@ -13,6 +13,7 @@ import tyro
 from wsa_jax.demo import DemoSettings
 from wsa_jax.runs.files import directory_path, make_folder, one_line
 from wsa_jax.runs.interrupts import interruption
+from wsa_jax.types import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _federated_table(results: dict[str, Any]) -> Any:
+def _federated_table(results: Json) -> Any:
     from rich.table import Table
 
     settings = results["settings"]
@@ -154,7 +155,7 @@ def _federated_table(results: dict[str, Any]) -> Any:
     return table
 
 
-def _interpolation_table(results: dict[str, Any]) -> Any:
+def _interpolation_table(results: Json) -> Any:
     from rich.table import Table
 
     table = Table(title="Two independently trained models, interpolated")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.door import door
@@ -83,7 +84,7 @@ def clip_by_norm(tree: PyTree, limit: Real[ArrayLike, ""]) -> PyTree:
     long = (root > limit * scale) & jnp.isfinite(root)
     divisor = jnp.where(long, root, 1.0)
 
-    def clip(leaf: Leaf) -> Any:
+    def clip(leaf: Leaf) -> Leaf:
         if not is_inexact(leaf):
             return leaf
         values = wide(leaf)
@@ -144,7 +145,7 @@ def weighted_mean(
     """
     share = shares(weights)
 
-    def mean(leaf: Leaf) -> Any:
+    def mean(leaf: Leaf) -> Leaf:
         if is_array(leaf) and leaf.shape[:1] != share.shape:
             raise ValueError(
                 f"a leaf of shape {leaf.shape} has no leading axis of {len(share)} models; give "
@@ -209,6 +210,6 @@ def _is_number(leaf: Leaf) -> bool:
     return isinstance(leaf, int | float | complex) or (is_array(leaf) and not is_key(leaf))
 
 
-def _real(dtype: Any) -> Any:
+def _real(dtype: DTypeLike) -> Any:
     """The dtype of a number's real part."""
     return jnp.finfo(dtype).dtype

@@ -1,7 +1,6 @@
 """Pytrees of models: stacking and interpolation, where optax.tree has none."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from wsa_jax.reductions import sum_of_squares as sum_of_squares
 from wsa_jax.reductions import unit as unit
 from wsa_jax.reductions import weighted_mean as weighted_mean
 from wsa_jax.reductions import wide as wide
+from wsa_jax.types import Leaf
 
 
 @door
@@ -96,7 +96,7 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     """
     checks.pair(first, second)
 
-    def mix(a: Any, b: Any) -> Any:
+    def mix(a: Leaf, b: Leaf) -> Leaf:
         if not is_inexact(a):
             return a
         return ((1 - t) * wide(a) + t * wide(b)).astype(jnp.result_type(a))

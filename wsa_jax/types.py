@@ -40,3 +40,6 @@ Examples = tuple[Inputs, Labels]
 
 Json = dict[str, Any]
 """An object as JSON holds it: a row of metrics, a run's identity, settings of a command."""
+
+JaxprEqn = Any
+"""An equation of a jaxpr: JAX's own type says nothing of the arrays that go in and out."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 from wsa_jax import checks
 from wsa_jax.door import check_fields
 from wsa_jax.tree import clip_by_norm, wide
+from wsa_jax.types import Leaf
 
 MergeRule = Callable[[Array, PyTree, Array, Any], PyTree]
 """``(key, models, weights, evidence) -> model``, a server that merges by a rule of your own."""
@@ -105,7 +106,7 @@ class BySamples(NamedTuple):
     """What is weighted by sample count: the update, the algorithm's message, the statistics."""
 
     update: PyTree
-    message: Any
+    message: PyTree
     model_state: PyTree
 
 
@@ -119,8 +120,8 @@ class Sent(NamedTuple):
       count: 1, or 0 for a client that is not accepted.
     """
 
-    by_samples: Any
-    by_client: Any
+    by_samples: PyTree
+    by_client: PyTree
     weight: Array
     count: Array
 
@@ -165,7 +166,9 @@ def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
     return Sent(rule(sent.by_samples), rule(sent.by_client), sent.weight.sum(), sent.count.sum())
 
 
-def merge_by_rule(rule: MergeRule, key: Array, params: PyTree, sent: Sent, evidence: Any) -> Sent:
+def merge_by_rule(
+    rule: MergeRule, key: Array, params: PyTree, sent: Sent, evidence: PyTree
+) -> Sent:
     """Merge stacked clients by a function, and average what they sent besides their updates.
 
     Raises:
@@ -312,7 +315,7 @@ def from_numbers(values: PyTree, old: PyTree) -> PyTree:
     7
     """
 
-    def convert(value: Array, leaf: Any) -> Any:
+    def convert(value: Array, leaf: Leaf) -> Any:
         if not _is_number(leaf):
             return leaf
         leaf = jnp.asarray(leaf)
@@ -324,7 +327,7 @@ def from_numbers(values: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(convert, values, old)
 
 
-def _is_number(leaf: Any) -> bool:
+def _is_number(leaf: Leaf) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.number) or jnp.issubdtype(
         jnp.result_type(leaf), jnp.bool_
     )

@@ -20,6 +20,7 @@ from wsa_jax.scope.regularization import regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import clip_gradient, is_key, wide
+from wsa_jax.types import Leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Broadcast(NamedTuple):
     params: PyTree
     model_state: PyTree
     target: WeightScope
-    server: Any = ()
+    server: PyTree = ()
 
 
 class ClientData(NamedTuple):
@@ -125,8 +126,8 @@ class ClientResult(NamedTuple):
 
     update: PyTree
     model_state: PyTree
-    message: Any
-    client: Any
+    message: PyTree
+    client: PyTree
     loss: Float[Array, ""]
 
 
@@ -198,7 +199,7 @@ def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
     """
     salt = jax.random.bits(jax.random.fold_in(key, 2))
 
-    def fold(leaf: Any) -> Any:
+    def fold(leaf: Leaf) -> Leaf:
         if not is_key(leaf):
             return leaf
         folded = jax.vmap(lambda k: jax.random.fold_in(k, salt))(leaf.reshape(-1))
@@ -269,7 +270,7 @@ def train_client(
         batch = Batch(inputs, client.labels[rows], mask)
         loss_of = functools.partial(loss_fn, key=loss_key, model_state=model_state, batch=batch)
 
-        def gradient(params: PyTree) -> tuple[Any, PyTree]:
+        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
             found, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
             return found, algorithm.correct(grads, params, at(index))
 
@@ -355,7 +356,7 @@ def _given_what_it_takes(
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, Any]:
+    ) -> tuple[PyTree, PyTree]:
         given = {name: value for name, value in extra.items() if takes_all or name in names}
         return made.update(updates, state, params, **given)
 

@@ -63,7 +63,7 @@ def bytes_per_round(
     broadcast = jax.eval_shape(algorithm.broadcast, server)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def sent(params: PyTree, broadcast: Any, client: Any, rate: Any) -> Any:
+    def sent(params: PyTree, broadcast: Any, client: PyTree, rate: Any) -> Any:
         context = LocalContext(params, broadcast, client, rate, 1, jax.random.key(0))
         update = algorithm.send(jax.tree.map(wide, params), context)
         return update, algorithm.finish(update, context)[1]

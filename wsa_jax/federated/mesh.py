@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Integer, PyTree
 
 from wsa_jax.tree import is_key
+from wsa_jax.types import Leaf
 
 AXIS = "clients"
 
@@ -51,7 +52,7 @@ def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec(
     """
     sharding = NamedSharding(mesh, spec)
 
-    def put(leaf: Any) -> Array:
+    def put(leaf: Leaf) -> Array:
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if is_key(leaf):
@@ -69,7 +70,7 @@ def place_on_mesh(tree: PyTree, mesh: Mesh, spec: PartitionSpec = PartitionSpec(
 def local_copy(tree: PyTree) -> PyTree:
     """Return this process's first copy of arrays on several devices; others stay as they are."""
 
-    def first(leaf: Any) -> Any:
+    def first(leaf: Leaf) -> Leaf:
         return leaf if len(leaf.sharding.device_set) == 1 else leaf.addressable_data(0)
 
     return jax.tree.map(first, tree)

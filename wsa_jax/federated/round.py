@@ -55,7 +55,7 @@ class ServerState:
     params: PyTree
     model_state: PyTree
     target: WeightScope
-    server: Any
+    server: PyTree
     clients: Any
     round: Integer[Array, ""]
 
@@ -234,7 +234,7 @@ def _draw(plan: RoundPlan, key: Key[Array, ""], clients: int) -> Participants:
 
 
 def _aggregate(
-    plan: RoundPlan, key: Key[Array, ""], state: ServerState, sent: Sent, evidence: Any
+    plan: RoundPlan, key: Key[Array, ""], state: ServerState, sent: Sent, evidence: PyTree
 ) -> Sent:
     """What the server sums, or what its rule makes of all models."""
     rule = plan.aggregation.rule

@@ -16,6 +16,7 @@ from wsa_jax.federated.train_clients import RoundPlan
 from wsa_jax.runs.described import described, task_settings
 from wsa_jax.runs.identity import digest, run_identity
 from wsa_jax.scope.scope import WeightScope
+from wsa_jax.types import Json
 
 
 def simulation_identity(
@@ -25,8 +26,8 @@ def simulation_identity(
     partition: Partition,
     wsa: WeightScopeAlignment | None,
     target: WeightScope,
-    sets: dict[str, Any],
-) -> dict[str, Any]:
+    sets: Json,
+) -> Json:
     """Return what must be the same for a run to be resumed; numbers per round are in its rows."""
     form, test = plan.scope_form, sets.get("test")
     parts = {
@@ -64,23 +65,21 @@ def _target(wsa: WeightScopeAlignment) -> Any:
     return wsa.target if wsa.start is None else ["fused from", *moments(wsa.start)]
 
 
-def _local(local: LocalSettings) -> dict[str, Any]:
+def _local(local: LocalSettings) -> Json:
     """Fields of local settings. Plain SGD is left unsaid, as runs did before there was another."""
-    fields: dict[str, Any] = dataclasses.asdict(local)
+    fields: Json = dataclasses.asdict(local)
     optimizer = fields.pop("optimizer")
     return fields if optimizer is None else fields | {"optimizer": described(optimizer)}
 
 
-def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
-    fields: dict[str, Any] = dataclasses.asdict(aggregation)
+def _aggregation(aggregation: Aggregation) -> Json:
+    fields: Json = dataclasses.asdict(aggregation)
     if callable(aggregation.rule):
         fields["rule"] = described(aggregation.rule)
     return fields
 
 
-def other_schedules(
-    rates: np.ndarray, strengths: np.ndarray, rows: list[dict[str, Any]]
-) -> str | None:
+def other_schedules(rates: np.ndarray, strengths: np.ndarray, rows: list[Json]) -> str | None:
     """Return where rounds were run with other numbers than these schedules give, if they were."""
     for i, row in enumerate(rows):
         for name, values in (("learning_rate", rates), ("strength", strengths)):
@@ -96,7 +95,7 @@ def round_row(
     strength: float,
     seconds: float,
     client_scopes: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Return the row of ``metrics.jsonl`` of one round: plain numbers, None for NaN and infinity.
 
     Means over clients are over those that were accepted. The keys are:
@@ -131,7 +130,7 @@ def round_row(
         kept = np.asarray(values)[accepted]
         return kept.mean(axis=0) if accepted.any() else np.full(kept.shape[1:], np.nan)
 
-    row: dict[str, Any] = {
+    row: Json = {
         "round": index + 1,
         "learning_rate": float(rate),
         "strength": float(strength),

@@ -23,6 +23,7 @@ from wsa_jax.federated.round import RoundFn, ServerState
 from wsa_jax.federated.run_directory import json_number, round_row
 from wsa_jax.federated.train_clients import FederatedData
 from wsa_jax.runs.run_directory import RunDirectory
+from wsa_jax.types import Json
 
 STOP = "stop"
 """What ``on_round`` returns to end a run."""
@@ -104,10 +105,10 @@ class Recorder:
         recording: Recording,
         schedules: Schedules,
         *,
-        judge: Callable[[ServerState], dict[str, Any]] | None,
+        judge: Callable[[ServerState], Json] | None,
         run: RunDirectory | None,
-        history: list[dict[str, Any]],
-        advance: Callable[[dict[str, Any] | None], None],
+        history: list[Json],
+        advance: Callable[[Json | None], None],
     ):
         self.history = history
         self._recording, self._schedules = recording, schedules
@@ -143,7 +144,7 @@ class Recorder:
         self._since = time.perf_counter()
         return stops
 
-    def _rows(self, info: RoundInfo) -> list[dict[str, Any]]:
+    def _rows(self, info: RoundInfo) -> list[Json]:
         """Rows of the rounds since the last ones; waits for the newest."""
         jax.block_until_ready(info.loss)
         seconds = (time.perf_counter() - self._since) / len(self._pending)
@@ -156,7 +157,7 @@ class Recorder:
         self._pending.clear()
         return rows
 
-    def _warn(self, rows: list[dict[str, Any]]) -> None:
+    def _warn(self, rows: list[Json]) -> None:
         """Say, once a run for each kind, what was left out."""
         first, last = rows[0]["round"], rows[-1]["round"]
         dropped = next((row for row in rows if row["dropped"]), None)
@@ -183,7 +184,7 @@ class Recorder:
                 "finite; rows count such rounds as refused",
             )
 
-    def _show(self, rows: list[dict[str, Any]], state: ServerState) -> bool:
+    def _show(self, rows: list[Json], state: ServerState) -> bool:
         """Call ``on_round`` with each row; return whether it said stop."""
         on_round, stops = self._recording.on_round, False
         if on_round is None:
@@ -234,9 +235,7 @@ def _json_value(name: str, value: Any, number: int) -> Any:
 
 
 @contextlib.contextmanager
-def progress_bar(
-    enabled: bool, done: int, rounds: int
-) -> Generator[Callable[[dict[str, Any] | None], None]]:
+def progress_bar(enabled: bool, done: int, rounds: int) -> Generator[Callable[[Json | None], None]]:
     """Show a bar of the rounds; yields what advances it by one."""
     if not enabled:
         yield lambda row: None
@@ -258,7 +257,7 @@ def progress_bar(
     with Progress(*columns) as bar:
         bar_task = bar.add_task("rounds", total=rounds, completed=done)
 
-        def advance(row: dict[str, Any] | None) -> None:
+        def advance(row: Json | None) -> None:
             accuracy = (row or {}).get("test_accuracy")
             if accuracy is not None:
                 bar.update(bar_task, description=f"rounds, test accuracy {accuracy:.3f}")

@@ -47,7 +47,7 @@ from wsa_jax.training.checks import check_data, check_statistics
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task
 from wsa_jax.tree import is_traced
-from wsa_jax.types import Schedule
+from wsa_jax.types import Examples, Json, Schedule
 
 
 class SimulationResult(NamedTuple):
@@ -64,7 +64,7 @@ class SimulationResult(NamedTuple):
 
     state: ServerState
     params: PyTree
-    history: list[dict[str, Any]]
+    history: list[Json]
     left_out: tuple[str, ...]
 
 
@@ -84,7 +84,7 @@ class SimulationOptions(TypedDict, total=False):
     params: PyTree | None
     model_state: PyTree | None
     execution: Execution
-    evidence: Any
+    evidence: PyTree
     evaluate_every: int
     directory: str | os.PathLike[str] | None
     checkpoint_every: int | None
@@ -97,7 +97,7 @@ class SimulationOptions(TypedDict, total=False):
 def simulate(
     key: Key[Array, ""],
     task: Task,
-    train: tuple[Any, Any] | Dataset,
+    train: Examples | Dataset,
     partition: Partition | Sequence[Any],
     *,
     rounds: int,
@@ -106,7 +106,7 @@ def simulate(
     learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
     local: LocalSettings = LocalSettings(),
     aggregation: Aggregation = Aggregation(),
-    test: tuple[Any, Any] | Dataset | None = None,
+    test: Examples | Dataset | None = None,
     **options: Unpack[SimulationOptions],
 ) -> SimulationResult:
     """Simulate federated rounds: FedAvg or another algorithm, with or without WSA.
@@ -202,10 +202,18 @@ def simulate(
     )
     initial = _initial_model(key, task, sets, options.get("params"), options.get("model_state"))
     plan, state, left_out = _planned(
-        task, initial, partition, schedules, wsa, options.get("participants"),
-        algorithm=algorithm, local=local, aggregation=aggregation, execution=execution,
-    )  # fmt: skip
-    run, history = None, list[dict[str, Any]]()
+        task,
+        initial,
+        partition,
+        schedules,
+        wsa,
+        options.get("participants"),
+        algorithm=algorithm,
+        local=local,
+        aggregation=aggregation,
+        execution=execution,
+    )
+    run, history = None, list[Json]()
     if recording.directory is not None:
         identity = simulation_identity(
             key, plan, initial, partition, wsa, state.target, sets | {"evidence": evidence}
@@ -241,19 +249,19 @@ def simulate(
     return SimulationResult(state, kept, history, left_out)
 
 
-def _pair(examples: tuple[Any, Any] | Dataset) -> tuple[Any, Any]:
+def _pair(examples: Examples | Dataset) -> Examples:
     return (examples.images, examples.labels) if isinstance(examples, Dataset) else examples
 
 
 def _recording(options: SimulationOptions) -> Recording:
     """The part of the options that says what is recorded."""
     names = [field.name for field in dataclasses.fields(Recording)]
-    given: dict[str, Any] = {name: options[name] for name in names if name in options}
+    given: Json = {name: options[name] for name in names if name in options}
     return Recording(**given)
 
 
 def _initial_model(
-    key: Array, task: Task, sets: dict[str, tuple[Any, Any]], params: PyTree, model_state: PyTree
+    key: Array, task: Task, sets: dict[str, Examples], params: PyTree, model_state: PyTree
 ) -> tuple[PyTree, PyTree]:
     """The parameters and model state that the first round begins with, checked against the data."""
     initial, collections = task.init(jax.random.fold_in(key, 0))
@@ -311,7 +319,7 @@ def _planned(
     return plan, state, left_out
 
 
-def _judged(plan: RoundPlan, held_out: tuple[Any, Any], state: ServerState) -> dict[str, Any]:
+def _judged(plan: RoundPlan, held_out: Examples, state: ServerState) -> Json:
     """Means of the task's metrics of the model to keep, over held-out examples."""
     server, params, model_state = local_copy((state.server, state.params, state.model_state))
     sums = evaluate(
@@ -332,7 +340,7 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
     return place_on_mesh(tree, execution.mesh, spec)
 
 
-def _check_call(key: Array, evidence: Any, aggregation: Aggregation) -> None:
+def _check_call(key: Array, evidence: PyTree, aggregation: Aggregation) -> None:
     if is_traced(key):
         raise ValueError(
             "key is traced, but simulate runs its rounds from the host: call it outside of jit and "

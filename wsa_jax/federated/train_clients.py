@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class FederatedData(NamedTuple):
     labels: Shaped[Array, " examples"]
     indices: Integer[Array, "clients capacity"]
     sizes: Integer[Array, " clients"]
-    evidence: Any = None
+    evidence: PyTree = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Report(NamedTuple):
 
     sent: Sent
     row: ClientRow
-    state: Any
+    state: PyTree
 
 
 def train_clients(
@@ -162,7 +162,7 @@ def train_clients(
         settings: RoundSettings,
         participants: Participants,
         own: PyTree,
-    ) -> tuple[Sent, ClientRow, Any]:
+    ) -> tuple[Sent, ClientRow, PyTree]:
         chosen = participants.client
         block = len(chosen) // devices
         first = jax.lax.axis_index(meshes.AXIS) * block
@@ -246,7 +246,7 @@ def _train_one(
     data: FederatedData,
     settings: RoundSettings,
     participant: Participants,
-    state: Any,
+    state: PyTree,
 ) -> Report:
     """One client's round: local training, what it sends, and its diagnostics."""
     client, size = participant.client, data.sizes[participant.client]
@@ -301,7 +301,7 @@ def _train_one(
 
 def _run(
     plan: RoundPlan,
-    work: Callable[[Participants, Any], Report],
+    work: Callable[[Participants, PyTree], Report],
     participants: Participants,
     states: PyTree,
     rows: Integer[Array, " participants"],
@@ -330,7 +330,9 @@ def _running_sum(
 ) -> Report:
     """Run one client after another, holding the sum of what they sent and no update besides."""
 
-    def step(total: Sent, each: tuple[Participants, Array]) -> tuple[Sent, tuple[ClientRow, Any]]:
+    def step(
+        total: Sent, each: tuple[Participants, Array]
+    ) -> tuple[Sent, tuple[ClientRow, PyTree]]:
         report = one(*each)
         return jax.tree.map(jnp.add, total, term(report.sent)), (report.row, report.state)
 

@@ -1,8 +1,10 @@
 """What every merging method returns."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import PyTree
+
+from wsa_jax.types import Json
 
 
 class MergeResult(NamedTuple):
@@ -17,4 +19,4 @@ class MergeResult(NamedTuple):
 
     params: PyTree
     model_state: PyTree
-    info: dict[str, Any]
+    info: Json

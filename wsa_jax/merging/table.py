@@ -26,8 +26,9 @@ from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.training.checks import check_data, logits_shape
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Metrics
+from wsa_jax.types import Json
 
-Row = dict[str, Any]
+Row = Json
 
 Method = Callable[..., MergeResult]
 """``method(key, spec, models, evidence, budget=budget) -> MergeResult``; a `Pipeline` is one."""

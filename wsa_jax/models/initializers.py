@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 __all__ = ["layer_initializers"]
@@ -61,7 +62,7 @@ def layer_initializers(
 
 def _uniform(bound: float) -> Initializer:
     def init(
-        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "..."]:
         return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
@@ -72,7 +73,7 @@ def _flat(initializer: Initializer) -> Initializer:
     """Draw a vector with the same bits: XLA's CPU compiler takes seconds per draw of four axes."""
 
     def init(
-        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "..."]:
         return initializer(key, (math.prod(shape),), dtype).reshape(shape)
 

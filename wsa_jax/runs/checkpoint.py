@@ -28,9 +28,16 @@ _SEAL = "__seal__"
 
 # What orbax, and the libraries below it, raise for files that are torn or refused.
 _FAILURES = (
-    ValueError, OSError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError,
-    ArithmeticError, MemoryError,
-)  # fmt: skip
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 class Checkpoints:

@@ -1,7 +1,5 @@
 """Several processes in one run (`jax.distributed`): they wait for, and agree with, one another."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -46,7 +44,7 @@ def on_host(tree: PyTree) -> PyTree:
     """
     from jax.experimental import multihost_utils
 
-    def fetch(leaf: Leaf) -> Any:
+    def fetch(leaf: Leaf) -> Leaf:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         if leaf.is_fully_replicated:

@@ -98,8 +98,10 @@ def map_updates(fun: Callable[..., Array], updates: PyTree, *others: PyTree) -> 
     """
     return jax.tree.map(
         lambda update, *rest: None if update is None else fun(update, *rest),
-        updates, *others, is_leaf=lambda leaf: leaf is None,
-    )  # fmt: skip
+        updates,
+        *others,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def targeted_transformation(

@@ -166,7 +166,7 @@ def _classification(
 
     def apply(
         params: PyTree, model_state: PyTree, images: Array, train: bool, key: Array | None
-    ) -> tuple[Any, PyTree]:
+    ) -> tuple[PyTree, PyTree]:
         variables = {"params": params, **model_state}
         # In the dtype of the parameters: float32 images would promote all that follows to float32.
         inputs = normalize(images, info).astype(jnp.result_type(*jax.tree.leaves(params)))

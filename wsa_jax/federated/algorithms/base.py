@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from wsa_jax.tree import wide
+from wsa_jax.types import Examples
 
 Arguments = ParamSpec("Arguments")
 
@@ -70,7 +71,7 @@ def same_gradient(gradient: PyTree, params: PyTree, context: LocalContext) -> Py
     return gradient
 
 
-def no_message(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
+def no_message(update: PyTree, context: LocalContext) -> Examples:
     """Return the client state as it was, and no message besides the update."""
     del update
     return context.client, ()
@@ -82,13 +83,13 @@ def same_update(update: PyTree, context: LocalContext) -> PyTree:
     return update
 
 
-def nothing(server: Any) -> Any:
+def nothing(server: PyTree) -> PyTree:
     """Send clients nothing of the server state."""
     del server
     return ()
 
 
-def current(server: Any, params: PyTree) -> PyTree:
+def current(server: PyTree, params: PyTree) -> PyTree:
     """Evaluate the parameters that training continues from."""
     del server
     return params
@@ -136,15 +137,15 @@ class FederatedAlgorithm(NamedTuple):
     """
 
     name: str
-    apply: Callable[[Any, ServerContext], tuple[PyTree, Any]]
+    apply: Callable[[PyTree, ServerContext], tuple[PyTree, PyTree]]
     settings: tuple[tuple[str, float | int | str], ...] = ()
-    init_server: Callable[[PyTree], Any] = no_state
-    init_client: Callable[[PyTree], Any] = no_state
-    broadcast: Callable[[Any], Any] = nothing
+    init_server: Callable[[PyTree], PyTree] = no_state
+    init_client: Callable[[PyTree], PyTree] = no_state
+    broadcast: Callable[[PyTree], PyTree] = nothing
     send: Callable[[PyTree, LocalContext], PyTree] = same_update
     correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
-    finish: Callable[[PyTree, LocalContext], tuple[Any, Any]] = no_message
-    evaluated: Callable[[Any, PyTree], PyTree] = current
+    finish: Callable[[PyTree, LocalContext], Examples] = no_message
+    evaluated: Callable[[PyTree, PyTree], PyTree] = current
     needs_sgd: str = ""
 
 

@@ -1,7 +1,5 @@
 """FedAvg: average what the clients learned."""
 
-from typing import Any
-
 from jaxtyping import PyTree
 
 from wsa_jax.federated.algorithms.base import (
@@ -12,7 +10,7 @@ from wsa_jax.federated.algorithms.base import (
 )
 
 
-def apply_mean(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
+def apply_mean(server: PyTree, context: ServerContext) -> tuple[PyTree, PyTree]:
     """Add the mean update."""
     return add_update(context.params, context.update), server
 

@@ -1,7 +1,5 @@
 """SCAFFOLD: correct each client's drift by control variates."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +12,7 @@ from wsa_jax.federated.algorithms.base import (
     add_update,
     one_object,
 )
+from wsa_jax.types import Examples
 
 
 def _correct(gradient: PyTree, params: PyTree, context: LocalContext) -> PyTree:
@@ -21,7 +20,7 @@ def _correct(gradient: PyTree, params: PyTree, context: LocalContext) -> PyTree:
     return jax.tree.map(lambda g, c, ci: g + c - ci, gradient, context.server, context.client)
 
 
-def _finish(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
+def _finish(update: PyTree, context: LocalContext) -> Examples:
     scale = 1.0 / (context.steps * context.learning_rate)
     change = jax.tree.map(
         lambda c, d: (-c - scale * d).astype(c.dtype), context.server, update
@@ -29,7 +28,7 @@ def _finish(update: PyTree, context: LocalContext) -> tuple[Any, Any]:
     return jax.tree.map(jnp.add, context.client, change), change
 
 
-def _apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
+def _apply(server: PyTree, context: ServerContext) -> tuple[PyTree, PyTree]:
     control = add_update(server, context.message, context.share)
     return add_update(context.params, context.update), control
 

@@ -42,7 +42,7 @@ def server_optimizer(
     Source: Reddi et al., 2021, Algorithm 1 (FedOpt).
     """
 
-    def apply(server: Any, context: ServerContext) -> tuple[PyTree, Any]:
+    def apply(server: PyTree, context: ServerContext) -> tuple[PyTree, PyTree]:
         gradient = jax.tree.map(lambda d: -wide(d), context.update)
         updates, server = optimizer.update(gradient, server, jax.tree.map(wide, context.params))
         return add_update(context.params, updates), server

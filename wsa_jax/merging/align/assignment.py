@@ -1,6 +1,6 @@
 """Assign units to units: SciPy's solver for one matrix or a stack, and the type of a matching."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, Scales, permute_units, scale_units
 from wsa_jax.tree import key_path
+from wsa_jax.types import Json
 
 __all__ = ["Matching", "assign", "moving_leaves", "permuted", "rescaled", "score_of"]
 
@@ -28,7 +29,7 @@ class Matching(NamedTuple):
     """
 
     permutations: dict[str, Integer[np.ndarray, "*parent units"]]
-    info: dict[str, Any]
+    info: Json
 
 
 def permuted(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:

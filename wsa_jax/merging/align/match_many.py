@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from wsa_jax.merging.align.weight_matching import descend, generator
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.tree import as_list, stack, weighted_mean
+from wsa_jax.types import Json
 
 __all__ = ["weight_matching_many"]
 
@@ -116,7 +116,7 @@ def weight_matching_many(
 _mean = jax.jit(weighted_mean)
 
 
-def _spread(models: Sequence[dict[str, Any]], names: Sequence[str]) -> float:
+def _spread(models: Sequence[Json], names: Sequence[str]) -> float:
     """Root of the summed squared distances to the mean, over the leaves that move, in float64."""
     total = 0.0
     for name in names:

@@ -13,6 +13,7 @@ from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, permute_units, scale_units
 from wsa_jax.tree import is_weight, key_path
+from wsa_jax.types import Json
 
 __all__ = ["ScaledMatching", "rescale_and_match"]
 
@@ -31,7 +32,7 @@ class ScaledMatching(NamedTuple):
 
     permutations: dict[str, Integer[np.ndarray, "*parent units"]]
     scales: dict[str, Float[np.ndarray, " units"]]
-    info: dict[str, Any]
+    info: Json
 
 
 @door

@@ -5,7 +5,7 @@ divided by c.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, PyTree
@@ -18,6 +18,7 @@ from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import scope_divergence, weight_scope
+from wsa_jax.types import Json
 
 __all__ = ["Rescaling", "normalize_scales", "rescale"]
 
@@ -36,7 +37,7 @@ class Rescaling(NamedTuple):
     """
 
     scales: dict[str, Float[np.ndarray, " units"]]
-    info: dict[str, Any]
+    info: Json
 
 
 @door

@@ -19,6 +19,7 @@ from wsa_jax.merging.symmetry.units import unit_rows
 from wsa_jax.scope.layers import Rule, select_layers
 from wsa_jax.scope.scope import STD_FLOOR
 from wsa_jax.tree import is_weight, key_path
+from wsa_jax.types import Json
 
 __all__ = [
     "LogScales",
@@ -315,7 +316,7 @@ def closed_form(tables: list[Table], free: np.ndarray) -> np.ndarray:
 
 def minimise(
     fun: ValueAndGradient, starts: list[np.ndarray], max_steps: int
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, Json]:
     """Descend from the best of the starts, and never end above it."""
     values = [fun(x)[0] for x in starts]
     best = int(np.argmin(values))

@@ -14,6 +14,7 @@ from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, t
 from wsa_jax.merging.align.views import Matrices, View, lay, products, views_of
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, check_spec, ties_by_leaf
 from wsa_jax.merging.symmetry.units import unstack_layers
+from wsa_jax.types import Leaf
 
 __all__ = ["Block", "WeightSimilarity", "compare", "lay_out", "prepare", "summed"]
 
@@ -133,7 +134,7 @@ def lay_out(spec: AxisSpec, first: PyTree, second: PyTree) -> WeightSimilarity:
     return WeightSimilarity(spec, host, theirs, blocks, steps, pairs, constants, norms, unit)
 
 
-def _real(leaf: Any) -> Any:
+def _real(leaf: Leaf) -> Leaf:
     """A leaf as real numbers: Re <a, b> of complex ones is the sum over both parts."""
     if not np.iscomplexobj(leaf):
         return leaf

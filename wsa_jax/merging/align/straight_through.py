@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.training.task import Batch, Task
 from wsa_jax.tree import lerp
+from wsa_jax.types import Json
 
 
 class Sgd(TypedDict, total=False):
@@ -126,9 +127,16 @@ def straight_through(
         batch = Batch(jnp.asarray(inputs[rows]), jnp.asarray(labels[rows]), jnp.ones(size))
         projected = permuted(spec, second, permutations)
         free, velocity, loss = step(
-            jax.random.fold_in(key, index), first, projected, free, velocity, state, batch,
-            jnp.float32(learning_rate), jnp.float32(momentum),
-        )  # fmt: skip
+            jax.random.fold_in(key, index),
+            first,
+            projected,
+            free,
+            velocity,
+            state,
+            batch,
+            jnp.float32(learning_rate),
+            jnp.float32(momentum),
+        )
         losses.append(float(loss))
         # The free model may leave a good order again, so the best is kept and not the last.
         if losses[index] < best_loss:
@@ -138,7 +146,7 @@ def straight_through(
             f"none of the {steps} losses was finite, the first was {losses[0]}; "
             f"give a learning_rate below {learning_rate}, or other models or examples"
         )
-    info: dict[str, Any] = {
+    info: Json = {
         "loss": np.asarray(losses),
         "best_step": best_step,
         "seconds": time.perf_counter() - begin,

@@ -1,7 +1,7 @@
 """Averages of models: uniform, weighted, and along the great circle between two."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from wsa_jax.tree import (
     weighted_mean,
     wide,
 )
+from wsa_jax.types import Leaf
 
 # Below this angle, great circle and line agree up to float32 rounding; this close to half a turn,
 # the circle is not determined.
@@ -75,7 +76,7 @@ def average(
         checks.shares(known, "weights")
         kept = np.flatnonzero(known)
 
-        def pick(leaf: Any) -> Any:
+        def pick(leaf: Leaf) -> Leaf:
             return leaf[kept] if is_array(leaf) else leaf
 
         checks.weights(models if len(kept) == count else jax.tree.map(pick, models), "the models")
@@ -130,7 +131,7 @@ def slerp(
     ]
     whole = _shares(pairs, t) if per == "model" else None
 
-    def mix(a: Any, b: Any) -> Any:
+    def mix(a: Leaf, b: Leaf) -> Leaf:
         if not is_inexact(a):
             return a
         pair = wide(a), wide(b)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from wsa_jax.tree import is_weight, key_path
+from wsa_jax.types import Leaf
 
 CoefficientGranularity = Literal["parameter", "channel", "layer", "scalar"]
 """One coefficient per weight (the paper's), per index of a leaf's last axis, per leaf, or one for
@@ -238,5 +239,5 @@ def _of_leaf(coefficients: Coefficients, name: str) -> Array:
     return coefficients[name] if name in coefficients else coefficients[_EVERY_LEAF]
 
 
-def _wide(leaf: Any) -> Array:
+def _wide(leaf: Leaf) -> Array:
     return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))

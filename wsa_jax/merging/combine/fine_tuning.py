@@ -74,9 +74,14 @@ def fine_tune(
         checks.finite(params)
     check_learnable([params])
     learning = Learning(
-        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
-        model_state=model_state, held_out=held_out, repair=repair,
-    )  # fmt: skip
+        loss_fn=loss_fn,
+        examples=examples,
+        settings=settings,
+        learning_rate=learning_rate,
+        model_state=model_state,
+        held_out=held_out,
+        repair=repair,
+    )
     return train_weights(key, learning, params, state)
 
 

@@ -20,6 +20,7 @@ from wsa_jax.merging.combine.learning import (
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.schedules import value_at
 from wsa_jax.tree import is_weight
+from wsa_jax.types import Json
 
 
 class _Method(NamedTuple):
@@ -46,7 +47,7 @@ class _Inputs(NamedTuple):
     examples: PyTree
     held_out: PyTree | None
     rate: Float[Array, ""]
-    penalty_inputs: Any
+    penalty_inputs: PyTree
     keys: _Keys
 
 
@@ -57,7 +58,7 @@ def learn(
     variables: dict[str, Array],
     models: tuple[PyTree, ...],
     *,
-    penalty_inputs: Any = None,
+    penalty_inputs: PyTree = None,
     state: LearningState | None = None,
 ) -> MergeResult:
     """Learn variables by gradient steps and return the model they make.
@@ -129,7 +130,7 @@ def _jitted_run(method: _Method) -> Callable[..., Any]:
 
 def _run(
     method: _Method, key: Key[Array, ""], state: LearningState, *arrays: Any
-) -> tuple[LearningState, PyTree, PyTree, dict[str, Any]]:
+) -> tuple[LearningState, PyTree, PyTree, Json]:
     """Take all steps; return the state, the best model until then, and diagnostics."""
     inputs = _Inputs(*arrays, keys=_Keys(*jax.random.split(key, 3)))
     combine, shares = method.objective.combine, method.objective.shares
@@ -139,7 +140,7 @@ def _run(
         (state, jnp.arange(count)),
         jnp.arange(method.settings.steps),
     )
-    info: dict[str, Any] = {"loss": losses}
+    info: Json = {"loss": losses}
     # What the last step led to is the last candidate, and wins where nothing is held out.
     finite = _all_finite((combine(state.variables, inputs.models), state.model_state))
     score = jnp.float32(-jnp.inf)
@@ -192,9 +193,13 @@ def _step(
     schedule = method.schedule
     rate = inputs.rate if schedule is None else value_at(schedule, state.step)
     updates, opt_state = _optimizer(method.settings, rate).update(
-        grads, state.opt_state, state.variables,
-        value=total, grad=grads, value_fn=lambda variables: value_of(variables)[0],
-    )  # fmt: skip
+        grads,
+        state.opt_state,
+        state.variables,
+        value=total,
+        grad=grads,
+        value_fn=lambda variables: value_of(variables)[0],
+    )
     moved: Any = optax.apply_updates(state.variables, updates)
     # Infinite logits are shares of 0 and 1, which stay; weight decay would make them NaN.
     variables = jax.tree.map(

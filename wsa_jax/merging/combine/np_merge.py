@@ -35,7 +35,7 @@ from wsa_jax.merging.combine.penalties import (
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list
-from wsa_jax.types import LearningRate
+from wsa_jax.types import Json, LearningRate
 
 
 @door
@@ -120,9 +120,14 @@ def np_merge(
     check_learnable(models)
     settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
-        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
-        model_state=model_state, held_out=held_out, repair=repair,
-    )  # fmt: skip
+        loss_fn=loss_fn,
+        examples=examples,
+        settings=settings,
+        learning_rate=learning_rate,
+        model_state=model_state,
+        held_out=held_out,
+        repair=repair,
+    )
     return merge_pair(key, learning, models[0], models[1], init, strengths, state)
 
 
@@ -139,9 +144,14 @@ def merge_pair(
     variables, center = _start(first, learning.settings.granularity, init)
     penalty, penalty_inputs = penalise(strengths, (first, second), center, joint=False)
     return learn(
-        key, learning, Objective(interpolate, penalty, _shares), variables, (first, second),
-        penalty_inputs=penalty_inputs, state=state,
-    )  # fmt: skip
+        key,
+        learning,
+        Objective(interpolate, penalty, _shares),
+        variables,
+        (first, second),
+        penalty_inputs=penalty_inputs,
+        state=state,
+    )
 
 
 def _start(params: PyTree, granularity: str, init: Any) -> tuple[Coefficients, dict[str, Array]]:
@@ -177,7 +187,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 # Jitted as a whole: leaf by leaf, every new shape would compile separately.
 @functools.partial(jax.jit, static_argnames="shapes")
 def _logits_and_center(
-    init: dict[str, Any], shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    init: Json, shapes: tuple[tuple[str, tuple[int, ...]], ...]
 ) -> tuple[Coefficients, dict[str, Array]]:
     center, logits = {}, {}
     for name, shape in shapes:

@@ -36,7 +36,7 @@ from wsa_jax.merging.combine.penalties import (
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list, shares
-from wsa_jax.types import LearningRate
+from wsa_jax.types import Json, LearningRate
 
 Order = Literal["given", "accuracy", "tree"]
 
@@ -115,9 +115,14 @@ def np_merge_many(
     positions = merge_order(order, scores, len(models))
     settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
-        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
-        model_state=model_state, held_out=held_out, repair=None,
-    )  # fmt: skip
+        loss_fn=loss_fn,
+        examples=examples,
+        settings=settings,
+        learning_rate=learning_rate,
+        model_state=model_state,
+        held_out=held_out,
+        repair=None,
+    )
     return merge_pairs(key, learning, models, positions, order == "tree", strengths, repair)
 
 
@@ -141,7 +146,7 @@ def merge_pairs(
       strengths: strengths of the penalties.
       repair: applied to the last merge.
     """
-    histories: list[dict[str, Any]] = []
+    histories: list[Json] = []
     merges: list[tuple[int, int]] = []
 
     def merge(first: _Node, second: _Node) -> _Node:
@@ -149,8 +154,11 @@ def merge_pairs(
         result = merge_pair(
             jax.random.fold_in(key, len(merges)),
             dataclasses.replace(learning, model_state=first.model_state),
-            first.params, second.params, np.float32(first.count / count), strengths,
-        )  # fmt: skip
+            first.params,
+            second.params,
+            np.float32(first.count / count),
+            strengths,
+        )
         # Without the state, which would keep every merge's optimiser state in memory.
         histories.append({k: v for k, v in result.info.items() if k != "state"})
         merges.append((first.position, second.position))
@@ -171,7 +179,7 @@ def merge_pairs(
     if repair is not None:
         state = repair(node.params, state)
     names = histories[0] if histories else ()
-    info: dict[str, Any] = {name: [history[name] for history in histories] for name in names}
+    info: Json = {name: [history[name] for history in histories] for name in names}
     return MergeResult(node.params, state, info | {"order": positions, "merges": merges})
 
 
@@ -235,9 +243,14 @@ def np_merge_joint(
     checks.shares(init, "init")
     settings, strengths = with_earlier(settings, strengths, earlier)
     learning = Learning(
-        loss_fn=loss_fn, examples=examples, settings=settings, learning_rate=learning_rate,
-        model_state=model_state, held_out=held_out, repair=repair,
-    )  # fmt: skip
+        loss_fn=loss_fn,
+        examples=examples,
+        settings=settings,
+        learning_rate=learning_rate,
+        model_state=model_state,
+        held_out=held_out,
+        repair=repair,
+    )
 
     return merge_jointly(key, learning, models, init, strengths, state)
 
@@ -259,9 +272,14 @@ def merge_jointly(
         variables[name] = jnp.broadcast_to(jnp.log(center[name]), (len(models), *shape))
     penalty, penalty_inputs = penalise(strengths, models, center, joint=True)
     return learn(
-        key, learning, Objective(mixture, penalty, _shares), variables, tuple(models),
-        penalty_inputs=penalty_inputs, state=state,
-    )  # fmt: skip
+        key,
+        learning,
+        Objective(mixture, penalty, _shares),
+        variables,
+        tuple(models),
+        penalty_inputs=penalty_inputs,
+        state=state,
+    )
 
 
 def _shares(logits: Coefficients) -> Coefficients:

@@ -112,15 +112,22 @@ def draw_plane(
     # Rounding must not leave the extremes outside the outermost levels.
     steps[0], steps[-1] = low, high
     filled = axes.contourf(
-        np.asarray(plane.x), np.asarray(plane.y), np.ma.masked_invalid(values), levels=steps,
-        cmap="viridis_r" if value == "loss" else "viridis", extend="neither" if limits is None
-        else "both", norm="log" if geometric else "linear",
-    )  # fmt: skip
+        np.asarray(plane.x),
+        np.asarray(plane.y),
+        np.ma.masked_invalid(values),
+        levels=steps,
+        cmap="viridis_r" if value == "loss" else "viridis",
+        extend="neither" if limits is None else "both",
+        norm="log" if geometric else "linear",
+    )
     # Inside the axes' own frame: as high as the plane, whatever its aspect.
     bar = axes.figure.colorbar(
-        filled, cax=axes.inset_axes((1.03, 0, 0.05, 1)), label=_LABELS[value], format="{x:.3g}",
+        filled,
+        cax=axes.inset_axes((1.03, 0, 0.05, 1)),
+        label=_LABELS[value],
+        format="{x:.3g}",
         ticks=steps[np.linspace(0, levels - 1, min(levels, 5)).round().astype(int)],
-    )  # fmt: skip
+    )
     bar.minorticks_off()
     points = np.asarray(plane.models)
     triangle = np.concatenate([points, points[:1]])
@@ -129,10 +136,15 @@ def draw_plane(
     # Names go outwards from the triangle's centre, so that no side runs through them.
     for name, point, way in zip(names, points, points - points.mean(axis=0), strict=True):
         axes.annotate(
-            name, point, xytext=10 * way / np.linalg.norm(way), textcoords="offset points",
-            ha="right" if way[0] < 0 else "left", va="top" if way[1] < 0 else "bottom", fontsize=8,
+            name,
+            point,
+            xytext=10 * way / np.linalg.norm(way),
+            textcoords="offset points",
+            ha="right" if way[0] < 0 else "left",
+            va="top" if way[1] < 0 else "bottom",
+            fontsize=8,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
-        )  # fmt: skip
+        )
     axes.set_aspect("equal")
     axes.set_xlabel("distance along first to second model")
     axes.set_ylabel("distance across")

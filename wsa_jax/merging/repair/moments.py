@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from wsa_jax.merging.repair.momentum import NO_AVERAGE, TOO_COARSE, probe_size, share_of
@@ -144,7 +145,7 @@ def _learnt(
     high: Array,
     old: Array,
     new: Array,
-    dtype: Any,
+    dtype: DTypeLike,
     probe: float,
 ) -> tuple[Array, Array, Array]:
     """The share of one statistic, what is wrong with it, and the probe's result, after a batch."""

@@ -7,9 +7,8 @@ float32 is an error of 3e-5 relative to 1 - m. Momenta are written down with few
 simplest decimal number that rounds to what was seen is taken.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 # What 1 - m may be wrong by, relatively, if m is not the simplest number: half precision tells
@@ -27,7 +26,7 @@ FAULTS = {
 }
 
 
-def probe_size(dtype: Any) -> float:
+def probe_size(dtype: DTypeLike) -> float:
     """An old value beside which a batch is small, and which a step in this dtype can hold.
 
     >>> probe_size(jnp.float16), probe_size(jnp.float32) == 2.0**60
@@ -36,7 +35,7 @@ def probe_size(dtype: Any) -> float:
     return 2.0**15 if dtype == jnp.float16 else 2.0**60
 
 
-def share_of(probe: float, high: Array, low: Array, dtype: Any) -> tuple[Array, Array]:
+def share_of(probe: float, high: Array, low: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     """The batch's share 1 - m of a statistic that is not frozen, and what is wrong with it.
 
     Args:

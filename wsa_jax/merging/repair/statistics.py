@@ -146,7 +146,7 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-def _is_scalar_of(leaf: Leaf, statistic: Any) -> bool:
+def _is_scalar_of(leaf: Leaf, statistic: PyTree) -> bool:
     """Whether a leaf is one flag or counter for a statistic (for each model of a stack)."""
     kind = getattr(leaf, "dtype", None)
     return (

@@ -22,6 +22,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Value,
 )
 from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, flatten, trace
+from wsa_jax.types import JaxprEqn
 
 
 class _Tap(NamedTuple):
@@ -104,7 +105,7 @@ class _Evaluation(Equations[Any]):
     def constant(self, array: Any) -> Any:
         return array
 
-    def apply(self, eqn: Any, inputs: list[Any]) -> list[Any]:
+    def apply(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
         params = eqn.primitive.get_bind_params(eqn.params)
         # Early jax 0.10 returns functions separately, as its guide to interpreters says.
         functions, params = params if isinstance(params, tuple) else ((), params)

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from jax.extend import core
 
+from wsa_jax.types import JaxprEqn
+
 T = TypeVar("T")
 
 _CALLS = frozenset(
@@ -47,7 +49,7 @@ class Equations(ABC, Generic[T]):
         """The value of a literal or of an array that the function closes over."""
 
     @abstractmethod
-    def apply(self, eqn: Any, inputs: list[T]) -> Sequence[T]:
+    def apply(self, eqn: JaxprEqn, inputs: list[T]) -> Sequence[T]:
         """The outputs of an equation that is no call."""
 
     def run(self, jaxpr: Any, args: Sequence[T]) -> list[T]:
@@ -66,7 +68,7 @@ class Equations(ABC, Generic[T]):
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn: Any, inputs: list[T]) -> Sequence[T]:
+    def equation(self, eqn: JaxprEqn, inputs: list[T]) -> Sequence[T]:
         """Look inside a call, or number an equation and apply it."""
         inner = called(eqn)
         if inner is not None:
@@ -76,7 +78,7 @@ class Equations(ABC, Generic[T]):
         return self.apply(eqn, inputs)
 
 
-def called(eqn: Any) -> Any:
+def called(eqn: JaxprEqn) -> Any:
     """The jaxpr that an equation merely calls, or None."""
     if eqn.primitive.name not in _CALLS:
         return None

@@ -23,6 +23,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Unknown,
     Value,
 )
+from wsa_jax.types import JaxprEqn
 
 # Rules that hold for arrays without elements, too; such an array is not always without effect.
 _WITH_EMPTY = frozenset(["concatenate", "split"])
@@ -105,7 +106,7 @@ class Walk(Equations[Value]):
         """Free along its axes if all elements agree; else every element has its place."""
         return constant_value(array)
 
-    def equation(self, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
+    def equation(self, eqn: JaxprEqn, inputs: list[Value]) -> Sequence[Value]:
         """As of any walk, remembering the line of the user's code."""
         # Equations of functions that jax has compiled before have no line: their call's is used.
         self._lines.append(source_info_util.summarize(eqn.source_info))
@@ -114,7 +115,7 @@ class Walk(Equations[Value]):
         finally:
             self._lines.pop()
 
-    def apply(self, eqn: Any, inputs: list[Value]) -> list[Value]:
+    def apply(self, eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
         """Apply the rule of an equation's primitive; without one, pin everything."""
         name = eqn.primitive.name
         if name not in _WITH_INDEX:
@@ -137,7 +138,7 @@ class Walk(Equations[Value]):
             if value.index is not None:
                 pin(value.index.axis, value.index.reason)
 
-    def scaling(self, eqn: Any) -> ScalingRule:
+    def scaling(self, eqn: JaxprEqn) -> ScalingRule:
         """How the result of an equation scales."""
         return self.primitives[eqn.primitive.name].scaling
 
@@ -154,7 +155,7 @@ class Walk(Equations[Value]):
         for step in self.steps:
             yield from step.values
 
-    def where(self, eqn: Any) -> str:
+    def where(self, eqn: JaxprEqn) -> str:
         """The primitive and the line of the user's code that an equation comes from."""
         return f"{eqn.primitive.name} at {self._line() or 'an unknown line'}"
 
@@ -184,7 +185,7 @@ def is_number(array: Any) -> bool:
     return any(jax.numpy.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))
 
 
-def pin_all(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def pin_all(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Pin every axis that goes in or comes out, and say which equation did it."""
     reason = walk.where(eqn)
     for value in inputs:
@@ -212,6 +213,6 @@ def _shape(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
-def _has_jaxpr(eqn: Any) -> bool:
+def _has_jaxpr(eqn: JaxprEqn) -> bool:
     """Whether an equation runs others, which see for themselves whether an array is empty."""
     return any(key in eqn.params for key in ("jaxpr", "body_jaxpr", "branches"))

@@ -1,7 +1,6 @@
 """Rules of primitives that compute: elementwise functions, sums, products, convolutions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -28,6 +27,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Scaling,
     Value,
 )
+from wsa_jax.types import JaxprEqn
 
 WINDOW = "places of a kernel or image"
 
@@ -44,7 +44,7 @@ _COPIES = frozenset(
 )
 
 
-def elementwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def elementwise(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Inputs of one shape have the same axes; numbers go with any."""
     shape = eqn.outvars[0].aval.shape
     axes: list[Axis] = [fresh(size, free=True) for size in shape]
@@ -76,7 +76,7 @@ def _counts_from_zero(inputs: Sequence[Value]) -> bool:
     return index is not None and index.offset == 0 and bound == 0
 
 
-def _index(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: list[Axis]) -> Index | None:
+def _index(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value], axes: list[Axis]) -> Index | None:
     """What positions along an axis become; where they are mere numbers, their axis is pinned."""
     if all(value.index is None for value in inputs):
         return None
@@ -118,13 +118,13 @@ def _own(inputs: Sequence[Value], axes: Sequence[Axis]) -> list[Axis]:
     return result
 
 
-def bitcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def bitcast(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """As a function of elements, unless an element becomes several."""
     same = len(eqn.outvars[0].aval.shape) == len(inputs[0].axes)
     return (elementwise if same else pin_all)(walk, eqn, inputs)
 
 
-def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def pairwise(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Each output is its input."""
     outputs = [Value(v.axes, v.origin, v.constant, v.index) for v in inputs]
     for value, var, result in zip(inputs, eqn.outvars, outputs, strict=True):
@@ -133,7 +133,7 @@ def pairwise(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return outputs
 
 
-def reduce(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reduce(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Without the axes reduced over."""
     value = inputs[0]
     kept = [axis for axis in range(len(value.axes)) if axis not in eqn.params["axes"]]
@@ -143,7 +143,7 @@ def reduce(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reduce_window(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Windows of more than one position have places."""
     value, params = inputs[0], eqn.params
     if len(eqn.outvars) != 1:
@@ -166,13 +166,13 @@ def reduce_window(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dot_general(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Axes summed over are joined, and so are those of a batch."""
     contracted, batch = eqn.params["dimension_numbers"]
     return _contract(walk, eqn, inputs, contracted, batch, dropped=())
 
 
-def ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def ragged_dot(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Rows meet the matrix of the group that they lie in: both have positions."""
     left, right, sizes = inputs
     numbers = eqn.params["ragged_dot_dimension_numbers"]
@@ -190,7 +190,7 @@ def ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def _contract(
     walk: Walk,
-    eqn: Any,
+    eqn: JaxprEqn,
     inputs: Sequence[Value],
     contracted: Sequence[Sequence[int]],
     batch: Sequence[Sequence[int]],
@@ -236,7 +236,7 @@ def _mark(walk: Walk, value: Value, summed: Sequence[int], other: Value, *, firs
             walk.produced |= pairs
 
 
-def convolution(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def convolution(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Input channels are summed over, places have positions."""
     params, shape = eqn.params, eqn.outvars[0].aval.shape
     if params["batch_group_count"] != 1:

@@ -15,16 +15,17 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Scatter,
     Value,
 )
+from wsa_jax.types import JaxprEqn
 
 
-def dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dynamic_slice(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """A part that starts where the data say."""
     shape = eqn.outvars[0].aval.shape
     moving = [axis for axis, size in enumerate(inputs[0].shape) if size != shape[axis]]
     return positions(walk, eqn, inputs[0], moving)
 
 
-def dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def dynamic_update_slice(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """A part that is written over where the data say."""
     value, update = inputs[0], inputs[1]
     reason, axes = walk.where(eqn), []
@@ -40,7 +41,7 @@ def dynamic_update_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[
     return [result]
 
 
-def gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def gather(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Whole axes stay, and what is looked up by index has positions."""
     table, indices = inputs
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
@@ -88,7 +89,7 @@ def _looked_up(table: Value, indices: Value, numbers: Any) -> int | None:
     return axis if fits and axis in numbers.collapsed_slice_dims else None
 
 
-def scatter(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def scatter(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Axes written as a whole are those of what is written; places to write to have positions."""
     operand, indices, updates = inputs
     numbers, reason = eqn.params["dimension_numbers"], walk.where(eqn)

@@ -8,9 +8,10 @@ from jax.extend import core
 from wsa_jax.merging.symmetry.tracing.axes import Atom, expand, fresh, join, pin
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
 from wsa_jax.merging.symmetry.tracing.steps import Decide, LoopCarry, Move, Same, Value
+from wsa_jax.types import JaxprEqn
 
 
-def scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def scan(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """One iteration stands for all: what is carried has the same axes at both ends."""
     body = eqn.params["jaxpr"]
     # Told by the ranks, since jax 0.10 and 0.12 keep the counts in different forms.
@@ -69,7 +70,7 @@ def _turns(slices: Sequence[Value], length: int, reason: str) -> list[Atom]:
     return [chosen]
 
 
-def while_loop(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def while_loop(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """As `scan`, and the condition must not change."""
     first = eqn.params["cond_nconsts"]
     second = first + eqn.params["body_nconsts"]
@@ -84,7 +85,7 @@ def while_loop(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return ends
 
 
-def cond(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def cond(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """All branches give arrays of the same axes."""
     walk.depth += 1
     walk.record("cond", Decide(), inputs[:1], [])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from wsa_jax.merging.symmetry.tracing.axes import (
     Axis,
@@ -32,6 +31,7 @@ from wsa_jax.merging.symmetry.tracing.steps import (
     Stack,
     Value,
 )
+from wsa_jax.types import JaxprEqn
 
 # Injective in the one input that varies, also in floating point unless they saturate.
 _INCREASING = frozenset(
@@ -42,7 +42,7 @@ Sources = Sequence[Sequence[int]]
 
 
 def moved(
-    walk: Walk, eqn: Any, value: Value, axes: Sequence[Axis], sources: Sources
+    walk: Walk, eqn: JaxprEqn, value: Value, axes: Sequence[Axis], sources: Sources
 ) -> list[Value]:
     """One array whose axes come from the listed axes of another."""
     origin: Origin | None = None
@@ -59,7 +59,7 @@ def _kept(axes: int) -> Sources:
     return [(axis,) for axis in range(axes)]
 
 
-def broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def broadcast(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Repeats are free: arrays are constant along them."""
     value, shape = inputs[0], eqn.outvars[0].aval.shape
     if len(inputs) > 1:  # a shape known only at run time
@@ -72,7 +72,7 @@ def broadcast(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return moved(walk, eqn, value, axes, sources)
 
 
-def reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reshape(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Flatten and unflatten runs of axes that hold the same elements."""
     value, shape = inputs[0], eqn.outvars[0].aval.shape
     if len(inputs) > 1 or eqn.params.get("dimensions") is not None:
@@ -96,24 +96,24 @@ def reshape(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return moved(walk, eqn, value, axes, sources)
 
 
-def transpose(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def transpose(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Axes in another order."""
     order = eqn.params["permutation"]
     return moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in order], [(a,) for a in order])
 
 
-def squeeze(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def squeeze(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Without axes of one position."""
     left = [a for a in range(len(inputs[0].axes)) if a not in eqn.params["dimensions"]]
     return moved(walk, eqn, inputs[0], [inputs[0].axes[a] for a in left], [(a,) for a in left])
 
 
-def reverse(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def reverse(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Positions are counted from the other end."""
     return positions(walk, eqn, inputs[0], eqn.params["dimensions"])
 
 
-def positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> list[Value]:
+def positions(walk: Walk, eqn: JaxprEqn, value: Value, pinned: Sequence[int]) -> list[Value]:
     """Pin some axes, whose length may change; the others stay."""
     reason, axes = walk.where(eqn), list(value.axes)
     for axis in pinned:
@@ -125,14 +125,14 @@ def positions(walk: Walk, eqn: Any, value: Value, pinned: Sequence[int]) -> list
 def along(*keys: str) -> AxisRule:
     """The rule for primitives for which order matters along the axes that a parameter names."""
 
-    def rule(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    def rule(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
         named = next(eqn.params[key] for key in keys if key in eqn.params)
         return ordered(walk, eqn, inputs, [named] if isinstance(named, int) else list(named))
 
     return rule
 
 
-def extreme_index(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def extreme_index(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """The place of the largest: a position along the axis, if no two elements are equal."""
     (axis,), (value,) = eqn.params["axes"], inputs
     if not never_equal(walk, value, axis):
@@ -144,7 +144,7 @@ def extreme_index(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def top_k(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def top_k(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """The largest have ranks; their indices are positions, if no two elements are equal."""
     (value,) = inputs
     axis = eqn.params.get("axis", -1) % len(value.axes)
@@ -187,7 +187,7 @@ def never_equal(walk: Walk, value: Value, axis: int) -> bool:
     return False
 
 
-def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) -> list[Value]:
+def ordered(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value], axes: Sequence[int]) -> list[Value]:
     """Pin some axes, which the outputs may lack or have at another length; join the others."""
     reason, outputs = walk.where(eqn), []
     for value in inputs:
@@ -210,7 +210,7 @@ def ordered(walk: Walk, eqn: Any, inputs: Sequence[Value], axes: Sequence[int]) 
     return outputs
 
 
-def matrices(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def matrices(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Linear algebra: the last two axes are matrices, whose places matter; the others a batch."""
     reason = walk.where(eqn)
     rank = min(len(value.axes) for value in inputs) - 2
@@ -227,13 +227,13 @@ def matrices(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return outputs
 
 
-def transforms(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def transforms(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """A Fourier transform has frequencies along the last axes; the others stay."""
     rank = len(inputs[0].axes)
     return ordered(walk, eqn, inputs, range(rank - len(eqn.params["fft_lengths"]), rank))
 
 
-def concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def concatenate(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """One axis becomes the sum of the inputs' axes."""
     dimension = eqn.params["dimension"]
     axes = list(inputs[0].axes)
@@ -249,7 +249,7 @@ def concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def stack(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """A new axis of positions."""
     place, reason = eqn.params["axis"], walk.where(eqn)
     axes = list(inputs[0].axes)
@@ -264,7 +264,7 @@ def stack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def tile(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Units repeated as a whole."""
     axes = [
         product([fresh(times, free=True), axis])
@@ -273,7 +273,7 @@ def tile(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return moved(walk, eqn, inputs[0], axes, _kept(len(axes)))
 
 
-def pad(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def pad(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Numbers before and behind an axis; free, as they are all the same."""
     value, filler = inputs
     axes, reason = list(value.axes), walk.where(eqn)
@@ -308,7 +308,7 @@ def part(axis: Axis, start: int, stop: int, reason: str) -> Axis:
     return tuple(inside)
 
 
-def slice_(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def slice_(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Parts of axes; a stride leaves positions."""
     value, reason = inputs[0], walk.where(eqn)
     axes, shape = list(value.axes), eqn.outvars[0].aval.shape
@@ -323,7 +323,7 @@ def slice_(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return moved(walk, eqn, value, axes, _kept(len(axes)))
 
 
-def unstack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def unstack(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Each position of one axis alone, without the axis."""
     value, axis, outputs = inputs[0], eqn.params["axis"], []
     left = [place for place in range(len(value.axes)) if place != axis]
@@ -333,7 +333,7 @@ def unstack(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return outputs
 
 
-def split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def split(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Parts of one axis."""
     value, axis, start, outputs = inputs[0], eqn.params["axis"], 0, []
     for size in eqn.params["sizes"]:
@@ -344,7 +344,7 @@ def split(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return outputs
 
 
-def iota(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+def iota(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     """Counted positions."""
     del walk, inputs
     shape, along_axis = eqn.params["shape"], eqn.params["dimension"]

@@ -25,6 +25,7 @@ from wsa_jax.merging.symmetry.tracing.primitives import PRIMITIVES
 from wsa_jax.merging.symmetry.tracing.steps import Value
 from wsa_jax.scope.layers import Rule
 from wsa_jax.tree import key_path
+from wsa_jax.types import Leaf
 
 _PART = "a part of each unit that the axis holds"
 _STATISTICS = frozenset({"mean", "var", "running_mean", "running_var"})
@@ -50,7 +51,7 @@ class Traced(NamedTuple):
     inputs: list[Value]
 
 
-def is_statistic(name: str, leaf: Any) -> bool:
+def is_statistic(name: str, leaf: Leaf) -> bool:
     """Whether a leaf is a running statistic: in ``batch_stats``, or named like one.
 
     >>> is_statistic("batch_stats/BatchNorm_0/mean", None), is_statistic("Dense_0/kernel", None)
@@ -191,5 +192,5 @@ def _leaf(index: int, shape: Sequence[int]) -> Value:
     return Value(tuple(fresh(size) for size in shape), origin)
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: Leaf) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
