@@ -72,7 +72,7 @@ def test_what_the_signature_takes_is_taken(arguments):
         ({"rate": jnp.ones(1)}, "rate of run is an array of float32 of shape (1,); give a number "),
         ({"steps": 1.5}, "steps of run is 1.5; give an integer or None"),
         ({"steps": True}, "steps of run is True; give an integer or None"),
-        ({"form": "proximal"}, "form of run is 'proximal'; give 'gradient' or 'penalty'"),
+        ({"form": "proximal"}, "form 'proximal' is unknown; give one of gradient, penalty"),
         ({"weights": ["a"]}, "weights of run is ['a']; give a list"),
         ({"task": jax.nn.relu}, "task of run is the function relu; give a Task, for example"),
         ({"evry": 3}, "run has no option 'evry'; give one of every"),

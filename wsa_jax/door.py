@@ -244,6 +244,9 @@ def _refusal(name: str, value: Any, annotation: Annotation) -> ArgumentError:
                 "for example jax.tree.map(lambda leaf: leaf.numpy(), model)"
             )
         return ArgumentError(f"{where} is {shown(leaf)}; give a pytree of arrays")
+    if isinstance(value, str) and typing.get_origin(annotation) is typing.Literal:
+        setting, words = name.split(" of ")[0], ", ".join(map(str, typing.get_args(annotation)))
+        return ArgumentError(f"{setting} {shown(value)} is unknown; give one of {words}")
     return ArgumentError(f"{name} is {shown(value)}; give {described(annotation)}")
 
 

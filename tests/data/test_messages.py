@@ -19,7 +19,7 @@ WRONG = {
     r"features\[1\] must be a positive integer, got 1.5": lambda: MLP([8, 1.5]),
     "features '8' is no sequence": lambda: MLP("8"),
     "num_classes must be a positive integer, got 0": lambda: CNN(0),
-    "num_classes must be a positive integer, got 10.0": lambda: vgg8(10.0),
+    "num_classes of vgg8 is 10.0; give an integer": lambda: vgg8(10.0),
     "channels 32 is no sequence": lambda: CNN(10, channels=32),
     "widths None is no sequence": lambda: ResNet(1, 8, None, 10),
     "name of load_dataset is 3; give": lambda: load_dataset(3),

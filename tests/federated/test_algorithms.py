@@ -260,7 +260,7 @@ def test_one_client_is_centralised_sgd(federation, tiny_data, assert_close):
     params = task.init(jax.random.key(3))[0]
     start = dataclasses.replace(federation.start(algorithm, params), clients=())
     data = federation.data._replace(
-        images=images, labels=labels, indices=jnp.arange(60)[None], sizes=jnp.array([60])
+        inputs=images, labels=labels, indices=jnp.arange(60)[None], sizes=jnp.array([60])
     )
     expected = jax.tree.map(jnp.array, params)
     found, _ = run(federation.key, start, data, federation.settings(0.2))

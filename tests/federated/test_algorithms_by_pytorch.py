@@ -154,7 +154,7 @@ def test_rounds_equal_pytorch(federation, tiny_data, name, wsa):
     for i, rows in enumerate(parts):
         indices[i, : len(rows)] = rows
     data = federation.data._replace(
-        images=jnp.asarray(tiny_data[0]),
+        inputs=jnp.asarray(tiny_data[0]),
         labels=jnp.asarray(tiny_data[1]),
         indices=jnp.asarray(indices),
         sizes=jnp.array([len(rows) for rows in parts]),

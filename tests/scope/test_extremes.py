@@ -206,9 +206,7 @@ WRONG = {
     "strength of regularize_scope is .0.1.; give": lambda: regularize_scope([0.1]),
     "target of regularize_scope is .0.0, 0.1.": lambda: regularize_scope(1.0, target=(0.0, 0.1)),
     "learning_rate of proximal_scope is .0.1.": lambda: proximal_scope([0.1], 1.0),
-    "scale of regularize_scope is 'mean'; give 'sum' or 'size'": lambda: regularize_scope(
-        1.0, scale="mean"
-    ),
+    "scale 'mean' is unknown; give one of sum, size": lambda: regularize_scope(1.0, scale="mean"),
     "target of scope_penalty is 3": lambda: scope_penalty(PARAMS, 3),
     "target of scope_gradient is None": lambda: scope_gradient(PARAMS, None),
     "step_size of proximal_scope_step is '0.1'": lambda: proximal_scope_step(

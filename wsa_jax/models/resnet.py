@@ -55,6 +55,12 @@ class ResNet(nn.Module):
     initialization: str = "he"
 
     def __post_init__(self):
+        whole = isinstance(self.blocks, int)
+        if (whole and self.blocks < 1) or self.shortcut not in (1, 3):
+            raise ValueError(
+                f"blocks {self.blocks} or shortcut {self.shortcut} is impossible; give at least "
+                "one block per stage and a shortcut kernel of 1 or 3"
+            )
         checks.count("blocks", self.blocks)
         checks.count("stem", self.stem)
         checks.count("num_classes", self.num_classes)
@@ -66,11 +72,6 @@ class ResNet(nn.Module):
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         check_norm(self.norm, ("batch", "layer"))
-        if self.blocks < 1 or self.shortcut not in (1, 3):
-            raise ValueError(
-                f"blocks {self.blocks} or shortcut {self.shortcut} is impossible; give at least "
-                "one block per stage and a shortcut kernel of 1 or 3"
-            )
         x = _convolution(x, self.stem, 3, 1, 0, self.initialization)
         x = nn.relu(normalize_channels(x, self.norm, 0, train=train))
         for index in range(3 * self.blocks):
