@@ -45,6 +45,8 @@ def count(name: str, value: object) -> None:
     """
     if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
+    if int(value) >= 2**31:
+        raise ValueError(f"{name} {value} is too large a size or number; give one below 2**31")
 
 
 def number(name: str, value: object, low: float | int, high: float | int, way_out: str) -> None:

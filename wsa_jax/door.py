@@ -124,6 +124,8 @@ def taken_by(function: str, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except ArgumentError:
+        raise  # it is one line already
     except _OF_ANOTHER_SHAPE as error:
         reason = " ".join(str(error).split())[:200]
         raise ArgumentError(
@@ -188,9 +190,9 @@ def fits(value: Any, annotation: Annotation) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, collections.abc.Sequence | np.ndarray | jax.Array) and not isinstance(
-        value, str | bytes
-    )
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.ndim > 0
+    return isinstance(value, collections.abc.Sequence) and not isinstance(value, str | bytes)
 
 
 def _items_fit(values: Iterable[Any], inside: tuple[Any, ...]) -> bool:

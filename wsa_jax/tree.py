@@ -39,7 +39,7 @@ def stack(models: Sequence[PyTree]) -> PyTree:
     >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
     [[0.0, 0.0], [1.0, 1.0]]
     """
-    if not models:
+    if not len(models):
         raise ValueError("stack was given no model; give at least one")
     for other in models[1:]:
         checks.pair(models[0], other)

@@ -1,4 +1,4 @@
-"""No bad input ends in somebody else's traceback; the whole draw is `tests.robustness.bad_inputs`."""
+"""No bad input ends in somebody else's traceback; the whole draw is in `bad_inputs`."""
 
 import json
 import os

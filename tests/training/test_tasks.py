@@ -186,6 +186,13 @@ class TestEvaluateRefuses:
         with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
             evaluate(tiny_task, params, {}, *tiny_data, batch_size=0)
 
+    def test_an_ensemble_refuses_the_same(self, tiny_task, tiny_data):
+        models = [tiny_task.init(jax.random.key(seed))[0] for seed in (0, 1)]
+        with pytest.raises(ValueError, match="label 3 of the data is out of range"):
+            ensemble(tiny_task.logits, models, tiny_data[0], tiny_data[1] + 1)
+        with pytest.raises(ValueError, match="the data has 60 images and 7 labels"):
+            ensemble(tiny_task.logits, models, tiny_data[0], tiny_data[1][:7])
+
     def test_images_of_another_size(self, tiny_task, tiny_data):
         params, _ = tiny_task.init(jax.random.key(0))
         with pytest.raises(

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
 from wsa_jax import checks
+from wsa_jax.door import door
 from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import ScopeForm
@@ -178,12 +179,14 @@ def draw_batches(
     return jnp.where(size > 0, positions, 0), valid.astype(jnp.float32)
 
 
+@door
 def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
     """Count the epochs that the client with the fewest examples goes through in a round.
 
     >>> epochs_needed(100, steps=20, batch_size=50)
     10
     """
+    checks.count("batch_size", batch_size)
     per_epoch = max(-(-smallest // batch_size), 1)
     return -(-steps // per_epoch)
 

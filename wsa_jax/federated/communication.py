@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.scope.layers import select_layers
@@ -29,6 +30,7 @@ class RoundBytes(NamedTuple):
         return self.down + self.up
 
 
+@door
 def bytes_per_round(
     algorithm: FederatedAlgorithm,
     params: PyTree,

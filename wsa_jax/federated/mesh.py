@@ -9,12 +9,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Integer, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.tree import is_key
 from wsa_jax.types import Leaf
 
 AXIS = "clients"
 
 
+@door
 def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh with one axis, ``clients``, over the given devices, or all of them.
 

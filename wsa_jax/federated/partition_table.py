@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Integer
 
+from wsa_jax.door import door
 from wsa_jax.federated.partition import Partition
 
 __all__ = ["partition_table"]
 
 
+@door
 def partition_table(
     partition: Partition,
     labels: Integer[Array | np.ndarray, " n"],

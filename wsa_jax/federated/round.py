@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer, Key, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated import mesh as meshes
 from wsa_jax.federated.aggregate import (
     Aggregation,
@@ -60,6 +61,7 @@ class ServerState:
     round: Integer[Array, ""]
 
 
+@door
 def initial_state(
     algorithm: FederatedAlgorithm,
     params: PyTree,
@@ -113,6 +115,7 @@ RoundFn = Callable[
 ]
 
 
+@door
 def make_round(
     task: Task,
     algorithm: FederatedAlgorithm,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import (
     FederatedAlgorithm,
     LocalContext,
@@ -26,6 +27,7 @@ def _mean_of_iterates(server: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda w, v: w + ((v - w) / 2).astype(w.dtype), params, server)
 
 
+@door
 @one_object
 def fed_exp(
     epsilon: float = 1e-3,

@@ -3,10 +3,12 @@
 import jax
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext, one_object
 from wsa_jax.federated.algorithms.fed_avg import apply_mean
 
 
+@door
 @one_object
 def fed_prox(mu: float | int = 0.1) -> FederatedAlgorithm:
     r"""Return FedProx: a proximal term in each client's loss, averaging as in FedAvg.

@@ -7,6 +7,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import (
     FederatedAlgorithm,
     ServerContext,
@@ -16,6 +17,7 @@ from wsa_jax.federated.algorithms.base import (
 from wsa_jax.tree import wide
 
 
+@door
 @one_object
 def server_optimizer(
     name: str,
@@ -53,6 +55,7 @@ def server_optimizer(
     return FederatedAlgorithm(name, apply, settings, init_server=init_server)
 
 
+@door
 @one_object
 def fed_avg_m(learning_rate: float | int = 1.0, momentum: float | int = 0.9) -> FederatedAlgorithm:
     """Return FedAvgM: server momentum.

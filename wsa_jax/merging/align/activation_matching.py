@@ -5,7 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from wsa_jax import checks
 from wsa_jax.door import door
@@ -25,7 +25,7 @@ def activation_matching(
     first: PyTree,
     second: PyTree,
     activations: Activations,
-    inputs: Array | np.ndarray,
+    inputs: Shaped[Array | np.ndarray, "examples ..."],
     *,
     measure: str = "product",
     num_samples: int | None = None,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
+from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching
 from wsa_jax.merging.align.blocks import Move, Orders, Products, best_orders
@@ -197,6 +198,7 @@ def _starts(
 ) -> list[Permutations | str]:
     if restarts < 1:
         raise ValueError(f"restarts {restarts} is below 1; give at least one start")
+    checks.count("restarts", restarts)
     if init is None:
         init = "identity"
     if isinstance(init, str):

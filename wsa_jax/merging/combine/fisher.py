@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.door import door
+from wsa_jax.door import door, taken_by
 from wsa_jax.leaves import is_traced, is_weight, key_path
 from wsa_jax.merging.combine.coefficients import (
     replace_weights,
@@ -71,7 +71,8 @@ def diagonal_fisher(
     check_examples(examples, batch_size)
     examples = jax.tree.map(jnp.asarray, examples)
     state = {} if model_state is None else model_state
-    squares = _jitted_fisher(log_likelihood, batch_size)(params, state, examples)
+    with taken_by("log_likelihood", "these parameters and examples"):
+        squares = _jitted_fisher(log_likelihood, batch_size)(params, state, examples)
     return replace_weights(params, squares)
 
 

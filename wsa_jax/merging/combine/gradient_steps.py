@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
 
+from wsa_jax.door import taken_by
 from wsa_jax.merging.combine.best_so_far import BestSoFar
 from wsa_jax.merging.combine.learning import (
     Learning,
@@ -96,9 +97,10 @@ def learn(
         state = _first_state(variables, model_state, first, settings)
     examples, held_out = jax.tree.map(jnp.asarray, (learning.examples, learning.held_out))
     run = _jitted_run(_Method(learning.loss_fn, objective, settings, schedule))
-    state, params, model_state, info = run(
-        key, state, models, examples, held_out, rate, penalty_inputs
-    )
+    with taken_by("loss_fn", "these models and examples"):
+        state, params, model_state, info = run(
+            key, state, models, examples, held_out, rate, penalty_inputs
+        )
     if learning.repair is not None:
         model_state = learning.repair(params, model_state)
     return MergeResult(params, model_state, info | {"state": state})

@@ -76,21 +76,24 @@ def ensemble(
 def _ensemble_task(logits_fn: LogitsFn) -> Task:
     """A task whose model is the stack, so that it is evaluated like any other."""
 
-    def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
+    def log_mean(params: PyTree, model_state: PyTree, inputs: Inputs) -> Array:
         def one(model: tuple[PyTree, PyTree]) -> Array:
-            return jax.nn.log_softmax(logits_fn(*model, batch.inputs).astype(jnp.float32))
+            return jax.nn.log_softmax(logits_fn(*model, inputs).astype(jnp.float32))
 
         each = jax.lax.map(one, (params, model_state))
-        log_mean = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
-        chosen = jnp.take_along_axis(log_mean, batch.labels[:, None], axis=-1)[:, 0]
-        correct = (jnp.argmax(log_mean, axis=-1) == batch.labels).astype(jnp.float32)
+        return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+
+    def metrics(params: PyTree, model_state: PyTree, batch: Batch) -> Metrics:
+        averaged = log_mean(params, model_state, batch.inputs)
+        chosen = jnp.take_along_axis(averaged, batch.labels[:, None], axis=-1)[:, 0]
+        correct = (jnp.argmax(averaged, axis=-1) == batch.labels).astype(jnp.float32)
         return Metrics(
             loss=-jnp.sum(chosen * batch.mask),
             correct=jnp.sum(correct * batch.mask),
             count=jnp.sum(batch.mask),
         )
 
-    return Task(_untrained, _untrained, metrics)
+    return Task(_untrained, _untrained, metrics, logits=log_mean)
 
 
 def _untrained(*_: Any) -> Any:

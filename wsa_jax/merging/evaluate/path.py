@@ -99,6 +99,7 @@ def interpolate_path(
         checks.weights(tree[1], f"the {side} model's state")
     if t is None and num_points < 2:
         raise ValueError(f"num_points {num_points} is below 2; give at least the two ends")
+    checks.count("num_points", num_points)
     t = jnp.linspace(0.0, 1.0, num_points) if t is None else jnp.asarray(t, jnp.float32)
     if not t.size:
         raise ValueError("t is empty; give at least one point")
