@@ -33,7 +33,7 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
     listed = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
     if len(known) > 3:
         listed = f"one of {', '.join(known)}"
-    raise ValueError(f"{name} {value!r} is unknown; give {listed}")
+    raise ValueError(f"{name} {shown(value)} is unknown; give {listed}")
 
 
 def count(name: str, value: object) -> None:

@@ -194,6 +194,7 @@ def save_demo(results: Json) -> tuple[Path, Path]:
         for name, runs in federated.items()
     }
 
+    # Rounds that were not evaluated have a divergence, but no accuracy to draw.
     def curves(groups: Json, value: Callable[[Json], float]) -> Json:
         return {
             name: [([row["round"] for row in rows], [value(row) for row in rows]) for rows in runs]

@@ -181,6 +181,8 @@ def fits(value: Any, annotation: Annotation) -> bool:
         return fits(value, inside[0])
     if origin is collections.abc.Callable or annotation is Callable:
         return callable(value)
+    if origin is tuple and isinstance(value, np.ndarray | jax.Array):
+        return False
     if origin in (collections.abc.Sequence, list, tuple):
         return _is_sequence(value) and _items_fit(value, inside)
     kind = origin or annotation

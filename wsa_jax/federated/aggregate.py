@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 
 from wsa_jax import checks
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, shown
 from wsa_jax.tree import clip_by_norm, wide
 from wsa_jax.types import Leaf
 
@@ -88,8 +88,8 @@ class Aggregation:
     def __post_init__(self):
         if not callable(self.rule) and self.rule not in ("mean", "median", "trimmed_mean"):
             raise ValueError(
-                f"rule {self.rule!r} is unknown; give 'mean', 'median' or 'trimmed_mean', or a "
-                "function of (key, models, weights, evidence)"
+                f"rule {shown(self.rule)} is unknown; give 'mean', 'median' or 'trimmed_mean', "
+                "or a function of (key, models, weights, evidence)"
             )
         check_trim(self.trim)
         if self.clip_norm is not None:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from jaxtyping import ArrayLike, Real
 
 from wsa_jax import checks
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, shown
 from wsa_jax.federated.fusion import Fusion
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
@@ -43,7 +43,9 @@ class ScopeForm:
     def __post_init__(self):
         checks.one_of("form", self.form, get_args(Form))
         if self.scale not in ("sum", "size"):
-            raise ValueError(f"scale {self.scale!r} is unknown; give 'sum' (the paper's) or 'size'")
+            raise ValueError(
+                f"scale {shown(self.scale)} is unknown; give 'sum' (the paper's) or 'size'"
+            )
         checks.one_of("fusion", self.fusion, get_args(Fusion))
         if not callable(self.select):
             raise ValueError(
@@ -73,7 +75,7 @@ class WeightScopeAlignment(ScopeForm):
         super().__post_init__()
         if isinstance(self.target, str) and self.target != "fused":
             raise ValueError(
-                f"target {self.target!r} is unknown; give 'fused', (mean, std) or a scope"
+                f"target {shown(self.target)} is unknown; give 'fused', (mean, std) or a scope"
             )
         if not isinstance(self.target, str | WeightScope) and (
             not isinstance(self.target, tuple) or len(self.target) != 2

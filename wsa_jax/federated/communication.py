@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import WeightScopeAlignment
@@ -60,6 +61,8 @@ def bytes_per_round(
     >>> bytes_per_round(scaffold(), params)
     RoundBytes(down=880, up=880)
     """
+    checks.floating(params)
+    params, model_state = jax.eval_shape(lambda *trees: trees, params, model_state)
     server = jax.eval_shape(algorithm.init_server, params)
     client = jax.eval_shape(algorithm.init_client, params)
     broadcast = jax.eval_shape(algorithm.broadcast, server)

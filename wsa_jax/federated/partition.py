@@ -63,6 +63,11 @@ class Partition:
     ) -> Int[np.ndarray, "clients classes"]:
         """The number of samples `[clients, classes]`, with `max(labels) + 1` classes."""
         labels = _checked_labels(labels)
+        if self.indices.size and self.indices.max() >= len(labels):
+            raise ValueError(
+                f"the partition points at example {self.indices.max()}, but there are "
+                f"{len(labels)} labels; give the labels that it was made from"
+            )
         classes = int(labels.max()) + 1
         rows = [
             np.bincount(labels[self.client_indices(i)], minlength=classes)

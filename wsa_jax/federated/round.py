@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer, Key, PyTree
 
+from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.federated import mesh as meshes
 from wsa_jax.federated.aggregate import (
@@ -89,6 +90,7 @@ def initial_state(
     >>> state.clients["kernel"].shape
     (5, 2, 2)
     """
+    checks.floating(params)
     state = ServerState(
         params=params,
         model_state={} if model_state is None else model_state,

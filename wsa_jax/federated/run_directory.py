@@ -130,6 +130,7 @@ def round_row(
         kept = np.asarray(values)[accepted]
         return kept.mean(axis=0) if accepted.any() else np.full(kept.shape[1:], np.nan)
 
+    # Plain numbers alone, so that any reader of JSON lines can take them.
     row: Json = {
         "round": index + 1,
         "learning_rate": float(rate),

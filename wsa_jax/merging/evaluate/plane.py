@@ -96,6 +96,7 @@ def loss_plane(
     model_state = {} if model_state is None else model_state
     for name, params in (("first", first), ("second", second), ("third", third)):
         checks.same_structure(first, params)
+        checks.same_dtypes(first, params)
         checks.weights(params, f"the {name} model")
     if resolution < 2:
         raise ValueError(f"resolution {resolution} is below 2; give at least 2 points per side")

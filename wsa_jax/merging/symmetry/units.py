@@ -146,6 +146,7 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
         if group.name not in scales or tie.role == "statistic":
             return leaf
         scale, axes = jnp.asarray(scales[group.name]), [tie.axis]
+        # Positions of the axis that belong to no unit of the group keep their scale.
         inside, unit = _units(leaf.shape[tie.axis], group, tie)
         if group.parent is None:
             factor = jnp.where(inside, scale[unit], 1.0)

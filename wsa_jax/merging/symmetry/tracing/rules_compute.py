@@ -249,6 +249,7 @@ def convolution(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Valu
     _mark(walk, image, [features], kernel, first=True)
     axes: list[Axis] = [((),)] * len(shape)
     axes[numbers.out_spec[0]] = image.axes[batch]
+    # Grouped kernels sum within a group: the image's channels are groups times what is summed.
     if groups == 1:
         summed = join(image.axes[features], kernel.axes[ins])
         axes[numbers.out_spec[1]] = kernel.axes[outs]
@@ -259,6 +260,7 @@ def convolution(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Valu
         join(image.axes[features], ((*group, *summed[0]),))
         result_axis = ((*group, *fresh(shape[numbers.out_spec[1]] // groups)[0]),)
         axes[numbers.out_spec[1]] = join(kernel.axes[outs], result_axis)
+    # A window slides over places, so that their order counts; a window of one place does not.
     windows = zip(places, offsets, numbers.out_spec[2:], params["padding"], strict=True)
     for (place, offset, out, padding), stride, spread in zip(
         windows, params["window_strides"], params["lhs_dilation"], strict=True

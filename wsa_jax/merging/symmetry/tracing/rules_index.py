@@ -50,6 +50,7 @@ def gather(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     axes: list[Axis] = [((),)] * len(shape)
     sources: list[tuple[int, ...]] = [()] * len(shape)
     places = iter(numbers.offset_dims)
+    # Numbers that are looked up by a unit's own position move with the units.
     walk.pin_indices([table])
     looked_up = _looked_up(table, indices, numbers)
     if looked_up is None:
@@ -57,6 +58,7 @@ def gather(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     elif indices.index is not None:
         join(table.axes[looked_up], indices.index.axis)
         walk.record("gather", Lookup(looked_up), [table], [])
+    # A slice that is not the whole axis stands for positions in it, which must not move.
     for axis, given in enumerate(table.axes):
         whole = sizes[axis] == size_of(given) and axis not in gone
         if not whole and axis != looked_up:
@@ -65,6 +67,7 @@ def gather(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
             place = next(places)
             axes[place] = given if whole else fresh(sizes[axis], reason=reason)
             sources[place] = (axis,)
+    # The axes of the indices that remain are those of what is looked up for each.
     batch = [place for place in range(len(shape)) if place not in numbers.offset_dims]
     for place, axis in zip(batch, range(len(indices.axes) - 1), strict=True):
         if axis in numbers.start_indices_batching_dims:
