@@ -123,6 +123,7 @@ def targeted_transformation(
     0
     """
     # A target given once is checked once; one that comes with an update, at each.
+    # A target given here is checked once; one that comes with an update, at each.
     given = target
     if target is not None:
         check_target(target, select)
