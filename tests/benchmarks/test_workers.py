@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks.federated.grid import Args, cells_of
@@ -87,7 +88,9 @@ def test_another_worker_ends_an_interrupted_cell_as_if_nothing_had_happened(tmp_
     assert [row["status"] for row in rows] == ["done", "done"]
     assert [row["note"] for row in rows] == ["a test", "a test"]
     assert rows[0]["before"][0]["rounds_done"] == 2
-    assert (rows[0]["curve"], rows[0]["rounds_done"]) == (expected["curve"], 3)
+    # Workers have one core and compile for themselves, which may round otherwise.
+    assert rows[0]["rounds_done"] == 3
+    np.testing.assert_allclose(rows[0]["curve"], expected["curve"], rtol=1e-6)
 
 
 def test_workers_take_one_core_each_and_share_a_folder_of_compiled_code(tmp_path):

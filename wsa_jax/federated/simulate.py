@@ -84,7 +84,7 @@ class SimulationOptions(TypedDict, total=False):
     params: PyTree | None
     model_state: PyTree | None
     execution: Execution
-    evidence: PyTree
+    evidence: PyTree | None
     evaluate_every: int
     directory: str | os.PathLike[str] | None
     checkpoint_every: int | None
