@@ -63,7 +63,7 @@ def check_target(target: WeightScope, select: Rule, what: str = "the target") ->
     if is_traced(target):
         return
     constant = (np.asarray(target.std) <= STD_FLOOR).reshape(-1, len(target.names)).any(axis=0)
-    names = [name for name, flag in zip(target.names, constant, strict=True) if flag]
+    names = [name for name, flag in zip(target.names, np.atleast_1d(constant), strict=True) if flag]
     _refuse(names, f"of {what} ", select)
 
 
