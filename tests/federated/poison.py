@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsa_jax.data import DatasetInfo
+from tests.tiny import INFO
 from wsa_jax.federated import (
     Aggregation,
     LocalSettings,
@@ -38,16 +38,6 @@ RULES = (
     Aggregation(clip_norm=1.0),
     Aggregation(rule="median"),
     Aggregation(rule="trimmed_mean", trim=0.3),
-)
-INFO = DatasetInfo(
-    name="tiny",
-    num_classes=3,
-    image_shape=(3, 3, 1),
-    splits=("train",),
-    mean=(0.5,),
-    std=(0.25,),
-    source="folder",
-    scale=16.0,
 )
 
 

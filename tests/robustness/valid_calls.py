@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 import wsa_jax
+from tests.tiny import INFO
 from wsa_jax import data, federated, merging, models, tree
 from wsa_jax.training import (
-    Batch,
     FitSettings,
     classification,
     classification_task,
@@ -21,16 +21,6 @@ from wsa_jax.training import (
 )
 
 KEY = jax.random.key(0)
-INFO = data.DatasetInfo(
-    name="tiny",
-    num_classes=3,
-    image_shape=(3, 3, 1),
-    splits=("train",),
-    mean=(0.5,),
-    std=(0.25,),
-    source="folder",
-    scale=16.0,
-)
 TASK = classification(models.MLP(features=(4, 3)), INFO)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 16, (24, 3, 3, 1)).astype(np.uint8)
@@ -372,6 +362,3 @@ def _federated_calls() -> dict[str, Call]:
         ),
     }
     return calls
-
-
-BATCH = Batch(jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.ones(24))

@@ -14,12 +14,6 @@ from wsa_jax.training.task import Task
 from wsa_jax.types import Examples, Labels, Leaf
 
 
-def class_count(task: Task, params: PyTree, model_state: PyTree, inputs: PyTree) -> int | None:
-    """Number of classes that a task's logits distinguish; None for a task without logits."""
-    shape = logits_shape(task, params, model_state, inputs)
-    return None if shape is None else shape[-1]
-
-
 def logits_shape(
     task: Task, params: PyTree, model_state: PyTree, inputs: PyTree, what: str = "the data"
 ) -> tuple[int, ...] | None:
