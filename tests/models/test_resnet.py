@@ -49,7 +49,11 @@ class TestSizes:
         model = resnet20(10, norm=norm)
         assert size(model, lambda name: not is_shortcut(name)) == 269_722
         assert size(model.copy(shortcut=1)) == 272_474
+        assert size(model.copy(shortcut="pad")) == 269_722
         assert size(model) == 292_954
+
+    def test_option_a_has_the_published_size(self):
+        assert size(cifar_resnet(32, 10, norm="batch", shortcut="pad")) == 464_154
 
     @pytest.mark.parametrize(
         ("depth", "width", "millions"), [(22, 8, 17.2), (16, 8, 11.0), (28, 10, 36.5)]
@@ -86,6 +90,7 @@ class TestSizes:
 MODELS = {
     "layer": ResNet(blocks=1, stem=6, widths=(6, 7, 8), num_classes=3),
     "batch": ResNet(blocks=1, stem=2, widths=(3, 4, 5), num_classes=3, norm="batch", shortcut=1),
+    "pad": ResNet(blocks=1, stem=5, widths=(5, 6, 9), num_classes=3, shortcut="pad"),
 }
 
 
@@ -94,8 +99,10 @@ def reference(model, variables, x, train):
     params, running = variables["params"], variables.get("batch_stats", {})
 
     def conv(p, name, x, stride=1):
+        side = p[name]["kernel"].shape[0] // 2
+        pads = [(side, side)] * 2 if model.shortcut == "pad" else "SAME"
         return jax.lax.conv_general_dilated(
-            x, p[name]["kernel"], (stride, stride), "SAME",
+            x, p[name]["kernel"], (stride, stride), pads,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
 
@@ -119,6 +126,10 @@ def reference(model, variables, x, train):
         y = norm(p, stats, 1, conv(p, "Conv_1", y))
         if "Conv_2" in p:
             x = norm(p, stats, 2, conv(p, "Conv_2", x, stride))
+        elif model.shortcut == "pad":
+            missing = y.shape[-1] - x.shape[-1]
+            zeros = [jnp.zeros((*y.shape[:-1], n)) for n in (missing // 2, missing - missing // 2)]
+            x = jnp.concatenate([zeros[0], x[:, ::stride, ::stride], zeros[1]], -1)
         x = nn.relu(x + y)
     head = params["Dense_0"]
     return x.mean((1, 2)) @ head["kernel"] + head["bias"][None]
@@ -127,7 +138,7 @@ def reference(model, variables, x, train):
 X = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("norm", ["layer", "batch", "pad"])
 def test_equals_its_definition_with_gradients(norm):
     model = MODELS[norm]
     variables = random_variables(model, X)
@@ -186,6 +197,11 @@ def test_equal_settings_are_equal_modules():
         (lambda: resnet20(10, norm="none"), "norm must be 'batch' or 'layer', got 'none'"),
         (lambda: MODELS["layer"].copy(blocks=0), "blocks 0 .* impossible"),
         (lambda: MODELS["layer"].copy(shortcut=2), "shortcut 2 is impossible"),
+        (lambda: MODELS["layer"].copy(shortcut="crop"), "shortcut crop is impossible"),
+        (
+            lambda: MODELS["layer"].copy(shortcut="pad", widths=(6, 5, 8)),
+            r"cannot narrow the stream, which has \(6, 6, 5, 8\) channels",
+        ),
         (lambda: MODELS["layer"].copy(norm="group"), "got 'group'"),
         (lambda: resnet20(10, initialization="xavier"), "'reference', 'he' or 'torchvision'"),
     ],

@@ -1,11 +1,12 @@
 """Residual networks for small images: ResNet-(6n+2), and the wide ResNet-(6n+4)."""
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from wsa_jax import checks
-from wsa_jax.conv import conv_general_dilated
 from wsa_jax.door import door
+from wsa_jax.models.convolutions import convolution, symmetric
 from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
@@ -23,6 +24,11 @@ class ResNet(nn.Module):
     The first block of the second and third stage has stride 2. The shortcut is conv + norm, with
     the same stride, where side or width changes, and x itself elsewhere. Convolutions have no bias.
 
+    `shortcut` is the kernel of that convolution, 1 or 3; or "pad" for He et al.'s option A, which
+    has no parameters: every second pixel of x, with channels of zeros on both sides of its own.
+    Strided convolutions then pad a pixel on each side, as PyTorch does, so that a kernel's centre
+    is the pixel that the shortcut takes: published PyTorch weights give the same logits.
+
     Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
     Parameters: `Conv_0/kernel` and `LayerNorm_0` (or `BatchNorm_0`) of the stem; `Block_0`,
     `Block_1` and so on through all stages, each with `Conv_0`, `Conv_1` and their norms, and the
@@ -32,8 +38,8 @@ class ResNet(nn.Module):
     Guarantees: blocks end in a ReLU (no pre-activation). The blocks of a stage share one residual
     stream; in the first stage, the stem shares it, too, if their widths are equal.
 
-    Errors: `ValueError` for no blocks, an unknown norm or initialization, or a shortcut kernel size
-    other than 1 or 3.
+    Errors: `ValueError` for no blocks, an unknown norm or initialization, a shortcut other than 1,
+    3 or "pad", or "pad" with a stage narrower than what it gets.
 
     >>> import jax, jax.numpy as jnp
     >>> model = ResNet(blocks=1, stem=4, widths=(4, 8, 16), num_classes=10)
@@ -50,21 +56,27 @@ class ResNet(nn.Module):
     widths: tuple[int, int, int]
     num_classes: int
     norm: str = "layer"
-    shortcut: int = 3
+    shortcut: int | str = 3
     # Not `init`: the name would hide the module's own method.
     initialization: str = "he"
 
     def __post_init__(self):
         whole = isinstance(self.blocks, int)
-        if (whole and self.blocks < 1) or self.shortcut not in (1, 3):
+        if (whole and self.blocks < 1) or self.shortcut not in (1, 3, "pad"):
             raise ValueError(
                 f"blocks {self.blocks} or shortcut {self.shortcut} is impossible; give at least "
-                "one block per stage and a shortcut kernel of 1 or 3"
+                "one block per stage and a shortcut kernel of 1 or 3, or 'pad'"
             )
         checks.count("blocks", self.blocks)
         checks.count("stem", self.stem)
         checks.count("num_classes", self.num_classes)
         object.__setattr__(self, "widths", counts_of("widths", self.widths))
+        streams = (self.stem, *self.widths)
+        if self.shortcut == "pad" and list(streams) != sorted(streams):
+            raise ValueError(
+                f"shortcut 'pad' cannot narrow the stream, which has {streams} channels; give "
+                "widths that grow, or a shortcut kernel of 1 or 3"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -72,7 +84,7 @@ class ResNet(nn.Module):
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         check_norm(self.norm, ("batch", "layer"))
-        x = _convolution(x, self.stem, 3, 1, 0, self.initialization)
+        x = convolution(x, self.stem, 3, 1, 0, self.initialization)
         x = nn.relu(normalize_channels(x, self.norm, 0, train=train))
         for index in range(3 * self.blocks):
             stage, position = divmod(index, self.blocks)
@@ -93,20 +105,24 @@ class _Block(nn.Module):
     channels: int
     stride: int
     norm: str
-    shortcut: int
+    shortcut: int | str
     initialization: str
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "batch new_height new_width new_channels"]:
-        y = _convolution(x, self.channels, 3, self.stride, 0, self.initialization)
+        # Symmetric, not the smallest: the centres are then the pixels that option A takes.
+        pads = symmetric(3) if self.shortcut == "pad" else "SAME"
+        y = convolution(x, self.channels, 3, self.stride, 0, self.initialization, pads)
         y = nn.relu(normalize_channels(y, self.norm, 0, train=train))
-        y = _convolution(y, self.channels, 3, 1, 1, self.initialization)
+        y = convolution(y, self.channels, 3, 1, 1, self.initialization)
         y = normalize_channels(y, self.norm, 1, train=train)
-        if self.stride != 1 or x.shape[-1] != self.channels:
-            size = self.shortcut
-            x = _convolution(x, self.channels, size, self.stride, 2, self.initialization)
+        if self.shortcut == "pad":
+            x = _padded(x, self.channels, self.stride)
+        elif self.stride != 1 or x.shape[-1] != self.channels:
+            size = int(self.shortcut)
+            x = convolution(x, self.channels, size, self.stride, 2, self.initialization)
             x = normalize_channels(x, self.norm, 2, train=train)
         return nn.relu(x + y)
 
@@ -118,6 +134,7 @@ def cifar_resnet(
     *,
     width: float | int = 1.0,
     norm: str = "layer",
+    shortcut: int | str | None = None,
     initialization: str = "he",
 ) -> ResNet:
     """ResNet of 6n+2 layers (8, 14, 20, 32, ...), or a wide one of 6n+4 (10, 16, 22, 28, ...).
@@ -126,14 +143,17 @@ def cifar_resnet(
     6n+4: stem 16,  stages 16w, 32w, 64w of n blocks; shortcuts 1x1 (WRN-(6n+4)-w, whose
           depth counts them); the first stage has one too, unless w = 1
 
-    `cifar_resnet(22, 10, width=2)` is WSA's ResNet-22x2. Blocks end in a ReLU in both, whereas
-    those of the wide networks' paper begin with norm and ReLU.
+    `cifar_resnet(20, 10, norm="batch", shortcut="pad")` is He et al.'s ResNet20 for CIFAR-10, of
+    269,722 parameters; `cifar_resnet(22, 10, width=2)` is WSA's ResNet-22x2. Blocks end in a ReLU
+    in both, whereas those of the wide networks' paper begin with norm and ReLU (`wide_resnet`).
 
     Args:
       depth: number of layers, as counted by the papers.
       num_classes: number of logits.
       width: factor w on the channel counts, each rounded to at least 1.
       norm: ``"layer"`` (over the channels of a pixel) or ``"batch"``.
+      shortcut: its kernel, 1 or 3, or ``"pad"`` for the one without parameters (option A); None for
+        the usual one of the depth.
       initialization: see `layer_initializers`.
 
     Raises:
@@ -161,7 +181,7 @@ def cifar_resnet(
         widths=(first, second, third),
         num_classes=num_classes,
         norm=norm,
-        shortcut=1 if rest else 3,
+        shortcut=(1 if rest else 3) if shortcut is None else shortcut,
         initialization=initialization,
     )
 
@@ -181,18 +201,8 @@ def resnet20(
     return cifar_resnet(20, num_classes, width=width, norm=norm, initialization=initialization)
 
 
-def _convolution(
-    x: Array, channels: int, size: int, stride: int, index: int, initialization: str
-) -> Array:
-    kernel_init, _ = layer_initializers(
-        initialization, size * size * x.shape[-1], size * size * channels
-    )
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=(stride, stride),
-        use_bias=False,
-        kernel_init=kernel_init,
-        conv_general_dilated=conv_general_dilated,
-        name=f"Conv_{index}",
-    )(x)
+def _padded(x: Array, channels: int, stride: int) -> Array:
+    """Option A: every pixel that the stride leaves, with channels of zeros before and after."""
+    before = (channels - x.shape[-1]) // 2
+    after = channels - x.shape[-1] - before
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (before, after)))
