@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
-import tyro
 
 from wsa_jax.demo import DemoSettings
+from wsa_jax.extras import MissingExtraError, require
 from wsa_jax.runs.files import directory_path, make_folder, one_line
 from wsa_jax.runs.interrupts import interruption
 from wsa_jax.types import Json
@@ -35,6 +35,7 @@ class PartitionSettings:
 
 def demo(settings: DemoSettings) -> None:
     """Run FedAvg and FedAvg+WSA, and interpolate two models, on embedded real data (a minute)."""
+    _require_all("rich", "matplotlib", "sklearn")
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -67,6 +68,7 @@ def demo(settings: DemoSettings) -> None:
 
 def partition(settings: PartitionSettings) -> None:
     """Divide a dataset among clients: print the table and draw the heat map."""
+    _require_all("matplotlib")
     from wsa_jax.data import load_dataset
     from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, partition_table
     from wsa_jax.federated.plots import partition_heatmap
@@ -84,6 +86,12 @@ def partition(settings: PartitionSettings) -> None:
     with one_line(output, "write"):
         partition_heatmap(divided, data.labels).savefig(output, dpi=150)
     print(f"figure   {output.resolve()}")
+
+
+def _require_all(*modules: str) -> None:
+    """Refuse before any work what would be missing after it."""
+    for module in modules:
+        require(module, "this command")
 
 
 def _writable_folder(path: Path) -> Path:
@@ -114,6 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Ctrl-C prints one line, too, and exits with status 130.
     """
+    try:
+        require("tyro", "the command wsa-jax")
+    except MissingExtraError as error:
+        _refuse(error)
+    import tyro
+
     commands: Any = (
         Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
         | Annotated[
@@ -128,12 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         demo(settings) if isinstance(settings, DemoSettings) else partition(settings)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"wsa-jax: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, FileNotFoundError, MissingExtraError) as error:
+        _refuse(error)
     except KeyboardInterrupt as error:
         print(f"wsa-jax: {interruption(error)}", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    print(f"wsa-jax: error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _federated_table(results: Json) -> Any:

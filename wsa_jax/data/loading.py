@@ -15,6 +15,7 @@ from jaxtyping import Int32, Integer, UInt8
 from wsa_jax.data.registry import DatasetInfo, dataset_info
 from wsa_jax.data.trust import check_features
 from wsa_jax.door import door
+from wsa_jax.extras import require
 
 __all__ = ["Dataset", "load_dataset", "train_validation_split"]
 
@@ -184,6 +185,7 @@ def _block_means(
 
 
 def _read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    require("sklearn", "the data set 'digits'")
     from sklearn.datasets import load_digits
 
     pixels, target = load_digits(return_X_y=True)
@@ -216,6 +218,7 @@ def _read_tfds(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarray,
     newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
     check_features(newest)
 
+    require("array_record", f"the data set {info.name!r}")
     import tensorflow_datasets as tfds
 
     # Built from the folder and not by name, so that nothing can be downloaded. The images are
@@ -266,6 +269,7 @@ def _read_folder(folder: Path, info: DatasetInfo, split: str) -> tuple[np.ndarra
 def _decode(
     files: Iterable[tuple[Path, Path | io.BytesIO]], count: int, info: DatasetInfo, resize: bool
 ) -> np.ndarray:
+    require("PIL", f"the data set {info.name!r}")
     from PIL import ImageOps
     from PIL.Image import Resampling
 

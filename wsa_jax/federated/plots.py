@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Integer
 
+from wsa_jax.extras import require
 from wsa_jax.federated.partition import Partition
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def partition_heatmap(
     >>> figure.axes[1].get_xlabel()
     'client'
     """
+    require("matplotlib", "a figure")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

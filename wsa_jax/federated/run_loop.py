@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields
+from wsa_jax.extras import require
 from wsa_jax.federated.client import RoundSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.round import RoundFn, ServerState
@@ -240,6 +241,7 @@ def progress_bar(enabled: bool, done: int, rounds: int) -> Generator[Callable[[J
     if not enabled:
         yield lambda row: None
         return
+    require("rich", "a progress bar")
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
