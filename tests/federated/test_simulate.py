@@ -1,7 +1,8 @@
 """Simulations: their rows, their inputs and their errors."""
 
+import functools
 import json
-from functools import partial
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from tests.trees import assert_bitwise
-from wsa_jax import constant_target, scope_window, weight_scope
+from wsa_jax import constant_target, matching, scope_window, weight_scope
 from wsa_jax.data import load_dataset
 from wsa_jax.federated import (
     STOP,
@@ -19,9 +20,12 @@ from wsa_jax.federated import (
     LocalSettings,
     Partition,
     WeightScopeAlignment,
+    fed_prox,
+    scaffold,
     simulate,
 )
 from wsa_jax.federated.client import ScopeForm
+from wsa_jax.federated.named import AlgorithmName, algorithm_of
 from wsa_jax.models import MLP
 from wsa_jax.training import Task, classification, evaluate
 
@@ -218,7 +222,9 @@ class TestInputs:
         params, model_state = task.init(jax.random.key(3))
         start = jax.tree.map(lambda leaf: leaf + 1, model_state)
         common = {"rounds": 1, "local": LocalSettings(steps=1), "params": params}
-        run = partial(simulate, jax.random.key(0), task, tiny_data, tiny_partition, **common)
+        run = functools.partial(
+            simulate, jax.random.key(0), task, tiny_data, tiny_partition, **common
+        )
         # One step of momentum 0.5 leaves half of where the statistics began.
         near, far = (run(model_state=s).state.model_state for s in (model_state, start))
         apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).min()), near, far)
@@ -259,6 +265,64 @@ class TestInputs:
         assert result.history[-1]["fused_std"] == result.history[-1]["average_std"]
 
 
+@pytest.fixture(scope="module")
+def scaffolded(federate):
+    """SCAFFOLD with WSA, for the tests that run it in pieces or by names."""
+    return functools.partial(
+        federate, algorithm=scaffold(), wsa=WeightScopeAlignment(form="proximal")
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(scaffolded):
+    return scaffolded(rounds=4)
+
+
+class TestNames:
+    """A word stands for the object with its defaults."""
+
+    def test_algorithm_rule_and_execution(self, scaffolded, whole):
+        named = scaffolded(rounds=4, algorithm="scaffold", aggregation="mean", execution="map")
+        assert_bitwise(named.state, whole.state)
+
+    def test_every_algorithm_goes_by_the_name_it_records(self):
+        for name in typing.get_args(AlgorithmName):
+            assert algorithm_of(name).name == name
+        with pytest.raises(ValueError, match=r"algorithm 'fedavg' is unknown; give one of fed"):
+            algorithm_of("fedavg")
+
+
+class TestState:
+    """A run is continued from the state of its result, without a directory."""
+
+    def test_two_halves_are_bitwise_the_whole(self, scaffolded, whole):
+        half = scaffolded(rounds=2)
+        # Twice: the caller's state is copied.
+        for _ in range(2):
+            rest = scaffolded(rounds=4, state=half.state)
+            assert_bitwise(rest.state, whole.state)
+        assert [row["round"] for row in rest.history] == [3, 4]
+
+    def test_a_finished_state_is_returned(self, scaffolded, whole):
+        again = scaffolded(rounds=4, state=whole.state)
+        assert again.history == []
+        assert_bitwise(again.params, whole.params)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rounds": 3}, "the state has done 4 rounds, more than rounds 3; give rounds >= 4"),
+            ({"directory": "somewhere"}, "state and directory are both given"),
+            ({"algorithm": fed_prox()}, r"the state is of another run \(leaf "),
+            ({"wsa": WeightScopeAlignment(select=matching("Dense_0/.*"))}, "the state tracks the"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, scaffolded, whole, change, message):
+        with pytest.raises(ValueError, match=message) as error:
+            scaffolded(**{"rounds": 5, "state": whole.state} | change)
+        assert "\n" not in str(error.value)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -271,7 +335,9 @@ class TestErrors:
             ({"learning_rate": -0.1, "rounds": 200}, "learning_rate -0.1 is not"),
             ({"learning_rate": lambda i: float("nan")}, "learning_rate nan is not"),
             ({"evalute_every": 2}, "simulate has no option 'evalute_every'; give one of part"),
-            ({"execution": "vmap"}, "execution of simulate is 'vmap'; give an Execution"),
+            ({"execution": "pmap"}, "execution of simulate is 'pmap'; give an Execution"),
+            ({"algorithm": "scafold"}, "algorithm of simulate is 'scafold'; give an algorithm"),
+            ({"aggregation": "mode"}, "aggregation of simulate is 'mode'; give an Aggregation"),
             ({"learning_rate": lambda i: [0.1, 0.2]}, r"learning_rate of round 0 is an array of s"),
         ],
     )

@@ -4,12 +4,13 @@ import warnings
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
+from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.partition import Partition
 from wsa_jax.scope.layers import Rule, all_leaves, constant_layers, kernels, select_layers, without
-from wsa_jax.tree import key_path
+from wsa_jax.tree import is_traced, key_path
 
 
 def check_partition(partition: Partition) -> None:
@@ -35,6 +36,32 @@ def check_partition(partition: Partition) -> None:
             f"the partition points at example {partition.indices.min()}; rows count from 0"
         )
     _check_shared(partition)
+
+
+def check_call(key: Array, evidence: PyTree, aggregation: Aggregation) -> None:
+    """Raise a ValueError where a simulation is traced, or nobody looks at its evidence."""
+    if is_traced(key):
+        raise ValueError(
+            "key is traced, but simulate runs its rounds from the host: call it outside of jit and "
+            "vmap, once for each key"
+        )
+    if evidence is not None and not callable(aggregation.rule):
+        raise ValueError(
+            f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
+            "any; give Aggregation(rule=function), or no evidence"
+        )
+
+
+def check_partition_of(partition: Partition, examples: int, rounds: int) -> None:
+    """Raise a ValueError unless there are rounds, and the partition is one of these examples."""
+    if rounds < 1:
+        raise ValueError(f"rounds {rounds} is below 1; give a positive number")
+    check_partition(partition)
+    if partition.indices.max() >= examples or not partition.sizes.any():
+        raise ValueError(
+            f"the partition points at example {partition.indices.max()} and holds "
+            f"{partition.sizes.sum()} in all, but there are {examples}; make it from these labels"
+        )
 
 
 def _check_shared(partition: Partition) -> None:

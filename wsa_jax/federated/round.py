@@ -104,6 +104,46 @@ def initial_state(
     return dataclasses.replace(jax.tree.map(jnp.array, state), clients=states)
 
 
+def continued_state(
+    given: ServerState, fresh: ServerState, rounds: int, directory: object
+) -> ServerState:
+    """Copy the state that an earlier run ended with, once it is known to fit this one.
+
+    Args:
+      given: the earlier run's state.
+      fresh: the state that this run would begin with.
+      rounds: rounds of this run in all.
+      directory: where this run is kept, if it is.
+
+    Raises:
+      ValueError: the state is of another model, algorithm or number of clients, has more rounds, or
+        there is a directory, which has a state of its own.
+    """
+    if directory is not None:
+        raise ValueError(
+            "state and directory are both given, and a directory holds the state of its run; give "
+            "one of them"
+        )
+    if given.target.names != fresh.target.names:
+        raise ValueError(
+            f"the state tracks the layers {list(given.target.names)}, but this run tracks "
+            f"{list(fresh.target.names)}; give the arguments of the run that made it"
+        )
+    try:
+        checks.same_structure(given, fresh)
+        checks.same_dtypes(given, fresh)
+    except ValueError as error:
+        raise ValueError(
+            f"the state is of another run ({error}); give the arguments of the run that made it"
+        ) from None
+    if int(given.round) > rounds:
+        raise ValueError(
+            f"the state has done {int(given.round)} rounds, more than rounds {rounds}; give "
+            f"rounds >= {int(given.round)}"
+        )
+    return jax.tree.map(jnp.array, given)
+
+
 def check_participants(participants: int, clients: int) -> None:
     """Raise a ValueError unless that many participants can be drawn without replacement."""
     if not 1 <= participants <= clients:

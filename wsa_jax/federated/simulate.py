@@ -17,15 +17,24 @@ from wsa_jax import checks
 from wsa_jax.data.loading import Dataset
 from wsa_jax.door import door
 from wsa_jax.federated.aggregate import Aggregation
-from wsa_jax.federated.algorithms import FederatedAlgorithm, fed_avg
+from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
-from wsa_jax.federated.checks import check_partition, diagnosed_layers
+from wsa_jax.federated.checks import check_call, check_partition_of, diagnosed_layers
 from wsa_jax.federated.client import LocalSettings, epochs_needed
 from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
+from wsa_jax.federated.named import (
+    AlgorithmName,
+    ClientsName,
+    RuleName,
+    aggregation_of,
+    algorithm_of,
+    execution_of,
+)
 from wsa_jax.federated.partition import Partition, as_partition
 from wsa_jax.federated.round import (
     ServerState,
     check_participants,
+    continued_state,
     initial_state,
     jitted_round,
 )
@@ -46,7 +55,6 @@ from wsa_jax.scope.stability import check_bound
 from wsa_jax.training.checks import check_data, check_statistics
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task
-from wsa_jax.tree import is_traced
 from wsa_jax.types import Examples, Json, Schedule
 
 
@@ -83,7 +91,8 @@ class SimulationOptions(TypedDict, total=False):
     participants: int | None
     params: PyTree | None
     model_state: PyTree | None
-    execution: Execution
+    state: ServerState | None
+    execution: Execution | ClientsName
     evidence: PyTree | None
     evaluate_every: int
     directory: str | os.PathLike[str] | None
@@ -101,11 +110,11 @@ def simulate(
     partition: Partition | Sequence[Any],
     *,
     rounds: int,
-    algorithm: FederatedAlgorithm | None = None,
+    algorithm: FederatedAlgorithm | AlgorithmName | None = None,
     wsa: WeightScopeAlignment | None = None,
     learning_rate: Real[ArrayLike, ""] | Schedule = reference_learning_rate,
     local: LocalSettings = LocalSettings(),
-    aggregation: Aggregation = Aggregation(),
+    aggregation: Aggregation | RuleName = Aggregation(),
     test: Examples | Dataset | None = None,
     **options: Unpack[SimulationOptions],
 ) -> SimulationResult:
@@ -118,12 +127,13 @@ def simulate(
         `wsa_jax.data.Dataset`.
       partition: which client owns which examples, or a list of the rows of each client.
       rounds: number of rounds in all, including those of a resumed run.
-      algorithm: FedAvg by default.
+      algorithm: FedAvg by default, or another; a name, such as ``"scaffold"``, for its defaults.
       wsa: weight scope alignment, None for the plain algorithm; a schedule of its strength is
         called with the round's index, from 0.
       learning_rate: rate of local SGD, a number or a schedule of the round's index, from 0.
       local: settings of local training.
-      aggregation: mean or another rule, clipping of updates, and how NaN is handled.
+      aggregation: mean or another rule, clipping of updates, and how NaN is handled; the name of a
+        rule, such as ``"median"``, for the rest as it is.
       test: inputs and labels to evaluate the global model on.
       **options: any of the keywords below.
 
@@ -134,9 +144,12 @@ def simulate(
       its resolution are lost; the server computes in float32 and keeps the parameters' dtype.
     * ``model_state``: initial state that is not trained (BatchNorm statistics), instead of the
       task's own; required with ``params`` if the task has any.
+    * ``state``: the state of an earlier result; its run is continued up to ``rounds`` in all, given
+      otherwise equal arguments. The history is that of the further rounds; the state is copied.
     * ``evidence``: arrays that the server has besides the clients' models, for an aggregation whose
       rule is a function (`Aggregation`).
-    * ``execution``: an `Execution`; none of its settings changes a result beyond rounding.
+    * ``execution``: an `Execution`, or ``"map"`` or ``"vmap"``; none of its settings changes a
+      result beyond rounding.
 
     What is recorded, and when (`Recording`):
 
@@ -188,13 +201,14 @@ def simulate(
     Source: WSA, Algorithm 1 and section 5.3.
     """
     evidence = options.get("evidence")
-    _check_call(key, evidence, aggregation)
+    aggregation = aggregation_of(aggregation)
+    check_call(key, evidence, aggregation)
     train, test = _pair(train), None if test is None else _pair(test)
-    execution = options.pop("execution", Execution())
+    execution = execution_of(options.get("execution", Execution()))
     recording = _recording(options)
     # All arguments are checked before anything is compiled or written.
     partition = as_partition(partition)
-    _check_partition_of(partition, len(train[1]), rounds)
+    check_partition_of(partition, len(train[1]), rounds)
     sets = {"train": train} if test is None else {"train": train, "test": test}
     schedules = Schedules(
         _values(learning_rate, rounds, "learning_rate"),
@@ -208,11 +222,13 @@ def simulate(
         schedules,
         wsa,
         options.get("participants"),
-        algorithm=algorithm,
+        algorithm=algorithm_of(algorithm),
         local=local,
         aggregation=aggregation,
         execution=execution,
     )
+    if (given := options.get("state")) is not None:
+        state = continued_state(given, state, rounds, recording.directory)
     run, history = None, list[Json]()
     if recording.directory is not None:
         identity = simulation_identity(
@@ -224,8 +240,7 @@ def simulate(
     # From here on, what a round takes lies on the devices that run it.
     place = functools.partial(_placed, execution)
     arrays = (*train, partition.indices, partition.sizes, evidence)
-    arrays = jax.tree.map(jnp.asarray, arrays)
-    held_out = None if test is None else jax.tree.map(jnp.asarray, test)
+    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, test))
     state = dataclasses.replace(
         place(dataclasses.replace(state, clients=())),
         clients=place(state.clients, clients=partition.clients),
@@ -283,7 +298,7 @@ def _planned(
     wsa: WeightScopeAlignment | None,
     participants: int | None,
     *,
-    algorithm: FederatedAlgorithm | None,
+    algorithm: FederatedAlgorithm,
     local: LocalSettings,
     aggregation: Aggregation,
     execution: Execution,
@@ -291,7 +306,6 @@ def _planned(
     """What is static in a round, the state of the first one, and the layers left out."""
     participants = partition.clients if participants is None else participants
     check_participants(participants, partition.clients)
-    algorithm = fed_avg() if algorithm is None else algorithm
     params, model_state = initial
     # Layers without spread have no scope, and explicit forms a strength beyond which they diverge.
     select, left_out = diagnosed_layers(params, wsa)
@@ -338,30 +352,6 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
         return tree
     spec = PartitionSpec() if clients is None else state_spec(clients, execution.mesh)
     return place_on_mesh(tree, execution.mesh, spec)
-
-
-def _check_call(key: Array, evidence: PyTree, aggregation: Aggregation) -> None:
-    if is_traced(key):
-        raise ValueError(
-            "key is traced, but simulate runs its rounds from the host: call it outside of jit and "
-            "vmap, once for each key"
-        )
-    if evidence is not None and not callable(aggregation.rule):
-        raise ValueError(
-            f"evidence is given, but rule {aggregation.rule!r} of the aggregation does not look at "
-            "any; give Aggregation(rule=function), or no evidence"
-        )
-
-
-def _check_partition_of(partition: Partition, examples: int, rounds: int) -> None:
-    if rounds < 1:
-        raise ValueError(f"rounds {rounds} is below 1; give a positive number")
-    check_partition(partition)
-    if partition.indices.max() >= examples or not partition.sizes.any():
-        raise ValueError(
-            f"the partition points at example {partition.indices.max()} and holds "
-            f"{partition.sizes.sum()} in all, but there are {examples}; make it from these labels"
-        )
 
 
 def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
