@@ -157,6 +157,25 @@ def valid_calls() -> dict[str, Call]:
     calls |= {
         "average": Call(merging.average, {"models": [FIRST, SECOND], "weights": [0.5, 0.5]}),
         "slerp": Call(merging.slerp, {"first": FIRST, "second": SECOND, "t": 0.5, "per": "leaf"}),
+        "task_arithmetic": Call(
+            merging.task_arithmetic, {"models": [FIRST, SECOND], "base": THIRD, "scale": 0.5}
+        ),
+        "ties": Call(
+            merging.ties,
+            {"models": [FIRST, SECOND], "base": THIRD, "keep": 0.5, "scale": 1.0, "per": "leaf"},
+        ),
+        "dare": Call(
+            merging.dare, {"key": KEY, "models": [FIRST, SECOND], "base": THIRD, "drop": 0.5}
+        ),
+        "drop_and_rescale": Call(
+            merging.drop_and_rescale, {"key": KEY, "model": FIRST, "base": THIRD, "drop": 0.5}
+        ),
+        "model_stock": Call(
+            merging.model_stock, {"models": [FIRST, SECOND], "base": THIRD, "per": "leaf"}
+        ),
+        "greedy_soup": Call(
+            merging.greedy_soup, measured | {"models": [FIRST, SECOND], "batch_size": 8}
+        ),
         "labelled_examples": Call(
             merging.labelled_examples, {"inputs": IMAGES, "labels": LABELS, "num_classes": 3}
         ),
