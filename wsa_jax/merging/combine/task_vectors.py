@@ -117,7 +117,8 @@ def model_scales(scale: Any, count: int) -> list[Any]:
     if is_traced(scale):
         return [scale] * count if np.ndim(scale) == 0 else list(scale)
     values = np.broadcast_to(np.asarray(scale, np.float64), count).tolist()
-    bad = [value for value in values if not abs(value) <= np.finfo(np.float32).max]
+    largest = float(np.finfo(np.float32).max)
+    bad = [value for value in values if not abs(value) <= largest]
     if bad:
         raise ValueError(f"scale {bad[0]} is not finite in float32; give numbers of ordinary size")
     return values
