@@ -4,7 +4,9 @@ from wsa_jax.merging.align import (
     Matching,
     Rescaling,
     ScaledMatching,
+    UnitMaps,
     activation_matching,
+    activation_transport,
     align,
     normalize_scales,
     rescale,
@@ -12,6 +14,7 @@ from wsa_jax.merging.align import (
     straight_through,
     weight_matching,
     weight_matching_many,
+    weight_transport,
 )
 from wsa_jax.merging.combine import (
     LearningSettings,
@@ -46,7 +49,7 @@ from wsa_jax.merging.evaluate import (
 )
 from wsa_jax.merging.methods import METHODS, Budget, Evidence, Model, Pipeline, align_models
 from wsa_jax.merging.repair import reset_batch_norm
-from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.equivalence import check_equivalence
 from wsa_jax.merging.symmetry.explain import explain_spec
 from wsa_jax.merging.symmetry.scaling import scale_layer
@@ -69,6 +72,7 @@ __all__ = [
     "Matching",
     "MergeResult",
     "Model",
+    "NotAdmittedError",
     "Path",
     "Pinned",
     "Pipeline",
@@ -76,8 +80,10 @@ __all__ = [
     "ScaledMatching",
     "Strengths",
     "Tie",
+    "UnitMaps",
     "accuracy_barrier",
     "activation_matching",
+    "activation_transport",
     "align",
     "align_models",
     "average",
@@ -117,4 +123,5 @@ __all__ = [
     "trace_spec",
     "weight_matching",
     "weight_matching_many",
+    "weight_transport",
 ]

@@ -1,10 +1,17 @@
-"""What every merging method returns."""
+"""What every merging method returns, and how one says that it does not apply."""
 
 from typing import NamedTuple
 
 from jaxtyping import PyTree
 
 from wsa_jax.types import Json
+
+
+class NotAdmittedError(ValueError):
+    """A method does not apply to these models or to so little data; the message is one line.
+
+    `merge_table` leaves such a method's line empty where methods were not chosen by name.
+    """
 
 
 class MergeResult(NamedTuple):

@@ -18,10 +18,11 @@ from wsa_jax.merging.align.assignment import permuted
 from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, tree
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
 from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
+from wsa_jax.types import Inputs
 
 Activations: TypeAlias = Callable[[PyTree, Array], Mapping[str, Float[Array, "..."]]]
 
-__all__ = ["ActivationSimilarity", "Activations"]
+__all__ = ["ActivationSimilarity", "Activations", "TapView", "tap_views"]
 
 _TAP = "tap"
 _PROBES = 16  # Examples on which the axes of activations are told apart.
@@ -45,7 +46,7 @@ class Moments(NamedTuple):
     cross: Float[Array, "units units"]
 
 
-class _View(NamedTuple):
+class TapView(NamedTuple):
     """One group's activations.
 
     Attributes:
@@ -83,7 +84,7 @@ class ActivationSimilarity:
         batch_size: int,
     ) -> None:
         self.groups = [tree(spec, root) for root in spec.groups if root.parent is None]
-        views = _views(spec, activations, first, inputs)
+        views = tap_views(spec, activations, first, inputs)
         names = [[group.name for group in groups] for groups in self.groups]
         self._views = [[view for view in views if view.tap in own] for own in names]
         self._run = functools.partial(_moments, activations, batch_size)
@@ -100,7 +101,7 @@ class ActivationSimilarity:
         self._norms = [0.0] * len(self.groups)
 
     def _read(
-        self, views: tuple[_View, ...], orders: Orders, *, ordered: bool
+        self, views: tuple[TapView, ...], orders: Orders, *, ordered: bool
     ) -> dict[str, Moments]:
         if not views:
             return {}
@@ -108,7 +109,7 @@ class ActivationSimilarity:
         found = self._run(views, ordered)(*self._data, needed)
         return dict(zip((view.tap for view in views), found, strict=True))
 
-    def _now(self, view: _View, orders: Orders) -> Moments:
+    def _now(self, view: TapView, orders: Orders) -> Moments:
         """A view's moments for the other groups' current orders."""
         if not view.others:
             return self._bounds[view.tap]
@@ -168,14 +169,14 @@ def _scored(moments: Moments, measure: str) -> tuple[np.ndarray, float]:
     return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0), float(len(cross))
 
 
-def _views(
-    spec: AxisSpec, activations: Activations, params: PyTree, inputs: Array
-) -> tuple[_View, ...]:
+def tap_views(
+    spec: AxisSpec, activations: Activations, params: PyTree, inputs: Inputs
+) -> tuple[TapView, ...]:
     """Find out which axes of each group's activations hold which groups' units."""
     examples = jax.eval_shape(activations, params, inputs)
     held = {name: _own_axes(spec, name, value.shape) for name, value in examples.items()}
     # Shapes of all examples are for messages; a few examples tell the axes apart.
-    inputs = inputs[:_PROBES]
+    inputs = jax.tree.map(lambda leaf: leaf[:_PROBES], inputs)
     shapes = {n: v.shape for n, v in jax.eval_shape(activations, params, inputs).items()}
     run, identity = jax.jit(activations), identity_permutations(spec)
     before: Mapping[str, Array] = {}
@@ -233,7 +234,7 @@ def _distance(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.abs(after - before) ** 2)))
 
 
-def _view(spec: AxisSpec, tap: str, axes: Mapping[int, str]) -> _View:
+def _view(spec: AxisSpec, tap: str, axes: Mapping[int, str]) -> TapView:
     root = spec[tap]
     while root.parent is not None:
         root = spec[root.parent]
@@ -258,12 +259,12 @@ def _view(spec: AxisSpec, tap: str, axes: Mapping[int, str]) -> _View:
     where = {name: axis for axis, name in axes.items()}
     others = tuple(group.name for group in local if group.name not in own)
     placed = tuple(where[name] for name in signature)
-    return _View(tap, signature, placed, AxisSpec(groups=local), others)
+    return TapView(tap, signature, placed, AxisSpec(groups=local), others)
 
 
 @functools.lru_cache(maxsize=64)
 def _moments(
-    activations: Activations, batch_size: int, views: tuple[_View, ...], ordered: bool
+    activations: Activations, batch_size: int, views: tuple[TapView, ...], ordered: bool
 ) -> Callable[[PyTree, PyTree, Array, Orders], tuple[Moments, ...]]:
     @jax.jit
     def run(
@@ -297,7 +298,7 @@ def _moments(
 
 
 def _rows(
-    view: _View, value: Array, orders: Mapping[str, Array], ordered: bool
+    view: TapView, value: Array, orders: Mapping[str, Array], ordered: bool
 ) -> Float[Array, "samples parts units"]:
     """Samples of a view's units, other groups' axes in the given orders, or sorted."""
     if jnp.iscomplexobj(value):
