@@ -33,7 +33,8 @@ BUDGET = Budget(steps=4, batch_size=10)
 @pytest.fixture(scope="module")
 def evidence(tiny_task, tiny_data):
     images, labels = tiny_data
-    return Evidence(tiny_task, images[:30], labels[:30])
+    base = Model(*tiny_task.init(jax.random.key(2)))
+    return Evidence(tiny_task, images[:30], labels[:30], base)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,29 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
     mute = evidence._replace(task=tiny_task._replace(logits=None))
     with pytest.raises(ValueError, match="the task has no logits"):
         merge_table(key, models, spec, mute, test=tiny_data, methods=("activation matching",))
+
+
+def test_what_the_evidence_is_without_is_named(models, spec, evidence, tiny_data):
+    key, few = jax.random.key(0), evidence._replace(labels=None, base=None)
+    rows = merge_table(key, models, spec, few, test=tiny_data, budget=BUDGET)
+    left_out = {row["method"]: row["info"]["left out"] for row in rows if "left out" in row["info"]}
+    assert all(row["accuracy"] is None for row in rows if row["method"] in left_out)
+    assert {name for name in METHODS if METHODS[name].needs} == {*left_out}
+    assert left_out["TIES"].startswith("TIES needs the model that all were fine-tuned from; give")
+    for name, message in [
+        ("Fisher", r"Fisher needs labels and the evidence has none; give Evidence\(task, inputs"),
+        ("DARE", "DARE needs the model that all were fine-tuned from; give Evidence"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            merge_table(key, models, spec, few, test=tiny_data, methods=name)
+    narrow = evidence.base._replace(params=jax.tree.map(lambda a: a[..., :1], models[0].params))
+    with pytest.raises(ValueError, match=r"has shape .* in the base and .* in model 1; give the"):
+        merge_table(
+            key, models, spec, evidence._replace(base=narrow), test=tiny_data, methods="TIES"
+        )
+    empty = few._replace(inputs=few.inputs[:0])
+    with pytest.raises(ValueError, match="evidence has no examples; give at least one"):
+        merge_table(key, models, spec, empty, test=tiny_data, methods="average")
 
 
 def test_activation_matching_compiles_once_a_task(models, spec, evidence):

@@ -47,7 +47,8 @@ from wsa_jax.merging.evaluate import (
     loss_barrier,
     loss_plane,
 )
-from wsa_jax.merging.methods import METHODS, Budget, Evidence, Model, Pipeline, align_models
+from wsa_jax.merging.evidence import Budget, Evidence, Model
+from wsa_jax.merging.methods import METHODS, Pipeline, align_models
 from wsa_jax.merging.repair import reset_batch_norm
 from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.equivalence import check_equivalence

@@ -11,19 +11,18 @@ from jaxtyping import Array, Key, PyTree, Shaped
 from wsa_jax import checks
 from wsa_jax.door import door, shown
 from wsa_jax.merging.evaluate.ensemble import ensemble
+from wsa_jax.merging.evidence import Budget, Evidence, Model, rows_of
 from wsa_jax.merging.methods import (
     METHODS,
-    Budget,
-    Evidence,
-    Model,
     Pipeline,
     align_models,
     applicable,
-    needs_logits,
+    check_needs,
+    lacking,
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
-from wsa_jax.training.checks import check_data, logits_shape
+from wsa_jax.training.checks import check_data, check_inputs, logits_shape
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Metrics
 from wsa_jax.types import Json
@@ -64,8 +63,9 @@ def merge_table(
       included) and ``info`` (without the state of learning). The models themselves come first
       (``model 1`` and so on); their ``ensemble``, a reference, not a merge, comes last for a
       classifier. Accuracy is None for a task that counts no correct answers. A method that a model
-      or a task does not admit (rescaling across norms; unless asked for, activation matching
-      without logits) has accuracy and loss None.
+      does not admit (rescaling across norms) has accuracy and loss None; so has, unless it was
+      asked for, one that needs what the evidence is without (logits, labels, a base), and ``info``
+      tells it under ``left out``.
 
     Guarantees: models are not changed, and are checked once; equal keys give equal tables except
     for ``seconds``. Aligns are shared: methods with the same align combine the same models.
@@ -73,7 +73,8 @@ def merge_table(
     Raises:
       ValueError: fewer than two models, models that differ in a leaf or its dtype or hold NaN, a
         spec for another model, no examples, inputs and labels of unequal number, a label that is
-        not one of the models' classes, or an unknown method.
+        not one of the models' classes, an unknown method, a base of another shape, or evidence
+        without what a method that was asked for needs.
     """
     _check(models, spec, evidence, test)
     budget = Budget() if budget is None else budget
@@ -86,10 +87,11 @@ def merge_table(
     align_key, combine_key = jax.random.split(key)
     aligned: dict[str, tuple[list[Model], float]] = {}
     for name, method in chosen.items():
-        mute = methods is None and needs_logits(method) and evidence.task.logits is None
-        if mute or not applicable(spec, method):
-            rows.append(_row(name, None))
+        lack = lacking(method, name, evidence) if methods is None else None
+        if lack or not applicable(spec, method):
+            rows.append(_row(name, None, info={"left out": lack} if lack else None))
             continue
+        check_needs(method, name, models[0], evidence)
         begin, spent = time.perf_counter(), 0.0
         if isinstance(method, Pipeline):
             if method.align not in aligned:
@@ -166,7 +168,12 @@ def _check(models: Sequence[Any], spec: AxisSpec, evidence: Evidence, test: Any)
             )
     _check_spec(spec, models[0])
     checks.models([model.variables for model in models])
-    sets = {"evidence": (evidence.inputs, evidence.labels), "test": test}
+    sets = {"test": test}
+    if evidence.labels is None:
+        rows_of(evidence)
+        check_inputs(evidence.task, evidence.inputs, "evidence")
+    else:
+        sets = {"evidence": (evidence.inputs, evidence.labels), **sets}
     for what, (_, labels) in sets.items():
         if not len(labels):
             raise ValueError(f"{what} has no examples; give at least one")
