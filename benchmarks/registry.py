@@ -44,7 +44,10 @@ TIMINGS: Mapping[str, str] = {
 }
 
 TOOLS: Mapping[str, str] = {
-    "report": "federated.report",
+    "report": "report.pages",
+    "first_record": "federated.first_record",
+    "mechanism": "federated.mechanism",
+    "on_the_way": "federated.on_the_way",
     "import-rows": "federated.import_rows",
 }
 

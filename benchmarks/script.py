@@ -3,16 +3,58 @@
 import abc
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
+
+from benchmarks.record.claims import Claim
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Preset = Literal["smoke", "short", "cpu", "paper"]
 """How large: smoke in seconds, short in an hour, cpu on two cores, paper in full."""
 Summary = dict[str, Any]
 """The main figures of a run, as its last line prints them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a script finds on record: what is printed, drawn, and told in the last line."""
+
+    title: str
+    text: str
+    """Markdown: tables, and remarks on what is missing in them."""
+    figures: Mapping[str, Callable[[], "Figure"]] = field(default_factory=dict)
+    """By the name of their file, without its ending; drawn when they are asked for."""
+    summary: Summary = field(default_factory=dict)
+
+    def show(self, output: Path) -> Summary:
+        """Print the text, draw the figures into a folder; return what the last line holds."""
+        print(f"\n## {self.title}\n\n{self.text}")
+        paths = [save(draw(), output / f"{name}.png") for name, draw in self.figures.items()]
+        for path in paths:
+            print(f"\nfigure: {path}")
+        drawn = {"figures": paths} if len(paths) > 1 else {"figure": paths[0] if paths else None}
+        return self.summary | drawn
+
+
+def save(figure: "Figure", path: Path) -> str:
+    """Write a figure at the pages' resolution; returns its path."""
+    figure.savefig(path, dpi=150)
+    return str(path)
+
+
+def figure_name(name: str, preset: str) -> str:
+    """Presets that keep rows have figures of their own.
+
+    >>> figure_name("table2", "cpu"), figure_name("table2", "short")
+    ('table2', 'table2_short')
+    """
+    return name if preset in ("smoke", "cpu") else f"{name}_{preset}"
 
 
 class State(NamedTuple):
@@ -55,6 +97,18 @@ class Script(abc.ABC):
         if failed := figures.get("failed"):
             print(f"{len(failed)} failed; start again to try them once more", file=sys.stderr)
             sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Script):
+    """A script whose rows stay: pages show its tables, and its claims are judged by them."""
+
+    claims: Callable[[], Sequence[Claim]] | None = None
+    """What the papers claim and the record says of it, for the table of RESULTS.md."""
+
+    @abc.abstractmethod
+    def findings(self, args: Any) -> Findings:
+        """What is on record; nothing runs. Exits where there is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
-from benchmarks.record.statistics import Row, check_same_data, markdown_table, signed, spread
+from benchmarks.record.claims import with_interval
+from benchmarks.record.statistics import Row, check_same_data, markdown_table, spread
 from benchmarks.script import Summary
 
 RowsOf = Callable[[Cell], list[Row]]
@@ -100,7 +101,7 @@ def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
     # Accuracies and gains spread differently, and say so where a line has several seeds.
     both = [sides(comparison, rows_of) for comparison in comparisons]
     several = any(len(side) > 1 for pair in both for side in pair)
-    std, error = (" ± std", " ± standard error") if several else ("", "")
+    std, error = (" ± std", " ± 95 % interval") if several else ("", "")
     head = ["data", "setting", "seeds", "rounds"]
     head += [f"baseline, %{std}", f"setting, %{std}", f"gain, paired{error}"]
     names = ("baseline", "setting", "gain") if compared else ()
@@ -114,7 +115,7 @@ def comparison_table(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
             rounds_done([*theirs, *ours] if ours else [], comparison.treated.rounds),
             spread(accuracies(theirs)) + _alone(theirs, ours, comparison.baseline.rounds),
             spread(accuracies(ours)) + _alone(ours, theirs, comparison.treated.rounds),
-            signed(paired_gains(ours, theirs)),
+            with_interval(paired_gains(ours, theirs)),
         ]
         if comparison.paper is not None:
             before, after = comparison.paper

@@ -22,7 +22,7 @@ from benchmarks.record.data import missing_data
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
-from benchmarks.script import Preset, Script, State, Summary
+from benchmarks.script import Findings, Preset, Reported, State, Summary, figure_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,8 @@ def algorithm_grid(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Script):
-    """One table or figure of the paper; its figure's file has its name."""
+class Experiment(Reported):
+    """One table or figure of the paper; its figure's file has its name, and its preset's."""
 
     title: str
     comparisons: Callable[[Any], list[Comparison]]
@@ -123,21 +123,31 @@ class Experiment(Script):
         """Run or resume the cells that are not done, then print the table and draw the figure."""
         options, ledger, output = resolve(args)
         seeds = args.seed or self.seeds[args.preset]
-        comparisons = self.comparisons(args)
-        cells = ordered_cells(comparisons, seeds)
+        cells = ordered_cells(self.comparisons(args), seeds)
         last: Summary = {"preset": args.preset}
         if args.dry_run:
             return last | print_states(cells, ledger, args.data_dir)
         if not args.report_only:
             last |= failures(run_cells(cells, options, ledger))
+        return last | self._found(args, ledger).show(output)
+
+    def findings(self, args: CommonArgs) -> Findings:
+        return self._found(args, ledger_of(args))
+
+    def _found(self, args: CommonArgs, ledger: Ledger) -> Findings:
+        """The table and the figure of the cells on record."""
+        comparisons, seeds = self.comparisons(args), args.seed or self.seeds[args.preset]
         rows_of = recorded(ledger, seeds)
-        if not any(rows_of(cell) for cell in cells):
+        if not any(rows_of(cell) for cell in ordered_cells(comparisons, seeds)):
             sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
-        report(self, comparisons, rows_of)
-        path = output / f"{self.name}.png"
-        self.figure(comparisons, rows_of).savefig(path, dpi=150)
-        print(f"\nfigure: {path}")
-        return last | {"figure": str(path), "lines": summary(comparisons, rows_of)}
+        return Findings(
+            title=self.title,
+            text=report(self, comparisons, rows_of),
+            figures={
+                figure_name(self.name, args.preset): lambda: self.figure(comparisons, rows_of)
+            },
+            summary={"lines": summary(comparisons, rows_of)},
+        )
 
     def state(self, preset: Preset) -> State | None:
         """Finished cells of those that the preset asks for."""
@@ -159,10 +169,16 @@ def resolve(args: CommonArgs) -> tuple[RunOptions, Ledger, Path]:
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="wsa_jax_smoke_")) if smoke else RESULTS
     output.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(args.results or (output if smoke else RESULTS) / "federated.jsonl")
+    smokes = smoke and args.results is None
+    ledger = Ledger(output / "federated.jsonl") if smokes else ledger_of(args)
     if smoke and args.runs == RUNS / "federated":
         args = dataclasses.replace(args, runs=output / "runs")
     return args, ledger, output
+
+
+def ledger_of(args: CommonArgs) -> Ledger:
+    """Where the rows are of presets that keep them."""
+    return Ledger(args.results or RESULTS / "federated.jsonl")
 
 
 def with_seed(cell: Cell, seed: int) -> Cell:
@@ -209,11 +225,10 @@ def states(cells: Sequence[Cell], ledger: Ledger, data_dir: str | None) -> list[
     return [state(cell) for cell in cells]
 
 
-def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
-    """Print the table and what the paper claims."""
-    print(f"\n## {experiment.title}\n")
+def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
+    """The table, what befell its runs, and what the paper claims."""
     table = comparison_table if experiment.table is None else experiment.table
-    print(table(comparisons, rows_of))
+    told = [table(comparisons, rows_of)]
     cells = [cell for line in comparisons for cell in (line.baseline, line.treated)]
     rows = {row["id"]: row for cell in cells for row in rows_of(cell)}
     dropped: dict[str, int] = {}
@@ -221,14 +236,14 @@ def report(experiment: Experiment, comparisons: Sequence[Comparison], rows_of: R
         dropped[row["label"]] = dropped.get(row["label"], 0) + row.get("dropped", 0)
     for label, count in dropped.items():
         if count:
-            print(f"\n{label}: {count} updates were not finite and were dropped.")
+            told.append(f"{label}: {count} updates were not finite and were dropped.")
     for row in rows.values():
         if row["status"] == "diverged":
-            print(
-                f"\n{row['label']}, seed {row['config']['seed']}: diverged, its loss is not finite."
-            )
+            seed = row["config"]["seed"]
+            told.append(f"{row['label']}, seed {seed}: diverged, its loss is not finite.")
     if experiment.claim:
-        print(f"\nThe paper: {experiment.claim}")
+        told.append(f"The paper: {experiment.claim}")
+    return "\n\n".join(told)
 
 
 def cells_state(cells: Sequence[Cell], *, more: bool = False) -> State:

@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, against_wsa
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, size_claims
+from benchmarks.record.claims import Claim
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "alpha 0.1": {"alpha": 0.1},
@@ -26,7 +28,20 @@ def comparisons(args: Args) -> list[Comparison]:
     return [against_wsa(args, section, "FedAvg +WSA", **extra) for section, extra in chosen]
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "federated.md#clients-less-alike-than-the-papers"
+    return size_claims(
+        comparisons,
+        {FULL: page, STANDARD: page, Size("full size", "short", 50): page},
+        source="our question",
+        claim="WSA helps most where clients differ most",
+        setting="FedAvg, three partitions",
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="extreme_noniid",
     title="Clients less alike than the paper's",
     description=__doc__,

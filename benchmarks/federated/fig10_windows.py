@@ -11,7 +11,9 @@ import itertools
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, several, size_claims
 from benchmarks.federated.paper_numbers import CLAIMS
+from benchmarks.record.claims import Claim
 
 
 def windows(rounds: int) -> dict[str, list[tuple[int, int]]]:
@@ -43,7 +45,21 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "scopes.md#figure-10-wsa-in-some-rounds-only"
+    return size_claims(
+        comparisons,
+        {FULL: page, STANDARD: page, Size("full size", "short", 25): page},
+        source="WSA, Figure 10",
+        claim="WSA gains in windows, most in long and early ones",
+        setting="FedAvg, nine windows",
+        choose=several,
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="fig10_windows",
     title="Figure 10: WSA in some rounds only",
     description=__doc__,

@@ -17,10 +17,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.federated.comparison import Comparison, RowsOf
-from benchmarks.federated.experiment import Args, Experiment
+from benchmarks.federated.experiment import Args, Experiment, recorded
 from benchmarks.federated.figures import on_shared_seeds
-from benchmarks.federated.paper_numbers import CLAIMS
+from benchmarks.federated.paired_claims import SEEDS
+from benchmarks.federated.paper_numbers import CLAIMS, PAPER_ROUNDS
+from benchmarks.record.claims import Claim, verdict_of
 from benchmarks.record.figures import remark_absent
+from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
 
 MOMENTS = {"mean": "mean", "std": "std", "apart": "std off the clients' mean std, %"}
@@ -125,7 +128,34 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     return picture
 
 
+def claims() -> list[Claim]:
+    """How far the clients' stds are apart with WSA, less than without, at every size on record."""
+    found = []
+    ledger = Ledger(RESULTS / "federated.jsonl")
+    sizes = {"full size": Args(preset="paper"), "standard problem": Args(preset="cpu")}
+    for size, args in (sizes | {"full size, cut": Args(preset="short", rounds=25)}).items():
+        shown = columns(comparisons(args), recorded(ledger, SEEDS))
+        rows = [row for name, row in shown.items() if row is not None and name != "FedProx"]
+        if len(rows) < 2:
+            continue
+        without, with_wsa = (float(np.mean(spread_between_clients(row))) for row in rows)
+        rounds = min(row["rounds_done"] for row in rows)
+        found.append(
+            Claim(
+                "WSA, Figure 11",
+                "clients' stds spread apart, with WSA they do not",
+                f"conv2 of 10 clients, {rounds:,} rounds, {size}",
+                f"{without:.3f} % apart without, {with_wsa:.3f} % with WSA (1 seed)",
+                "",
+                verdict_of([without - with_wsa], rounds=(rounds, PAPER_ROUNDS)),
+                "scopes.md#figure-11-the-scope-of-conv2-on-each-client",
+            )
+        )
+    return found
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="fig11_scope_trajectories",
     title="Figure 11: the scope of conv2 on each client",
     description=__doc__,

@@ -12,7 +12,9 @@ from typing import Any
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, data_name
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, size_claims, worst
 from benchmarks.federated.paper_numbers import CLAIMS
+from benchmarks.record.claims import Claim
 
 TARGETS = ((0.0, 0.1), (0.0, 0.05), (0.0, 0.2), (0.0, 0.02), (0.1, 0.1))
 
@@ -41,7 +43,36 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
+def claims() -> list[Claim]:
+    """The fused target's gain less that of each fixed one, at every size on record."""
+    page = "scopes.md#figure-12-fixed-targets-with-the-control-that-explains-them"
+    return size_claims(
+        fused_against_fixed,
+        {FULL: page, STANDARD: page, Size("full size", "short", 25): page},
+        source="WSA, Figure 12",
+        claim="the fused target beats every fixed one",
+        setting="against the best fixed one",
+        choose=worst,
+    )
+
+
+def fused_against_fixed(args: Args) -> list[Comparison]:
+    """The fused target held against each fixed one."""
+    fused, *others = comparisons(args)
+    return [
+        Comparison(
+            section=other.section,
+            label=f"fused against {other.label}",
+            baseline=other.treated,
+            treated=fused.treated,
+        )
+        for other in others
+        if other.treated.strength
+    ]
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="fig12_predefined_targets",
     title="Figure 12: fixed targets",
     description=__doc__,

@@ -12,7 +12,9 @@ from typing import Any
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, against_wsa
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, size_claims
 from benchmarks.federated.paper_numbers import CLAIMS
+from benchmarks.record.claims import Claim
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "smoke": {},
@@ -33,7 +35,20 @@ def comparisons(args: Args) -> list[Comparison]:
     ]
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "federated.md#figure-9-vgg8"
+    return size_claims(
+        comparisons,
+        {FULL: page, STANDARD: page, Size("a quarter of the width", "short", 25): page},
+        source="WSA, Figure 9",
+        claim="WSA raises VGG8's accuracy",
+        setting="FedAvg +WSA",
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="fig9_vgg8",
     title="Figure 9: VGG8",
     description=__doc__,

@@ -32,13 +32,15 @@ from benchmarks.merging.bench import (
     MergingExperiment,
     MissingTrialsError,
     Preset,
+    on_record,
     seeds_of,
 )
 from benchmarks.merging.merge_rows import choose_rates
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.data import load_split
 from benchmarks.record.figures import draw_recorded
 from benchmarks.record.statistics import Row, Settings, markdown_table, spread
-from benchmarks.script import Summary
+from benchmarks.script import Findings, figure_name
 from wsa_jax.data import dataset_info, train_validation_split
 from wsa_jax.federated import (
     Aggregation,
@@ -289,8 +291,8 @@ def collect(bench: Bench, args: MergingArgs) -> Found:
     return {title: methods for title, methods in found.items() if any(methods.values())}
 
 
-def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
-    """Print a line a federation and method, and draw accuracy against bytes."""
+def report(bench: Bench, args: MergingArgs, found: Found) -> Findings:
+    """A line a federation and method, and accuracy against bytes."""
     head = ["clients", "method", "MB a round", "half-way, %", "last three rounds, %", "seeds"]
     lines = [
         [
@@ -305,19 +307,49 @@ def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
         for name, rows in methods.items()
         if rows
     ]
-    print(f"\n## Federated: the server merges by NP Merge (± std)\n\n{markdown_table(head, lines)}")
     rates = rates_of(bench, args.preset)
-    print(f"\nrates chosen on validation: {rates}")
-    figure = bench.output / "np_merge_federated.png"
-    draw(found).savefig(figure, dpi=150)
-    print(f"\nfigure: {figure}")
+    chosen = f"NP Merge {rates['NP Merge']:g}, fine-tuning {rates['fine-tuning']:g}"
     accuracy = {
         title: {name: [last_rounds(row) for row in rows] for name, rows in methods.items()}
         for title, methods in found.items()
     }
-    return {"rates": rates, "accuracy": accuracy, "figure": str(figure)}
+    return Findings(
+        title="Federated: the server merges by NP Merge (± std)",
+        text=f"{markdown_table(head, lines)}\n\nRates chosen on validation: {chosen}.",
+        figures={figure_name("np_merge_federated", args.preset): lambda: draw(found)},
+        summary={"rates": rates, "accuracy": accuracy},
+    )
+
+
+def claims() -> list[Claim]:
+    """A server that learns shares less one that learns weights, on equal seeds."""
+    lines = []
+    for size, found in on_record(collect).items():
+        for clients, methods in found.items():
+            ours, theirs = (
+                {row["config"]["seed"]: last_rounds(row) for row in methods[name]}
+                for name in ("NP Merge, joint", "FedAvg, server fine-tuning")
+            )
+            values = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            rounds = len(methods["FedAvg"][0]["accuracy"])
+            lines.append(
+                Claim(
+                    "our question",
+                    "as a server, NP Merge beats fine-tuning",
+                    f"CNN, CIFAR-10, {clients}, {rounds} rounds, {size}",
+                    with_interval(values),
+                    "",
+                    verdict_of(values),
+                    "np_merge.md#np-merge-as-a-federated-server",
+                )
+            )
+    return lines
 
 
 SCRIPT = MergingExperiment(
-    name="np_merge_federated", description=__doc__, collect=collect, report=report
+    name="np_merge_federated",
+    description=__doc__,
+    collect=collect,
+    report=report,
+    claims=claims,
 )

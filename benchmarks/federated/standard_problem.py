@@ -4,7 +4,7 @@
 
 cpu: CIFAR-10 and CIFAR-100 as images of 16x16, all 50,000 + 10,000 of them, the CNN at half its
 width, 1,500 rounds, three seeds. WSA's strength is chosen once, on a validation split, for FedAvg
-at at alpha 0.5 of CIFAR-10. Then come settings that could make the paper's gain: initial weights,
+at alpha 0.5 of CIFAR-10. Then come settings that could make the paper's gain: initial weights,
 targets, layers and local steps, with and without WSA. Cells run in ranked order: what is most
 decisive is finished first, and `table2_cross_silo` and `table3_cross_device` report the tables.
 smoke: two strengths, FedAvg on digits.
@@ -16,8 +16,8 @@ from itertools import chain
 from typing import Any
 
 from benchmarks.federated import table2_cross_silo, table3_cross_device
-from benchmarks.federated.best_against_best import winner
 from benchmarks.federated.cell import PRESETS, Cell
+from benchmarks.federated.chosen_strength import chosen_strength, trials
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import (
     Args,
@@ -26,7 +26,6 @@ from benchmarks.federated.experiment import (
     failures,
     ordered_cells,
     print_states,
-    recorded,
     resolve,
     with_seed,
 )
@@ -34,7 +33,6 @@ from benchmarks.federated.run_cells import run_cells
 from benchmarks.record.ledger import RESULTS, Ledger, is_finished
 from benchmarks.script import Command, Preset, State, Summary
 
-STRENGTHS = (1.0, 5.0, 10.0, 50.0)
 SEEDS = (0, 1, 2)
 
 # One pair at the full-size record's strength, and the initial weights that could do as much.
@@ -83,18 +81,6 @@ def first_cells(args: CommonArgs) -> list[Cell]:
     """What answers most in the first hour: FedAvg, one pair, and two controls without WSA."""
     chosen = FIRST[:2] if args.preset == "smoke" else FIRST
     return [args.cell(**extra) for extra in chosen]
-
-
-def trials(args: CommonArgs) -> list[Cell]:
-    """The strengths on validation."""
-    strengths = STRENGTHS[:2] if args.preset == "smoke" else STRENGTHS
-    return [args.cell(strength=strength, evaluate_on="validation") for strength in strengths]
-
-
-def chosen_strength(args: CommonArgs, ledger: Ledger) -> float | None:
-    """The strength of the highest validation accuracy, None while trials are missing."""
-    best = winner(trials(args), recorded(ledger, (0,)))
-    return None if best is None else best.strength
 
 
 def ranked_cells(args: CommonArgs, strength: float) -> list[Cell]:

@@ -9,6 +9,8 @@ a strength is not to be chosen here (see best_against_best).
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import CommonArgs, Experiment, data_name
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, several, size_claims
+from benchmarks.record.claims import Claim
 
 STRENGTHS = (10.0, 1.0, 50.0, 5.0)
 
@@ -27,7 +29,22 @@ def comparisons(args: CommonArgs) -> list[Comparison]:
     ]
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "scopes.md#the-strength-of-wsa"
+    return size_claims(
+        comparisons,
+        {FULL: page, STANDARD: page, Size("full size", "short", 25): page},
+        source="our question",
+        claim="some strength of WSA gains",
+        setting="FedAvg, every strength",
+        arguments=CommonArgs,
+        choose=several,
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="strength_sweep",
     title="Strength of WSA",
     description=__doc__,

@@ -10,7 +10,9 @@ smoke: FedAvg on digits.
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, algorithm_grid
 from benchmarks.federated.figures import gain_panels
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, gain_range, size_claims
 from benchmarks.federated.paper_numbers import TABLE2
+from benchmarks.record.claims import Claim
 
 ALGORITHMS = ("fed_avg", "fed_prox", "scaffold", "fed_exp")
 SETTINGS = {
@@ -27,7 +29,24 @@ def comparisons(args: Args) -> list[Comparison]:
     return algorithm_grid(args, TABLE2, SETTINGS[args.preset], algorithms)
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "federated.md#"
+    return size_claims(
+        comparisons,
+        {
+            FULL: page + "full-length-fedavg-with-and-without-wsa",
+            STANDARD: page + "the-standard-problem-half-size-images-at-full-length",
+            Size("full size", "short", 25): page + "table-2-four-algorithms-10-clients",
+        },
+        source="WSA, Table 2",
+        claim=f"WSA adds {gain_range(TABLE2)} points, 10 clients",
+        setting="all algorithms",
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="table2_cross_silo",
     title="Table 2: 10 clients, all in every round",
     description=__doc__,

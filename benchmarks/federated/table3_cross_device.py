@@ -10,8 +10,10 @@ smoke: FedAvg on digits, two of eight clients a round.
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, algorithm_grid
 from benchmarks.federated.figures import gain_panels
+from benchmarks.federated.paired_claims import FULL, STANDARD, Size, gain_range, size_claims
 from benchmarks.federated.paper_numbers import TABLE3
 from benchmarks.federated.table2_cross_silo import ALGORITHMS, SETTINGS
+from benchmarks.record.claims import Claim
 
 
 def comparisons(args: Args) -> list[Comparison]:
@@ -27,7 +29,24 @@ def comparisons(args: Args) -> list[Comparison]:
     )
 
 
+def claims() -> list[Claim]:
+    """At every size on record."""
+    page = "federated.md#"
+    return size_claims(
+        comparisons,
+        {
+            FULL: page + "table-3-100-clients-10-drawn-a-round",
+            STANDARD: page + "the-standard-problem-half-size-images-at-full-length",
+            Size("full size", "short", 20): page + "table-3-100-clients-10-drawn-a-round",
+        },
+        source="WSA, Table 3",
+        claim=f"WSA adds {gain_range(TABLE3)} points, 100 clients",
+        setting="all algorithms",
+    )
+
+
 SCRIPT = Experiment(
+    claims=claims,
     name="table3_cross_device",
     title="Table 3: 100 clients, 10 drawn a round",
     description=__doc__,

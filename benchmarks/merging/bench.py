@@ -15,7 +15,7 @@ from benchmarks.record.data import data_digests
 from benchmarks.record.failure import FAILURES, reason
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished, provenance
 from benchmarks.record.statistics import Row
-from benchmarks.script import Script, State, Summary
+from benchmarks.script import Findings, Reported, State, Summary
 
 Preset = Literal["smoke", "cpu", "paper"]
 
@@ -128,22 +128,30 @@ class MissingTrialsError(SystemExit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergingExperiment(Script):
+class MergingExperiment(Reported):
     """One table or figure of merged models."""
 
     arguments: type[MergingArgs] = MergingArgs
     collect: Callable[[Bench, Any], Any]
     """The rows there are, made where they are not and may be; something empty for none."""
-    report: Callable[[Bench, Any, Any], Summary]
-    """Prints the table, draws the figure, and returns what the last line holds."""
+    report: Callable[[Bench, Any, Any], Findings]
+    """The tables and figures of what was collected."""
 
     def run(self, args: MergingArgs) -> Summary:
         bench = Bench.open(args)
-        found = self.collect(bench, args)
+        shown = self._found(bench, args).show(bench.output)
         failed = {"failed": bench.tally.failed} if bench.tally.failed else {}
+        return {"preset": args.preset} | shown | failed
+
+    def findings(self, args: MergingArgs) -> Findings:
+        args = dataclasses.replace(args, report_only=True)
+        return self._found(Bench.open(args), args)
+
+    def _found(self, bench: Bench, args: MergingArgs) -> Findings:
+        found = self.collect(bench, args)
         if not found:
             sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-        return {"preset": args.preset} | self.report(bench, args, found) | failed
+        return self.report(bench, args, found)
 
     def state(self, preset: str) -> State | None:
         """Rows on record of those that the preset asks for."""
@@ -157,6 +165,24 @@ class MergingExperiment(Script):
             bench.tally.undecided.add("rates")
         asked = bench.tally.asked.values()
         return State(sum(asked), len(asked), bool(bench.tally.undecided))
+
+
+def on_record(
+    collect: Callable[[Bench, Any], Any], arguments: type[MergingArgs] = MergingArgs, **extra: Any
+) -> dict[str, Any]:
+    """What an experiment has on record, by size; nothing runs, and sizes without rows are left out.
+
+    ``extra`` are further arguments of the experiment.
+    """
+    found = {}
+    sizes: dict[str, Preset] = {"full size": "paper", "small networks": "cpu"}
+    for size, preset in sizes.items():
+        args = dataclasses.replace(arguments(**extra), preset=preset, report_only=True)
+        try:
+            found[size] = collect(Bench.open(args), args)
+        except MissingTrialsError:
+            continue
+    return {size: rows for size, rows in found.items() if rows}
 
 
 def seeds_of(args: MergingArgs, presets: Mapping[Preset, Sequence[int]]) -> Sequence[int]:

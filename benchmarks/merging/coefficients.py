@@ -21,7 +21,7 @@ from benchmarks.merging.model_cell import ModelCell, Split, Trained, cell_task
 from benchmarks.merging.pairs import model_spec, pair_cells
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table
-from benchmarks.script import Summary
+from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.merging import Budget, Evidence, Model, align_models
 from wsa_jax.merging.methods import learned
 from wsa_jax.plots import PALETTE
@@ -126,8 +126,8 @@ def collect(bench: Bench, args: MergingArgs) -> Found:
     return {name: rows for name, rows in kept.items() if rows}
 
 
-def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
-    """Print how far each layer's shares are from one half, and draw their histograms."""
+def report(bench: Bench, args: MergingArgs, found: Found) -> Findings:
+    """How far each layer's shares are from one half, and their histograms."""
     head = ["layer"]
     head += [f"{name}: {what}" for name in found for what in ("std", "beyond 0.5 ± 0.1")]
     lines = []
@@ -137,15 +137,16 @@ def report(bench: Bench, args: MergingArgs, found: Found) -> Summary:
             line.append(f"{mean_over(rows, layer, 'std'):.3f}")
             line.append(f"{mean_over(rows, layer, 'left'):.0%}")
         lines.append(line)
-    print(f"\n## Where coefficients leave one half\n\n{markdown_table(head, lines)}")
-    figure = bench.output / "coefficients.png"
-    draw(found).savefig(figure, dpi=150)
-    print(f"\nfigure: {figure}")
     last: Summary = {
         name: {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
         for name, rows in found.items()
     }
-    return last | {"figure": str(figure)}
+    return Findings(
+        title="Where coefficients leave one half",
+        text=markdown_table(head, lines),
+        figures={figure_name("coefficients", args.preset): lambda: draw(found)},
+        summary=last,
+    )
 
 
 SCRIPT = MergingExperiment(name="coefficients", description=__doc__, collect=collect, report=report)

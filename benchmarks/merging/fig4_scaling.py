@@ -12,13 +12,21 @@ of two layers of 256 and to VGG8 of a quarter of the width, 10,000 examples, 10 
 on digits. The paper does not say which layer it scales: here the middle group.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
+from benchmarks.merging.bench import (
+    Bench,
+    MergingArgs,
+    MergingExperiment,
+    Preset,
+    on_record,
+    seeds_of,
+)
 from benchmarks.merging.model_cell import ModelCell, Trained, model_data
 from benchmarks.merging.pairs import (
     Align,
@@ -29,10 +37,11 @@ from benchmarks.merging.pairs import (
     pair_cells,
     plain,
 )
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.figures import draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
-from benchmarks.script import Summary
+from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.merging import scale_layer
 
 BASES: dict[Preset, list[ModelCell]] = {
@@ -163,19 +172,18 @@ def collect(bench: Bench, args: MergingArgs) -> dict[ModelCell, Found]:
     return found if any(map(any_row, found.values())) else {}
 
 
-def report(bench: Bench, args: MergingArgs, found: dict[ModelCell, Found]) -> Summary:
-    """Print a table and draw a figure of each network."""
-    last: Summary = {"figures": []}
-    print("\n## Figure 4: barriers under manual scaling, and rescaling as the cure")
+def report(bench: Bench, args: MergingArgs, found: dict[ModelCell, Found]) -> Findings:
+    """A table and a figure of each network."""
+    last: Summary = {}
+    told, figures = list[str](), dict[str, Callable[[], Figure]]()
     for cell, rows in found.items():
         if not any_row(rows):
-            print(f"\n{cell.label}: not run yet")
+            told.append(f"{cell.label}: not run yet")
             continue
-        print(f"\n{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(rows)}")
+        told.append(f"{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(rows)}")
         suffix = "" if cell is BASES[args.preset][0] else f"_{cell.model}"
-        figure = bench.output / f"fig4_scaling{suffix}.png"
-        draw(rows).savefig(figure, dpi=150)
-        last["figures"].append(str(figure))
+        name = figure_name(f"fig4_scaling{suffix}", args.preset)
+        figures[name] = functools.partial(draw, rows)
         last[cell.model] = {
             align: {
                 f"{scale:g}": float(np.mean(known))
@@ -184,8 +192,49 @@ def report(bench: Bench, args: MergingArgs, found: dict[ModelCell, Found]) -> Su
             }
             for align, scales in rows.items()
         }
-    print(f"\nThe paper: {CLAIM}")
-    return last
+    told.append(f"The paper: {CLAIM}")
+    return Findings(
+        title="Figure 4: barriers under manual scaling, and rescaling as the cure",
+        text="\n\n".join(told),
+        figures=figures,
+        summary=last,
+    )
 
 
-SCRIPT = MergingExperiment(name="fig4_scaling", description=__doc__, collect=collect, report=report)
+def more_obvious(found: Found) -> list[float]:
+    """How much higher the barrier is at scales other than 1, mean over them, for each seed."""
+    by_seed = {
+        scale: {row["config"]["seed"]: barriers([row]) for row in rows}
+        for scale, rows in found["none"].items()
+    }
+    plain = by_seed.pop(1.0)
+    return [
+        float(np.mean([rows[seed][0] - barrier[0] for rows in by_seed.values()]))
+        for seed, barrier in plain.items()
+        if barrier and all(rows.get(seed) for rows in by_seed.values())
+    ]
+
+
+def claims() -> list[Claim]:
+    """A line a network."""
+    lines = []
+    for size, networks in on_record(collect).items():
+        for cell, found in networks.items():
+            if values := more_obvious(found):
+                lines.append(
+                    Claim(
+                        "WSA, Figure 4",
+                        "scaling a layer raises the barrier",
+                        f"{cell.label}, scales 1/4 to 4, {size}",
+                        with_interval(values),
+                        "",
+                        verdict_of(values),
+                        "barriers.md#figure-4-manual-scaling-and-rescaling-as-the-cure",
+                    )
+                )
+    return lines
+
+
+SCRIPT = MergingExperiment(
+    name="fig4_scaling", description=__doc__, collect=collect, report=report, claims=claims
+)

@@ -22,19 +22,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
+from benchmarks.merging.bench import (
+    Bench,
+    MergingArgs,
+    MergingExperiment,
+    Preset,
+    on_record,
+    seeds_of,
+)
 from benchmarks.merging.model_cell import ModelCell, check_cells
 from benchmarks.merging.pairs import barriers, path_row
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.figures import figure_legend
-from benchmarks.record.statistics import (
-    Row,
-    Settings,
-    check_same_data,
-    markdown_table,
-    signed,
-    spread,
-)
-from benchmarks.script import Summary
+from benchmarks.record.statistics import Row, Settings, check_same_data, markdown_table, spread
+from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.plots import PALETTE
 
 Rows = dict[str, dict[str, list[Row | None]]]
@@ -304,37 +305,73 @@ def collect(bench: Bench, args: Args) -> Outcome | None:
     return Outcome(rows, ran, best, best_wsa, panel_rows(bench, args.preset, base, best_wsa))
 
 
-def report(bench: Bench, args: Args, found: Outcome) -> Summary:
-    """Print the competition and the winners' paired differences, and draw the panels."""
+def report(bench: Bench, args: Args, found: Outcome) -> Findings:
+    """The competition, the winners' paired differences, and the panels."""
     rows, ran, best, best_wsa, panels = found
-    print("\n## Figure 6: barriers of Git Re-Basin with and without WSA (± std)\n")
-    last: Summary = {"benchmark": competition_of(args).name}
+    name = competition_of(args).name
+    title = "Figure 6: barriers of Git Re-Basin with and without WSA (± std)"
+    last: Summary = {"benchmark": name, "baseline": None, "wsa": None}
     if best is None or best_wsa is None:
-        print(competition_table(rows, ()))
-        print(f"\nthe competition is open: {ran} of its {len(rows)} trials were run")
-        return last | {"baseline": None, "wsa": None, "figure": None}
-    print(competition_table(rows, (name_of(best), name_of(best_wsa))))
+        left = f"The competition is open: {ran} of its {len(rows)} trials were run."
+        text = f"{competition_table(rows, ())}\n\n{left}"
+        return Findings(title=title, text=text, summary=last)
+    lines = list[str]()
     ours, theirs = (rows[name_of(extra)] for extra in (best_wsa, best))
     last |= {"baseline": name_of(best), "wsa": name_of(best_wsa)}
     for align, kind in (("none", "vanilla"), ("weight", "matched")):
         differences = paired_differences(ours[align][1:], theirs[align][1:])
-        print(
-            f"\n{kind}: barrier with WSA less without, paired on test, ± standard error: "
-            f"{signed(differences)}"
+        lines.append(
+            f"* {kind}: barrier with WSA less without, paired on test, ± 95 % interval: "
+            f"{with_interval(differences)}"
         )
         last[f"difference_{kind}"] = differences
-    figure = bench.output / f"{last['benchmark']}.png"
-    draw(panels).savefig(figure, dpi=150)
-    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
     last["panels"] = {
         field: {
             name: [[x, row["test"]["barrier"]] for x, row in line] for name, line in lines.items()
         }
         for field, lines in panels.items()
     }
-    return last | {"figure": str(figure)}
+    table = competition_table(rows, (name_of(best), name_of(best_wsa)))
+    return Findings(
+        title=title,
+        text="\n\n".join([table, "\n".join(lines), f"The paper: {CLAIM}"]),
+        figures={figure_name(name, args.preset): lambda: draw(panels)},
+        summary=last,
+    )
+
+
+def claims() -> list[Claim]:
+    """The winners' barriers, without WSA less with it, paired on the seeds of the test."""
+    lines = []
+    for network, name, page in (
+        ("resnet", "ResNet-10 LN x0.5", "figure-6-git-re-basin-with-and-without-wsa-resnet"),
+        ("mlp", "MLP, 2 x 256", "figure-6-on-a-network-that-matching-works-on-an-mlp"),
+    ):
+        for size, found in on_record(collect, Args, network=network).items():
+            if size == "full size" or found.baseline is None or found.wsa is None:
+                continue
+            ours, theirs = (found.rows[name_of(extra)] for extra in (found.wsa, found.baseline))
+            for align, kind in (("none", "not matched"), ("weight", "matched")):
+                lower = paired_differences(theirs[align][1:], ours[align][1:])
+                lines.append(
+                    Claim(
+                        "WSA, Figure 6",
+                        f"WSA lowers the barrier, {kind}",
+                        f"{name}, best of 3 trials a side, {size}",
+                        f"lower by {with_interval(lower)}",
+                        "",
+                        verdict_of(lower),
+                        f"barriers.md#{page}",
+                    )
+                )
+    return lines
 
 
 SCRIPT = MergingExperiment(
-    name="fig6_rebasin", description=__doc__, arguments=Args, collect=collect, report=report
+    name="fig6_rebasin",
+    description=__doc__,
+    arguments=Args,
+    collect=collect,
+    report=report,
+    claims=claims,
 )

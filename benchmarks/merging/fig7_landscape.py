@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment
+from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, on_record
 from benchmarks.merging.fig6_rebasin import BASES, WSA, setting
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import aligned, pair_cells, plain
+from benchmarks.record.claims import Claim, verdict_of
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
-from benchmarks.script import Summary
+from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.merging import loss_plane
 from wsa_jax.merging.evaluate.plane import LossPlane
 from wsa_jax.merging.evaluate.plots import draw_plane
@@ -115,21 +116,44 @@ def collect(bench: Bench, args: MergingArgs) -> dict[str, Row]:
     }
 
 
-def report(bench: Bench, args: MergingArgs, rows: dict[str, Row]) -> Summary:
-    """Draw both planes side by side, and print how far their losses reach."""
-    figure = bench.output / "fig7_landscape.png"
-    draw(rows).savefig(figure, dpi=150)
+def report(bench: Bench, args: MergingArgs, rows: dict[str, Row]) -> Findings:
+    """Both planes side by side, and how far their losses reach."""
     last: Summary = {}
-    print("\n## Figure 7: the plane of w1, w2 and the matched w2\n")
+    lines = []
     for name, row in rows.items():
         losses = numbers(row, "loss")
         least, greatest = float(np.nanmin(losses)), float(np.nanmax(losses))
         last[name] = {"least": least, "greatest": greatest}
-        print(f"{name}: loss from {least:.3f} to {greatest:.3f}")
-    print(f"\nThe paper: {CLAIM}\n\nfigure: {figure}")
-    return last | {"figure": str(figure)}
+        lines.append(f"* {name}: loss from {least:.3f} to {greatest:.3f}")
+    return Findings(
+        title="Figure 7: the plane of w1, w2 and the matched w2",
+        text="\n".join(lines) + f"\n\nThe paper: {CLAIM}",
+        figures={figure_name("fig7_landscape", args.preset): lambda: draw(rows)},
+        summary=last,
+    )
+
+
+def claims() -> list[Claim]:
+    """How high the loss rises between w1 and w2, on one seed."""
+    lines = []
+    for size, rows in on_record(collect).items():
+        highest = {name: float(np.nanmax(numbers(row, "loss"))) for name, row in rows.items()}
+        if len(highest) == 2:
+            without, with_wsa = highest["without WSA"], highest["with WSA"]
+            lines.append(
+                Claim(
+                    "WSA, Figure 7",
+                    "the peak is lower with WSA",
+                    f"plane of Figure 6's ResNets, {size}",
+                    f"highest loss {without:.2f} without, {with_wsa:.2f} with WSA (1 seed)",
+                    "",
+                    verdict_of([without - with_wsa]),
+                    "barriers.md#figure-7-the-plane-of-w1-w2-and-the-matched-w2",
+                )
+            )
+    return lines
 
 
 SCRIPT = MergingExperiment(
-    name="fig7_landscape", description=__doc__, collect=collect, report=report
+    name="fig7_landscape", description=__doc__, collect=collect, report=report, claims=claims
 )

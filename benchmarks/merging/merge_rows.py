@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import model_spec, plain
+from benchmarks.record.claims import Claim
 from benchmarks.record.figures import draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
-from benchmarks.script import Summary
+from benchmarks.script import Findings, figure_name
 from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
 from wsa_jax.merging.methods import Pipeline
 
@@ -207,8 +208,8 @@ class Growing:
             if (kept := {seed: row for seed, row in rows.items() if row is not None})
         }
 
-    def report(self, bench: Bench, args: MergingArgs, found: Growth) -> Summary:
-        """Print the table, a line a count, and draw a line a method."""
+    def report(self, bench: Bench, args: MergingArgs, found: Growth) -> Findings:
+        """The table, a line a count, and a figure with a line a method."""
         shown = (*self.methods, "ensemble")
         lines = [
             [f"{count:,}", spread(endpoints(rows.values()))]
@@ -217,15 +218,20 @@ class Growing:
             for count, rows in found.items()
         ]
         head = [self.growing, "ends", *shown, "seeds"]
-        print(f"\n## {self.title}: test accuracy, % (± std)\n\n{markdown_table(head, lines)}")
-        path = bench.output / f"{self.name}.png"
-        self.draw(found, self.counts[args.preset]).savefig(path, dpi=150)
-        print(f"\nThe paper: {self.claim}\n\nfigure: {path}")
         accuracy = {
             str(count): {method: accuracies(rows.values(), method) for method in shown}
             for count, rows in found.items()
         }
-        return {"accuracy": accuracy, "figure": str(path)}
+        return Findings(
+            title=f"{self.title}: test accuracy, % (± std)",
+            text=f"{markdown_table(head, lines)}\n\nThe paper: {self.claim}",
+            figures={
+                figure_name(self.name, args.preset): lambda: self.draw(
+                    found, self.counts[args.preset]
+                )
+            },
+            summary={"accuracy": accuracy},
+        )
 
     def draw(self, found: Growth, counts: Sequence[int]) -> Figure:
         """Accuracy of each method against what grows."""
@@ -241,8 +247,22 @@ class Growing:
         axes.set_xticks(list(found), [f"{count:,}" for count in found])
         return figure
 
-    def script(self, description: str) -> MergingExperiment:
+    def leads(self, found: Growth, count: int, ours: str, theirs: str) -> list[float]:
+        """One method's accuracy less another's at a count, in points, one a seed."""
+        pairs = [
+            (accuracy_of(row, ours), accuracy_of(row, theirs))
+            for row in found.get(count, {}).values()
+        ]
+        return [mine - other for mine, other in pairs if mine is not None and other is not None]
+
+    def script(
+        self, description: str, claims: Callable[[], Sequence[Claim]] | None = None
+    ) -> MergingExperiment:
         """The script of it; its description is the docstring of the module."""
         return MergingExperiment(
-            name=self.name, description=description, collect=self.collect, report=self.report
+            name=self.name,
+            description=description,
+            collect=self.collect,
+            report=self.report,
+            claims=claims,
         )

@@ -9,10 +9,11 @@ rates, chosen there with 1,000 samples.
 import dataclasses
 from collections.abc import Sequence
 
-from benchmarks.merging.bench import Bench, MergingArgs, Preset
+from benchmarks.merging.bench import Bench, MergingArgs, Preset, on_record
 from benchmarks.merging.merge_rows import Growing, table_row
 from benchmarks.merging.merge_settings import NETWORKS, SEEDS, STEPS, rates_or_exit
 from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.statistics import Row
 
 SAMPLES: dict[Preset, Sequence[int]] = {
@@ -49,4 +50,26 @@ GROWING = Growing(
     methods=METHODS,
     claim=CLAIM,
 )
-SCRIPT = GROWING.script(__doc__)
+
+
+def claims() -> list[Claim]:
+    """NP Merge less fine-tuning of the same merge, with the fewest and the most samples."""
+    lines = []
+    for size, found in on_record(GROWING.collect).items():
+        for samples in (min(found), max(found)):
+            values = GROWING.leads(found, samples, "NP Merge", "fine-tuning")
+            lines.append(
+                Claim(
+                    "NP Merge, text",
+                    f"NP Merge beats fine-tuning with {samples:,} samples",
+                    f"ResNet8 x0.5, 80/20 classes, {size}",
+                    with_interval(values),
+                    "",
+                    verdict_of(values),
+                    "np_merge.md#np-merge-against-the-number-of-samples",
+                )
+            )
+    return lines
+
+
+SCRIPT = GROWING.script(__doc__, claims)

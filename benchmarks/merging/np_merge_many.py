@@ -13,10 +13,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from benchmarks.merging.bench import Bench, MergingArgs, Preset
+from benchmarks.merging.bench import Bench, MergingArgs, Preset, on_record
 from benchmarks.merging.merge_rows import Growing, table_row
 from benchmarks.merging.merge_settings import NETWORKS, STEPS, rates_or_exit
 from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.statistics import Row, check_same_data
 from wsa_jax.merging import METHODS as KNOWN
 from wsa_jax.merging.combine.np_merge_many import Order
@@ -79,4 +80,28 @@ GROWING = Growing(
     methods=(*METHODS, LONGER),
     claim=CLAIM,
 )
-SCRIPT = GROWING.script(__doc__)
+
+
+def claims() -> list[Claim]:
+    """NP Merge of the most models less its rivals of as many steps."""
+    lines = []
+    for size, found in on_record(GROWING.collect).items():
+        count = max(found)
+        for ours, theirs in (("accuracy", LONGER), ("joint", "fine-tuning")):
+            values = GROWING.leads(found, count, f"NP Merge, {ours}", theirs)
+            kind = "pairwise" if ours == "accuracy" else "joint"
+            lines.append(
+                Claim(
+                    "NP Merge, text",
+                    f"{kind} NP Merge of {count} models beats fine-tuning as long",
+                    f"{count} ResNet8 x0.5, Dirichlet 0.5, {size}",
+                    with_interval(values),
+                    "",
+                    verdict_of(values),
+                    "np_merge.md#np-merge-of-many-models",
+                )
+            )
+    return lines
+
+
+SCRIPT = GROWING.script(__doc__, claims)

@@ -20,7 +20,14 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
+from benchmarks.merging.bench import (
+    Bench,
+    MergingArgs,
+    MergingExperiment,
+    Preset,
+    on_record,
+    seeds_of,
+)
 from benchmarks.merging.merge_rows import accuracies, accuracy_of, endpoints, table_row
 from benchmarks.merging.merge_settings import (
     NAMES,
@@ -33,9 +40,10 @@ from benchmarks.merging.merge_settings import (
 )
 from benchmarks.merging.model_cell import ModelCell, Split
 from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.statistics import Row, Settings, markdown_table, signed, spread
 from benchmarks.refused import RefusedError
-from benchmarks.script import Summary
+from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.plots import PALETTE
 
 Setting = tuple[str, str, str]
@@ -219,23 +227,54 @@ def collect(bench: Bench, args: Args) -> Found:
     return {setting: rows for setting, rows in found.items() if rows}
 
 
-def report(bench: Bench, args: Args, found: Found) -> Summary:
-    """Print the table and what NP Merge gains, and draw the figure if no network is missing."""
+def report(bench: Bench, args: Args, found: Found) -> Findings:
+    """The table, what NP Merge gains, and the figure if no network is missing."""
     data = "" if args.dataset is None else f", {args.dataset}"
-    print(f"\n## NP Merge and its rivals{data}: test accuracy, % (± std)\n\n{table(found)}\n")
+    lines = list[str]()
     last: Summary = {}
     for rival in ("weight matching", "fine-tuning", "ensemble"):
         last[f"over {rival}"] = gains(found, rival)
-        print(f"NP Merge less {rival}, points: {over_seeds(last[f'over {rival}'])}")
+        told = over_seeds(last[f"over {rival}"])
+        lines.append(f"* NP Merge less {rival}, points: {told}")
     other = "" if args.dataset in (None, "cifar10") else f"_{args.dataset}"
-    figure = bench.output / f"np_merge_table{other}.png"
-    missing = sorted(bench.tally.undecided)
-    if missing:
-        print(f"\nlearning rates are open, trials are missing: {', '.join(missing)}; no figure")
-    else:
-        draw(found).savefig(figure, dpi=150)
-    print(f"\nThe paper: {CLAIM}\n\nfigure: {None if missing else figure}")
-    return last | {"figure": None if missing else str(figure)}
+    parts = [table(found), "\n".join(lines), f"The paper: {CLAIM}"]
+    figures = {figure_name(f"np_merge_table{other}", args.preset): lambda: draw(found)}
+    if missing := sorted(bench.tally.undecided):
+        open_rates = f"Learning rates are open, trials are missing: {', '.join(missing)}; no figure"
+        parts, figures = [*parts, open_rates], {}
+    return Findings(
+        title=f"NP Merge and its rivals{data}: test accuracy, % (± std)",
+        text="\n\n".join(parts),
+        figures=figures,
+        summary=last,
+    )
+
+
+def claims() -> list[Claim]:
+    """NP Merge less each rival: mean over the settings of a seed, then over seeds."""
+    rivals = {
+        "weight matching": "beats the matched average",
+        "fine-tuning": "beats fine-tuning that average",
+        "ensemble": "comes close to the ensemble",
+    }
+    lines = []
+    for size, found in on_record(collect, Args).items():
+        networks = dict.fromkeys(setting[0] for setting in found)
+        for rival, claim in rivals.items():
+            by_seed = gains(found, rival)
+            means = [float(np.mean(line)) for line in by_seed.values() if line]
+            lines.append(
+                Claim(
+                    "NP Merge, tables",
+                    f"NP Merge {claim}",
+                    f"{' and '.join(networks)}, {len(found)} settings, {size}",
+                    with_interval(means),
+                    "",
+                    verdict_of(means),
+                    "np_merge.md#np-merge-and-its-rivals",
+                )
+            )
+    return lines
 
 
 SCRIPT = MergingExperiment(
@@ -244,4 +283,5 @@ SCRIPT = MergingExperiment(
     arguments=Args,
     collect=collect,
     report=report,
+    claims=claims,
 )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -105,19 +106,7 @@ class Ledger:
         if not self.path.exists():
             return []
         with self._one_line("read"):
-            text = self.path.read_bytes()
-        if not text:
-            raise LedgerError(f"{self.path} is empty; restore it, or delete it to start anew")
-        rows, lines = list[dict[str, Any]](), dict[str, int]()
-        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), 1):
-            row = _row(line, f"{self.path}, line {number},")
-            if row["id"] in lines:
-                raise LedgerError(
-                    f"{row.place} has the id {row['id']} of line {lines[row['id']]}; {_MEND}"
-                )
-            lines[row["id"]] = number
-            rows.append(row)
-        return rows
+            return list(_rows(self.path, self.path.stat().st_ino, self.path.stat().st_mtime_ns))
 
     def find(self, cell: str) -> dict[str, Any] | None:
         """The row of a cell, None if it was never started."""
@@ -165,6 +154,24 @@ class Ledger:
                 f"cannot {doing} {self.path} ({error.strerror}); give a file that can be, and "
                 "space for it: what was recorded stays"
             ) from error
+
+
+@functools.lru_cache(maxsize=16)
+def _rows(path: Path, inode: int, changed: int) -> tuple[Row, ...]:
+    """The rows of a file as it is: tables ask for them hundreds of times."""
+    text = path.read_bytes()
+    if not text:
+        raise LedgerError(f"{path} is empty; restore it, or delete it to start anew")
+    rows, lines = list[Row](), dict[str, int]()
+    for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), 1):
+        row = _row(line, f"{path}, line {number},")
+        if row["id"] in lines:
+            raise LedgerError(
+                f"{row.place} has the id {row['id']} of line {lines[row['id']]}; {_MEND}"
+            )
+        lines[row["id"]] = number
+        rows.append(row)
+    return tuple(rows)
 
 
 def _row(line: bytes, place: str) -> Row:

@@ -13,8 +13,8 @@ from benchmarks.federated.cell import PRESETS, Cell
 from benchmarks.federated.cell_parts import cell_partition, cell_task, cell_wsa, federation_data
 from benchmarks.federated.cell_row import add_round, new_row
 from benchmarks.federated.experiment import Args as TableArgs
+from benchmarks.federated.first_record import largest_stability
 from benchmarks.federated.grid import Args, cells_of
-from benchmarks.federated.report import largest_stability
 from benchmarks.federated.run_cells import RunOptions, run_cell, run_cells
 from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id

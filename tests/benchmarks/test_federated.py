@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.federated.cell import Cell
+from benchmarks.federated.first_record import by_label, markdown, paired_gain
 from benchmarks.federated.grid import STUDY, Args, cells_of
-from benchmarks.federated.report import by_label, markdown, paired_gain
 from benchmarks.record.ledger import Ledger, cell_id
 from benchmarks.registry import TOOLS, script
 from tests.benchmarks.planting import planted_row
@@ -154,8 +154,8 @@ def test_report_pairs_seeds_and_rounds(smoke, capsys):
     assert paired_gain([row(0, 0.5)], [row(0, 0.4, 0.9), row(1, 0.1)]) == pytest.approx(10.0)
     groups = by_label(Ledger(smoke[0] / "rows.jsonl").rows())
     assert markdown(groups, 3).count("\n") == 3
-    script("report", TOOLS)(
+    script("first_record", TOOLS)(
         ["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"]
     )
     assert "gain" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (smoke[0] / "federated_3.png").stat().st_size > 10_000
+    assert (smoke[0] / "first_record_3.png").stat().st_size > 10_000

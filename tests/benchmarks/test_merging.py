@@ -14,6 +14,7 @@ from benchmarks.merging.model_cell import ModelCell, part_indices
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 from benchmarks.registry import script
+from benchmarks.script import Findings
 
 # In an order in which later scripts find the models of earlier ones.
 SCRIPTS = {
@@ -126,7 +127,9 @@ def test_a_row_that_fails_is_tried_again_and_leaves_the_others_whole(tmp_path, c
         name="tried",
         description="A trial.",
         collect=collect,
-        report=lambda bench, args, rows: {"losses": [row["loss"] for row in rows]},
+        report=lambda bench, args, rows: Findings(
+            title="A trial", text="", summary={"losses": [row["loss"] for row in rows]}
+        ),
     )
     where = ["--preset", "smoke", "--output", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:

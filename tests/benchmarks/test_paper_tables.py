@@ -122,12 +122,12 @@ def test_table_puts_our_numbers_beside_the_papers(tmp_path, capsys):
     table = comparison_table(lines[:2], recorded(ledger, (0, 1))).splitlines()
     assert table[0].startswith(
         "| data | setting | seeds | rounds | baseline, % ± std | setting, % ± std "
-        "| gain, paired ± standard error |"
+        "| gain, paired ± 95 % interval |"
     )
     assert "paper, 1,500 rounds: baseline" in table[0]
     assert table[2] == (
         "| CIFAR-10, alpha 0.5 | FedAvg +WSA | 0, 1 | 1500 | 61.00 ± 1.41 | 64.50 ± 2.12 "
-        "| +3.50 ± 0.50 | 68.42 | 72.39 | +3.97 |"
+        "| +3.50 ± 6.35 (2 seeds) | 68.42 | 72.39 | +3.97 |"
     )
     # Not run: the paper's numbers stand alone.
     assert table[3] == (
@@ -155,7 +155,7 @@ def test_baseline_counts_only_the_settings_seeds(tmp_path):
     ledger.write(planted_row(line.baseline, 0.50, seed=1))
     ledger.write(planted_row(line.treated, 0.41, seed=0, rounds=50))
     table = comparison_table([line], recorded(ledger, (0, 1)))
-    assert "+WSA 10 | 0 | 50 of 100 | 32.00 | 41.00 | +9.00 |" in table
+    assert "+WSA 10 | 0 | 50 of 100 | 32.00 | 41.00 | +9.00 (1 seed) |" in table
     # Of one seed there is nothing to spread.
     assert "±" not in table
 
@@ -175,7 +175,12 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
     "name",
     [
         "federated.comparison",
+        "record.claims",
         "record.statistics",
+        "federated.paired_claims",
+        "report.pages",
+        "script",
+        "speed.claims",
         "record.ledger",
         "federated.fig10_windows",
         "federated.rounds_to_accuracy",

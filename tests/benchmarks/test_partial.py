@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.federated import fig11_scope_trajectories, np_merge_federated
-from benchmarks.federated import report as federated_report
+from benchmarks.federated import (
+    fig11_scope_trajectories,
+    first_record,
+    mechanism,
+    np_merge_federated,
+)
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.experiment import Args, recorded
 from benchmarks.federated.figures import curve_panels
@@ -67,7 +71,7 @@ def test_an_open_competition_is_reported_and_draws_nothing(tmp_path, capsys):
         Ledger(tmp_path / "merging.jsonl").write({"id": cell_id(config)} | row)
     fig6_rebasin.SCRIPT(["--preset", "smoke", "--output", str(tmp_path), "--report-only"])
     output = capsys.readouterr().out
-    assert "the competition is open: 1 of its 4 trials were run" in output
+    assert "The competition is open: 1 of its 4 trials were run" in output
     assert json.loads(output.splitlines()[-1])["wsa"] is None
     assert not list(tmp_path.glob("*.png"))
 
@@ -144,15 +148,16 @@ def test_baselines_alone_keep_their_rounds(tmp_path):
     assert lower.get_xticklabels()[1].get_text()
 
 
-def test_a_report_without_the_first_records_controls_draws_no_mechanism(tmp_path, capsys):
+def test_a_report_without_the_first_records_controls_draws_no_mechanism(tmp_path):
     rows = Ledger(tmp_path / "rows.jsonl")
     for strength in (0.0, 10.0):
         cell = Cell(learning_rate=0.1, init="he", strength=strength, rounds=50).canonical()
         rows.write(planted_row(cell, 0.5))
     where = ["--results", str(rows.path), "--output", str(tmp_path), "--rounds", "50"]
-    federated_report.SCRIPT(where)
-    assert "federated_mechanism: no baseline" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.glob("*.png")] == ["federated_50.png"]
+    first_record.SCRIPT(where)
+    with pytest.raises(SystemExit, match=r"no FedAvg and no \+WSA 10 at learning rate 0.01"):
+        mechanism.SCRIPT(where)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["first_record_50.png"]
 
 
 def test_runs_evaluated_at_other_rounds_stand_apart(tmp_path):
@@ -161,15 +166,15 @@ def test_runs_evaluated_at_other_rounds_stand_apart(tmp_path):
         for strength in (0.0, 10.0)
         for every, seed in ((10, 0), (25, 1))
     ]
-    groups = federated_report.by_label([planted_row(cell, 0.5) for cell in cells])
+    groups = first_record.by_label([planted_row(cell, 0.5) for cell in cells])
     names = [
         f"{name}, evaluated every {n}" for name in ("FedAvg", "FedAvg +WSA 10") for n in (10, 25)
     ]
     assert list(groups) == names
     for name, n in zip(names[2:], (10, 25), strict=True):
-        (partner,) = federated_report.baseline_of(groups[name][0], groups)
+        (partner,) = first_record.baseline_of(groups[name][0], groups)
         assert partner["config"]["evaluate_every"] == n
-    federated_report.figure(groups).savefig(tmp_path / "figure.png")
+    first_record.figure(groups).savefig(tmp_path / "figure.png")
 
 
 def test_trajectories_are_of_one_seed(tmp_path):

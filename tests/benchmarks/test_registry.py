@@ -35,7 +35,7 @@ def test_every_script_has_its_name_and_says_what_it_is(name, group):
 def test_every_experiment_is_registered():
     scripts = {
         f"{path.parent.name}.{path.stem}"
-        for room in ("federated", "merging", "speed")
+        for room in ("federated", "merging", "report", "speed")
         for path in (ROOT / room).glob("*.py")
         if re.search(r"^SCRIPT = ", path.read_text(), re.M)
     }

@@ -5,6 +5,7 @@ import json
 
 from benchmarks.federated import standard_problem
 from benchmarks.federated.check_cells import check_cells
+from benchmarks.federated.chosen_strength import STRENGTHS
 from benchmarks.federated.experiment import CommonArgs
 from benchmarks.record.ledger import Ledger
 from tests.benchmarks.planting import planted_row
@@ -47,7 +48,7 @@ def test_cells_are_ranked_by_alpha_data_set_and_table():
 
 def test_all_questions_can_be_asked_at_every_strength_of_the_choice(tmp_path):
     args = dataclasses.replace(CommonArgs(preset="cpu"), seed=(0,))
-    for strength in (min(standard_problem.STRENGTHS), max(standard_problem.STRENGTHS)):
+    for strength in (min(STRENGTHS), max(STRENGTHS)):
         # As far as it goes without data: networks, numbers and the bound of explicit forms.
         check_cells(standard_problem.questions(args, strength), str(tmp_path))
 

@@ -1,18 +1,16 @@
-"""The table and the figure of recorded federated runs, from their JSONL.
+"""The first record, and what it grew to: FedAvg with and without WSA, setting by setting.
 
-    python -m benchmarks report
+    python -m benchmarks first_record [--rounds 1500]
 
-prints the table in Markdown and writes the figures beside the results.
+prints the table of recorded runs of one length and writes the figures beside the results.
 """
 
 import dataclasses
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,10 +18,11 @@ from matplotlib.figure import Figure
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import paired_curves, paired_gains
 from benchmarks.federated.figures import accuracy_curves
-from benchmarks.record.figures import Curve, draw_recorded, figure_legend, shared_length
+from benchmarks.record.claims import with_interval
+from benchmarks.record.figures import Curve, draw_recorded, shared_length
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
-from benchmarks.script import Command, Summary
+from benchmarks.script import Findings, Reported, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +117,16 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
         "seeds",
         "rounds",
         "test accuracy, %",
-        "gain over its baseline, paired",
+        "gain over its baseline, paired ± 95 % interval",
         "largest share of the stable range",
     ]
     lines = []
     for label, group in groups.items():
         done = [row["rounds_done"] for row in group]
         gain = (
-            paired_gain(group, baseline_of(group[0], groups))
+            with_interval(paired_gains(group, baseline_of(group[0], groups)))
             if group[0]["config"]["strength"]
-            else None
+            else ""
         )
         share = max(largest_stability(row) for row in group)
         explicit = group[0]["config"]["form"] in ("gradient", "penalty")
@@ -137,7 +136,7 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
                 ", ".join(str(row["config"]["seed"]) for row in group),
                 str(rounds) if min(done) == rounds else f"{', '.join(map(str, done))} (unfinished)",
                 ", ".join(f"{100 * row['accuracy']:.2f}" for row in group),
-                "" if gain is None else f"{gain:+.2f}",
+                gain,
                 f"{share:.2g}" if explicit else "",
             ]
         )
@@ -174,55 +173,8 @@ def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
     return shared_length(list(paired_curves(group, baseline_of(group[0], groups)).values()))
 
 
-def mechanism(groups: dict[str, list[Row]]) -> Figure | None:
-    """What WSA does to the scopes: divergence between clients, and the std the average loses.
-
-    Of the first record's controls; None where there is none of them.
-    """
-    shown = {
-        label: group
-        for label, group in groups.items()
-        if group[0]["config"]["strength"] in (0, 10)
-        and group[0]["config"]["learning_rate"] == 0.01
-        and group[0]["config"]["init"] == "reference"
-    }
-    if not shown:
-        return None
-    picture = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = picture.subplots(1, 3)
-
-    def panel(place: int, ylabel: str, value: Callable[..., Any], *names: str) -> None:
-        def curve(row: Row) -> Curve:
-            # None, which a round without an accepted client has, becomes NaN.
-            series = [
-                [np.asarray(each[name], float) for name in names] for each in row["diagnostics"]
-            ]
-            return [d["round"] for d in row["diagnostics"]], [float(value(*of)) for of in series]
-
-        drawn = {label: shared_length(list(map(curve, group))) for label, group in shown.items()}
-        draw_recorded(axes[place], drawn, xlabel="round", ylabel=ylabel, legend=False)
-
-    panel(
-        0,
-        "divergence between clients, nats",
-        lambda layers: max(layers.sum(), 1e-12),
-        "client_divergence",
-    )
-    panel(1, "fused std of the last layer", lambda fused: fused[-1], "fused_std")
-    panel(
-        2,
-        "std lost by averaging, last layer, %",
-        lambda average, fused: 100 * (1 - average[-1] / fused[-1]),
-        "average_std",
-        "fused_std",
-    )
-    axes[0].set_yscale("log")
-    # Under all panels: below one of them, the names would widen the gap beside it.
-    figure_legend(picture)
-    return picture
-
-
-def run(args: Args) -> Summary:
+def groups_of(args: Args) -> dict[str, list[Row]]:
+    """The first record's settings that have runs of one length, by label."""
     rows = [
         row
         for row in Ledger(args.results).rows()
@@ -233,24 +185,39 @@ def run(args: Args) -> Summary:
             f"{args.results} holds no run of {args.rounds} rounds; "
             "make one with python -m benchmarks federated"
         )
-    shown = of_one_context(rows)
-    groups = by_label(shown)
-    if len(rows) > len(shown):
-        print(f"{len(rows) - len(shown)} of {len(rows)} rows are of other experiments\n")
-    print(markdown(groups, args.rounds))
-    length = "" if args.rounds == Args.rounds else f"_{args.rounds}"
-    for name, make in (("federated", figure), ("federated_mechanism", mechanism)):
-        picture = make(groups)
-        if picture is None:
-            print(f"\n{name}: no baseline and no +WSA 10 at learning rate 0.01, no figure")
-        else:
-            picture.savefig(args.output / f"{name}{length}.png", dpi=150)
+    return by_label(of_one_context(rows))
+
+
+def named(name: str, args: Args) -> str:
+    """Figures of another length than the first record's are named by it."""
+    return name if args.rounds == Args.rounds else f"{name}_{args.rounds}"
+
+
+def found(args: Args) -> Findings:
+    """The table and the figure."""
+    groups = groups_of(args)
     gains = {
         label: paired_gain(group, baseline_of(group[0], groups))
         for label, group in groups.items()
         if group[0]["config"]["strength"]
     }
-    return {"rounds": args.rounds, "gain": gains}
+    return Findings(
+        title=f"FedAvg with and without WSA, {args.rounds:,} rounds",
+        text=markdown(groups, args.rounds),
+        figures={named("first_record", args): lambda: figure(groups)},
+        summary={"rounds": args.rounds, "gain": gains},
+    )
 
 
-SCRIPT = Command(name="report", description=__doc__, arguments=Args, function=run)
+@dataclass(frozen=True, kw_only=True)
+class FirstRecord(Reported):
+    """A report of rows that other scripts make."""
+
+    def run(self, args: Args) -> Summary:
+        return found(args).show(args.output)
+
+    def findings(self, args: Args) -> Findings:
+        return found(args)
+
+
+SCRIPT = FirstRecord(name="first_record", description=__doc__, arguments=Args)
