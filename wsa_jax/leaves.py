@@ -12,7 +12,7 @@ from wsa_jax.types import Leaf
 _WRAPPERS = frozenset({"value", "raw_value"})
 
 
-def key_path(path: tuple[Any, ...]) -> str:
+def key_path(path: tuple[Any, ...], separator: str = "/") -> str:
     """Join a JAX key path with slashes, without the wrapper names that module systems add.
 
     >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})
@@ -23,7 +23,7 @@ def key_path(path: tuple[Any, ...]) -> str:
     if path and getattr(path[-1], "name", None) in _WRAPPERS:
         path = path[:-1]
     parts = [jax.tree_util.keystr((entry,), simple=True).lstrip(".") for entry in path]
-    return "/".join(part for part in parts if part)
+    return separator.join(part for part in parts if part)
 
 
 def is_weight(leaf: Leaf) -> bool:

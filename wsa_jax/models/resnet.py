@@ -28,6 +28,7 @@ class ResNet(nn.Module):
     has no parameters: every second pixel of x, with channels of zeros on both sides of its own.
     Strided convolutions then pad a pixel on each side, as PyTorch does, so that a kernel's centre
     is the pixel that the shortcut takes: published PyTorch weights give the same logits.
+    `padding` is "SAME", as published here, or "symmetric": PyTorch's, whatever the shortcut.
 
     Shapes: [batch, height, width, channels] -> [batch, num_classes] logits.
     Parameters: `Conv_0/kernel` and `LayerNorm_0` (or `BatchNorm_0`) of the stem; `Block_0`,
@@ -38,8 +39,8 @@ class ResNet(nn.Module):
     Guarantees: blocks end in a ReLU (no pre-activation). The blocks of a stage share one residual
     stream; in the first stage, the stem shares it, too, if their widths are equal.
 
-    Errors: `ValueError` for no blocks, an unknown norm or initialization, a shortcut other than 1,
-    3 or "pad", or "pad" with a stage narrower than what it gets.
+    Errors: `ValueError` for no blocks, an unknown norm, initialization or padding, a shortcut other
+    than 1, 3 or "pad", or "pad" with a stage narrower than what it gets.
 
     >>> import jax, jax.numpy as jnp
     >>> model = ResNet(blocks=1, stem=4, widths=(4, 8, 16), num_classes=10)
@@ -59,8 +60,10 @@ class ResNet(nn.Module):
     shortcut: int | str = 3
     # Not `init`: the name would hide the module's own method.
     initialization: str = "he"
+    padding: str = "SAME"
 
     def __post_init__(self):
+        checks.one_of("padding", self.padding, ("SAME", "symmetric"))
         whole = isinstance(self.blocks, int)
         if (whole and self.blocks < 1) or self.shortcut not in (1, 3, "pad"):
             raise ValueError(
@@ -94,6 +97,7 @@ class ResNet(nn.Module):
                 norm=self.norm,
                 shortcut=self.shortcut,
                 initialization=self.initialization,
+                padding=self.padding,
                 name=f"Block_{index}",
             )(x, train)
         x = x.mean(axis=(1, 2))
@@ -107,13 +111,14 @@ class _Block(nn.Module):
     norm: str
     shortcut: int | str
     initialization: str
+    padding: str
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "batch new_height new_width new_channels"]:
         # Symmetric, not the smallest: the centres are then the pixels that option A takes.
-        pads = symmetric(3) if self.shortcut == "pad" else "SAME"
+        pads = symmetric(3) if self.shortcut == "pad" or self.padding == "symmetric" else "SAME"
         y = convolution(x, self.channels, 3, self.stride, 0, self.initialization, pads)
         y = nn.relu(normalize_channels(y, self.norm, 0, train=train))
         y = convolution(y, self.channels, 3, 1, 1, self.initialization)
@@ -122,7 +127,8 @@ class _Block(nn.Module):
             x = _padded(x, self.channels, self.stride)
         elif self.stride != 1 or x.shape[-1] != self.channels:
             size = int(self.shortcut)
-            x = convolution(x, self.channels, size, self.stride, 2, self.initialization)
+            edges = symmetric(size) if self.padding == "symmetric" else "SAME"
+            x = convolution(x, self.channels, size, self.stride, 2, self.initialization, edges)
             x = normalize_channels(x, self.norm, 2, train=train)
         return nn.relu(x + y)
 

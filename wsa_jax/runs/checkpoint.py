@@ -27,7 +27,7 @@ from wsa_jax.types import Json
 _SEAL = "__seal__"
 
 # What orbax, and the libraries below it, raise for files that are torn or refused.
-_FAILURES = (
+FAILURES = (
     ValueError,
     OSError,
     LookupError,
@@ -252,16 +252,16 @@ def _undisturbed(
 ) -> Generator[None]:
     """Let orbax finish, and name the path where it, or a library below it, fails."""
     try:
-        with interrupts_wait(), _quiet():
+        with interrupts_wait(), quiet():
             yield
     except CheckpointError:
         raise
-    except _FAILURES as error:
+    except FAILURES as error:
         raise CheckpointError(f"{what} ({first_line(error)}); {way_out}") from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Keep orbax's progress lines, and its tasks' complaints, out of users' terminals.
 
     What fails is an exception. The tasks that orbax leaves behind then end, and are collected,
@@ -279,7 +279,7 @@ def _quiet() -> Generator[None]:
     sys.unraisablehook = without_late_tasks
     try:
         yield
-    except _FAILURES:
+    except FAILURES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             time.sleep(0.1)

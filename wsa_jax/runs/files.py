@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from wsa_jax.types import Json
 
@@ -75,21 +76,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers find the new text or the old one, even after a crash.
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Generator[BinaryIO]:
+    """Open a file so that readers find the new bytes or the old ones, even after a crash.
 
-    The text, and then its name in the folder, are on disk when this returns.
+    The bytes, and then their name in the folder, are on disk when this ends; nothing is left where
+    it fails.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> write_atomically(path, "whole")
-    >>> path.read_text()
-    'whole'
+    >>> path = Path(tempfile.mkdtemp()) / "note"
+    >>> with atomic_file(path) as file:
+    ...     _ = file.write(b"whole"), path.exists()
+    >>> path.read_bytes()
+    b'whole'
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -100,6 +104,19 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers find the new text or the old one, even after a crash.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write_atomically(path, "whole")
+    >>> path.read_text()
+    'whole'
+    """
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def read_text(path: Path) -> str:

@@ -1,0 +1,115 @@
+"""Orbax checkpoints: a folder, whose leaves are restored one at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsa_jax.files.model_file import ModelFile, ModelFileError, told
+from wsa_jax.files.names import unflatten
+from wsa_jax.files.writing import Content
+from wsa_jax.leaves import key_path
+from wsa_jax.runs.checkpoint import FAILURES, quiet
+from wsa_jax.types import Json
+
+# The file that describes the tree; where a manager saved one tree, it is a folder further down.
+_TREE = "_METADATA"
+
+# What wsa_jax seals its own checkpoints with is no part of the model.
+_SEAL = "__seal__"
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of orbax, or of its manager."""
+    return _checkpoint(folder) is not None or (folder / "_CHECKPOINT_METADATA").is_file()
+
+
+def open_orbax(folder: Path) -> ModelFile:
+    """Read the description of the tree; the seal of wsa_jax's own checkpoints is left out."""
+    import orbax.checkpoint as ocp
+
+    place = _checkpoint(folder)
+    if place is None:
+        items = sorted(one.name for one in folder.iterdir() if _checkpoint(one) is not None)
+        raise ModelFileError(
+            f"{folder} holds no single tree; give one of its items: {', '.join(items) or 'none'}"
+        )
+    place = place.absolute()
+    checkpointer = ocp.PyTreeCheckpointer()
+    with told(folder, "read", *FAILURES), quiet():
+        described: Any = checkpointer.metadata(place).item_metadata
+        if described is None:
+            raise ValueError("it does not describe its tree")
+        tree, custom = described.tree, described.custom_metadata or {}
+    paths, shapes = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = key_path(path, ".")
+        if getattr(leaf, "shape", None) is None or leaf.dtype is None:
+            raise ModelFileError(
+                f"leaf {name} of {folder} is no array; save a checkpoint of arrays only"
+            )
+        if name != _SEAL:
+            paths[name] = path
+            shapes[name] = jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype))
+
+    def read(name: str) -> np.ndarray:
+        # One leaf of the tree is asked for: orbax leaves the others alone.
+        item = _only(tree, paths[name], 0)
+        arguments = _only(tree, paths[name], ocp.RestoreArgs(restore_type=np.ndarray))
+        with told(folder, "read", *FAILURES), quiet():
+            restored = checkpointer.restore(
+                place,
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                ),
+            )
+        return np.asarray(jax.tree.leaves(restored)[0])
+
+    return ModelFile(
+        path=folder,
+        form="orbax",
+        shapes=shapes,
+        read=read,
+        metadata={str(key): str(value) for key, value in custom.items()},
+        parts=tuple(sorted(one for one in place.rglob("*") if one.is_file())),
+    )
+
+
+def write_orbax(folder: Path, what: Content) -> None:
+    """Write a checkpoint; orbax wants the whole model in memory."""
+    import orbax.checkpoint as ocp
+
+    tree = unflatten({name: _whole(what, name) for name in sorted(what.shapes)})
+    metadata: Json = {**what.metadata, **what.late()}
+    with told(folder, "write", *FAILURES), quiet():
+        ocp.PyTreeCheckpointer().save(
+            folder.absolute(),
+            args=ocp.args.PyTreeSave(tree, custom_metadata=metadata or None),
+            force=True,
+        )
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The folder that describes a tree: this one, or the item of a manager."""
+    return next((one for one in (folder, folder / "default") if (one / _TREE).is_file()), None)
+
+
+def _only(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A tree of one leaf at a place of another tree; lists keep their length."""
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(first, jax.tree_util.SequenceKey):
+        return [
+            _only(child, tuple(rest), value) if index == first.idx else None
+            for index, child in enumerate(tree)
+        ]
+    return {first.key: _only(tree[first.key], tuple(rest), value)}
+
+
+def _whole(what: Content, name: str) -> np.ndarray:
+    shape = what.shapes[name]
+    data = b"".join(what.bytes_of(name))
+    return np.frombuffer(data, jnp.dtype(shape.dtype)).reshape(shape.shape)
