@@ -23,6 +23,7 @@ _OPTIONAL = {
     "sklearn": _Optional("scikit-learn", "data"),
     "tensorboardX": _Optional("tensorboardX", "tensorboard"),
     "tyro": _Optional("tyro", "cli"),
+    "yaml": _Optional("pyyaml", "files"),
 }
 
 

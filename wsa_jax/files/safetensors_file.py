@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsa_jax.extras import require
 from wsa_jax.files.model_file import ModelFile, ModelFileError, listed, size_in_bytes, told
 from wsa_jax.files.writing import Content
 from wsa_jax.runs.files import atomic_file
@@ -126,12 +127,9 @@ def write_sharded(folder: Path, what: Content, shard_bytes: int) -> None:
 
 
 def _open(path: Path) -> Any:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ModelFileError(
-            f"{path} needs the package safetensors; install it: pip install 'wsa-jax[files]'"
-        ) from error
+    require("safetensors", f"reading {path}")
+    from safetensors import SafetensorError, safe_open
+
     with told(path, "read", SafetensorError):
         # Read, not mapped: mapped pages would count as memory of the process.
         return safe_open(path, framework="numpy", backend="pread")
