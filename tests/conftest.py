@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.models import MLP
 from wsa_jax.training import Task, classification
+
+assert tyro  # loaded before doctests run: it fails where one has left a list in builtins._
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it

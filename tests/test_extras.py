@@ -13,7 +13,7 @@ from wsa_jax.data import load_dataset
 from wsa_jax.extras import _OPTIONAL, MissingExtraError
 from wsa_jax.federated import iid
 from wsa_jax.federated.plots import partition_heatmap
-from wsa_jax.federated.run_loop import progress_bar
+from wsa_jax.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -25,8 +25,8 @@ def draw():
 
 
 def show_bar():
-    with progress_bar(True, 0, 1) as advance:
-        advance(None)
+    with progress_bar(True, 1) as advance:
+        advance()
 
 
 @pytest.mark.parametrize(

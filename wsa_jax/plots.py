@@ -1,14 +1,22 @@
 """Figures. Matplotlib is loaded by the first call, not by importing this module."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsa_jax.door import door
+from wsa_jax.extras import require
+from wsa_jax.types import Json
+
 if TYPE_CHECKING:
     import matplotlib.axes
+    import matplotlib.figure
 
-__all__ = ["PALETTE", "draw_curves"]
+History = Sequence[Json]
+"""Rows of rounds, as `SimulationResult.history` holds them."""
+
+__all__ = ["PALETTE", "draw_curves", "plot_history", "plot_merge_table"]
 
 
 PALETTE = ("#1b4965", "#d1495b", "#66a182", "#edae49", "#8e6c8a", "#5c7285", "#b0603a", "#2e8b9a")
@@ -65,3 +73,114 @@ def draw_curves(
     axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
+
+
+@door
+def plot_history(
+    histories: History | Mapping[str, History | Sequence[History]],
+    value: str = "test_accuracy",
+) -> "matplotlib.figure.Figure":
+    """Draw a number of each round, one line per label.
+
+    Args:
+      histories: ``result.history``, or for each label one history or several (seeds), which become
+        the mean in a band from the least to the greatest.
+      value: a key of the rows. Rounds without it are left out; of a number for each layer, the
+        sum is drawn, or one line per layer for a single history.
+
+    Returns:
+      A figure that belongs to no window: ``figure.savefig(path)``.
+
+    Raises:
+      ValueError: no row has the value; the message lists what the rows have.
+      MissingExtraError: matplotlib is not installed.
+
+    >>> rows = [{"round": 1, "test_accuracy": 0.5}, {"round": 2}, {"round": 3, "test_accuracy": 1}]
+    >>> plot_history(rows).axes[0].lines[0].get_xydata().tolist()
+    [[1.0, 0.5], [3.0, 1.0]]
+    """
+    require("matplotlib", "a figure")
+    from matplotlib.figure import Figure
+
+    if isinstance(histories, Mapping):
+        series = {
+            label: [(x, y.tolist()) for x, y in (_curve(rows, value) for rows in _several(given))]
+            for label, given in histories.items()
+        }
+    else:
+        x, y = _curve(histories, value, summed=False)
+        if y.ndim == 1:
+            series = {value: [(x, y.tolist())]}
+        else:
+            layers = next(row["layers"] for row in histories)
+            series = {
+                layer: [(x, column)] for layer, column in zip(layers, y.T.tolist(), strict=True)
+            }
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    draw_curves(figure.subplots(), series, xlabel="round", ylabel=value.replace("_", " "))
+    return figure
+
+
+@door
+def plot_merge_table(rows: Sequence[Json], value: str = "accuracy") -> "matplotlib.figure.Figure":
+    """Draw the rows of `wsa_jax.merging.merge_table` as bars, in the order of the table.
+
+    The models themselves and their ensemble, which are no merges, are grey.
+
+    Args:
+      rows: the table; a method without the value is left out.
+      value: a key of the rows, ``"accuracy"``, ``"loss"`` or a metric of the task's own.
+
+    Returns:
+      A figure that belongs to no window: ``figure.savefig(path)``.
+
+    Raises:
+      ValueError: no row has the value; the message lists what the rows have.
+      MissingExtraError: matplotlib is not installed.
+
+    >>> rows = [{"method": "model 1", "accuracy": 0.9}, {"method": "average", "accuracy": 0.5}]
+    >>> [text.get_text() for text in plot_merge_table(rows).axes[0].get_yticklabels()]
+    ['model 1', 'average']
+    """
+    require("matplotlib", "a figure")
+    from matplotlib.figure import Figure
+
+    kept = [row for row in rows if row.get(value) is not None]
+    _check_found(kept, rows, value)
+    names = [str(row["method"]) for row in kept]
+    references = [name == "ensemble" or name.startswith("model ") for name in names]
+    figure = Figure(figsize=(6.0, 0.6 + 0.32 * len(kept)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        names,
+        [row[value] for row in kept],
+        color=["#b9c4ce" if reference else PALETTE[0] for reference in references],
+        height=0.7,
+    )
+    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(value.replace("_", " "))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _several(given: Any) -> list[History]:
+    """The histories under one label, which may be one alone."""
+    return [given] if not given or isinstance(given[0], Mapping) else list(given)
+
+
+def _curve(rows: History, value: str, *, summed: bool = True) -> tuple[list[int], np.ndarray]:
+    """The rounds that have a value, and the values, ``[rounds]`` or ``[rounds, layers]``."""
+    kept = [row for row in rows if row.get(value) is not None]
+    _check_found(kept, rows, value)
+    values = np.asarray([row[value] for row in kept], float)
+    if summed and values.ndim > 1:
+        values = values.sum(axis=1)
+    return [row["round"] for row in kept], values
+
+
+def _check_found(kept: Sequence[Json], rows: Sequence[Json], value: str) -> None:
+    if not kept:
+        known = dict.fromkeys(name for row in rows for name in row)
+        raise ValueError(f"no row has {value!r}; they have {', '.join(known) or 'nothing'}")

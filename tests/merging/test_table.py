@@ -62,6 +62,16 @@ def test_rows_are_models_methods_and_the_ensemble(table):
     assert all(row["seconds"] > 0 for row in table if row["method"] in METHODS)
 
 
+def test_a_progress_bar_names_the_methods(table, models, spec, evidence, tiny_data, capsys):
+    shown = merge_table(
+        jax.random.key(0), models, spec, evidence, test=tiny_data, methods="average", progress=True
+    )
+    printed = capsys.readouterr().out
+    assert "average" in printed
+    assert "1/1" in printed
+    assert shown[2]["accuracy"] == table[2]["accuracy"]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
     name, table, models, spec, evidence, tiny_data

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.trees import assert_close
+from tests.trees import assert_bitwise, assert_close
 from wsa_jax import constant_target, scope_divergence, scope_gradient, weight_scope
 from wsa_jax.scope.layers import all_leaves
 from wsa_jax.scope.stability import stability
@@ -68,6 +68,12 @@ def stacked_fit(tiny_task, tiny_data):
 @pytest.fixture(scope="module")
 def alone(tiny_task, tiny_data):
     return fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS)
+
+
+def test_a_progress_bar_changes_nothing(tiny_task, tiny_data, alone, capsys):
+    shown = fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS, progress=True)
+    assert "60/60" in capsys.readouterr().out
+    assert_bitwise(shown, alone)
 
 
 def batch_of(data, rows, mask=None):

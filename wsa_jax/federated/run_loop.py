@@ -1,12 +1,11 @@
 """The rounds of a simulation one after another, and what is recorded of them."""
 
-import contextlib
 import inspect
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +16,12 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields
-from wsa_jax.extras import require
 from wsa_jax.federated.client import RoundSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.round import RoundFn, ServerState
 from wsa_jax.federated.run_directory import json_number, round_row
 from wsa_jax.federated.train_clients import FederatedData
+from wsa_jax.progress import Advance
 from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.types import Json
 
@@ -98,7 +97,7 @@ class Recorder:
       judge: ``state -> {name: value}``, the evaluation, or None for none.
       run: the directory, or None.
       history: rows of earlier rounds; new ones are appended.
-      advance: called with each round's row, or None while it is not known yet, for a progress bar.
+      advance: called for each round, with what is known of it, for a progress bar.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Recorder:
         judge: Callable[[ServerState], Json] | None,
         run: RunDirectory | None,
         history: list[Json],
-        advance: Callable[[Json | None], None],
+        advance: Advance,
     ):
         self.history = history
         self._recording, self._schedules = recording, schedules
@@ -128,7 +127,7 @@ class Recorder:
         every = recording.checkpoint_every or recording.evaluate_every
         saves = last or (index + 1) % every == 0
         if not (evaluates or saves or self._sees_state):
-            self._advance(None)
+            self._advance()
             return False
         rows = self._rows(info)
         if evaluates and self._judge is not None:
@@ -141,7 +140,8 @@ class Recorder:
             self._run.append(rows)
             if saves or stops:
                 self._run.save(index + 1, state)
-        self._advance(rows[-1])
+        accuracy = rows[-1].get("test_accuracy")
+        self._advance(1, None if accuracy is None else f"rounds, test accuracy {accuracy:.3f}")
         self._since = time.perf_counter()
         return stops
 
@@ -233,36 +233,3 @@ def _json_value(name: str, value: Any, number: int) -> Any:
             "give a number, a string, or a list of them"
         ) from None
     return value
-
-
-@contextlib.contextmanager
-def progress_bar(enabled: bool, done: int, rounds: int) -> Generator[Callable[[Json | None], None]]:
-    """Show a bar of the rounds; yields what advances it by one."""
-    if not enabled:
-        yield lambda row: None
-        return
-    require("rich", "a progress bar")
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        bar_task = bar.add_task("rounds", total=rounds, completed=done)
-
-        def advance(row: Json | None) -> None:
-            accuracy = (row or {}).get("test_accuracy")
-            if accuracy is not None:
-                bar.update(bar_task, description=f"rounds, test accuracy {accuracy:.3f}")
-            bar.advance(bar_task)
-
-        yield advance

@@ -44,10 +44,10 @@ from wsa_jax.federated.run_loop import (
     Recorder,
     Recording,
     Schedules,
-    progress_bar,
     run_rounds,
 )
 from wsa_jax.federated.train_clients import Execution, FederatedData, RoundPlan
+from wsa_jax.progress import progress_bar
 from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.scope import weight_scope
@@ -249,7 +249,7 @@ def simulate(
     shows = recording.progress and jax.process_index() == 0
     with (
         run or contextlib.nullcontext(),
-        progress_bar(shows, int(state.round), rounds) as advance,
+        progress_bar(shows, rounds, done=int(state.round), what="rounds") as advance,
     ):
         recorder = Recorder(
             recording,

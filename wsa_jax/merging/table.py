@@ -22,6 +22,7 @@ from wsa_jax.merging.methods import (
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
+from wsa_jax.progress import one_by_one
 from wsa_jax.training.checks import check_data, check_inputs, logits_shape
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Metrics
@@ -43,6 +44,7 @@ def merge_table(
     test: tuple[PyTree, Shaped[Array | np.ndarray, "examples ..."]],
     methods: str | Method | Iterable[str | Method] | Mapping[str, Method] | None = None,
     budget: Budget | None = None,
+    progress: bool = False,
 ) -> list[Row]:
     """Merge models by every method and evaluate the results: a tidy table.
 
@@ -56,6 +58,7 @@ def merge_table(
         MergeResult``, or both; one of them alone; or a dictionary of functions by name. All
         of `METHODS` that the task admits if None.
       budget: budget of learned methods; `Budget()` by default.
+      progress: show a progress bar of the methods.
 
     Returns:
       A list of dictionaries, one per method, with keys ``method``, ``accuracy`` in [0, 1], ``loss``
@@ -86,7 +89,7 @@ def merge_table(
     # The same keys for every method, so that those that share an align can share its result.
     align_key, combine_key = jax.random.split(key)
     aligned: dict[str, tuple[list[Model], float]] = {}
-    for name, method in chosen.items():
+    for name, method in one_by_one(chosen, enabled=progress):
         lack = lacking(method, name, evidence) if methods is None else None
         if lack or not applicable(spec, method):
             rows.append(_row(name, None, info={"left out": lack} if lack else None))

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real, Shape
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields, door
+from wsa_jax.progress import progress_bar
 from wsa_jax.reductions import clip_gradient
 from wsa_jax.runs.described import task_settings
 from wsa_jax.runs.identity import digest
@@ -56,11 +57,13 @@ class Running(TypedDict, total=False):
         always has one. Ignored without a directory.
       map_models: train a stack one model after another (True, the default on the CPU) or at once
         (False, elsewhere).
+      progress: show a progress bar of the steps.
     """
 
     directory: str | os.PathLike[str] | None
     checkpoint_every: int | None
     map_models: bool | None
+    progress: bool
 
 
 class FitResult(NamedTuple):
@@ -104,8 +107,8 @@ def fit(
         (`scope_window`); ignored without a target.
       params: start from these instead of initial weights; ``[models, ...]`` with a stack of keys.
       model_state: start from this instead of the initial one; stacked like params.
-      running: how it runs and what it keeps: ``directory``, ``checkpoint_every``, ``map_models``;
-        see `Running`.
+      running: how it runs and what it keeps: ``directory``, ``checkpoint_every``, ``map_models``,
+        ``progress``; see `Running`.
 
     Guarantees: equal keys give bitwise equal results; so does a run that is saved, or killed at any
     moment and started again. One compilation serves all segments of a run.
@@ -148,7 +151,7 @@ def fit(
             check_target(scope, settings.select, "the initial model")
         check_bound(scope, target, rates, strengths)
 
-    # A run is cut into segments only where it is kept: one executable serves them all.
+    # A run is cut into segments only where it is kept or shown: one executable serves them all.
     kept: contextlib.AbstractContextManager[RunDirectory | None] = contextlib.nullcontext()
     if directory is not None:
         # A number reads better in a refusal than the digest of a schedule.
@@ -158,15 +161,22 @@ def fit(
             key, task_settings(task), settings, rates, target, recorded, initial, data
         )
         kept = RunDirectory(directory, identity, total=steps, unit="step", keeps_rows=False)
-    segment = steps if directory is None else save_every or -(-steps // 10)
+    shows, segment = running.get("progress", False), steps
+    if directory is not None or shows:
+        segment = (save_every if directory is not None else None) or -(-steps // 10)
     arrays = jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels)
-    with kept as run:
+    with contextlib.ExitStack() as opened:
+        run = opened.enter_context(kept)
         done, state, _ = (0, state, ()) if run is None else run.resume(state)
+        tell = opened.enter_context(progress_bar(shows, steps, done=done, what="steps"))
         while done < steps:
             stop = min((done // segment + 1) * segment, steps)
             state = advance(key, state, *arrays, rates, done, stop, target, strengths)
             if run is not None:
                 run.save(stop, state)
+            if shows:
+                jax.block_until_ready(state.loss)
+            tell(stop - done)
             done = stop
     return FitResult(state.params, state.model_state, state.loss)
 

@@ -126,6 +126,14 @@ class TestLoop:
         losses = jnp.concatenate([first.info["loss"], second.info["loss"]])
         assert_bitwise(losses, whole.info["loss"])
 
+    def test_under_a_progress_bar_it_is_bitwise_the_same(self, examples, held_out, whole, capsys):
+        settings = dataclasses.replace(HALF, steps=8, progress=True)
+        shown = np_merge(KEY, mse, (A, B), examples, settings=settings, held_out=held_out)
+        assert "8/8" in capsys.readouterr().out
+        assert_bitwise(shown.params, whole.params)
+        for name, expected in whole.info.items():
+            assert_bitwise(shown.info[name], expected)
+
     def test_a_state_from_a_checkpoint_continues_bitwise(self, examples, held_out, whole, tmp_path):
         def half(state):
             return np_merge(

@@ -1,5 +1,6 @@
 """Gradient steps on a few examples, in one `lax.scan`: the loop of all learned merges."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from wsa_jax.merging.combine.learning import (
     Objective,
 )
 from wsa_jax.merging.result import MergeResult
+from wsa_jax.progress import pieces, progress_bar
 from wsa_jax.schedules import value_at
-from wsa_jax.tree import is_weight
+from wsa_jax.tree import is_traced, is_weight
 from wsa_jax.types import Json
 
 
@@ -96,14 +98,37 @@ def learn(
         model_state = {} if learning.model_state is None else learning.model_state
         state = _first_state(variables, model_state, first, settings)
     examples, held_out = jax.tree.map(jnp.asarray, (learning.examples, learning.held_out))
-    run = _jitted_run(_Method(learning.loss_fn, objective, settings, schedule))
-    with taken_by("loss_fn", "these models and examples"):
-        state, params, model_state, info = run(
-            key, state, models, examples, held_out, rate, penalty_inputs
-        )
+    shows = settings.progress and not is_traced((key, models))
+    sizes = pieces(settings.steps) if shows else [settings.steps]
+    taken = list[Any]()
+    with progress_bar(shows, settings.steps, what="learning") as advance:
+        for size in sizes:
+            piece = dataclasses.replace(settings, steps=size, progress=False)
+            run = _jitted_run(_Method(learning.loss_fn, objective, piece, schedule))
+            with taken_by("loss_fn", "these models and examples"):
+                state, *made = run(key, state, models, examples, held_out, rate, penalty_inputs)
+            taken.append(made)
+            if shows:
+                advance(size, f"learning, loss {float(made[-1]['loss'][-1]):.3g}")
+    params, model_state, _ = taken[-1]
+    info = _joined([info for _, _, info in taken])
     if learning.repair is not None:
         model_state = learning.repair(params, model_state)
     return MergeResult(params, model_state, info | {"state": state})
+
+
+def _joined(infos: list[Json]) -> Json:
+    """Diagnostics of pieces of a run, as if it had been run whole."""
+    joined = infos[-1]
+    if len(infos) == 1:
+        return joined
+    joined = joined | {"loss": jnp.concatenate([info["loss"] for info in infos])}
+    if "held_out_loss" in joined:
+        # What a piece ends with is no step of the whole, except at its end.
+        scores = [info["held_out_loss"][:-1] for info in infos]
+        scores.append(infos[-1]["held_out_loss"][-1:])
+        joined["held_out_loss"] = jnp.concatenate(scores)
+    return joined
 
 
 @functools.partial(jax.jit, static_argnames="settings")

@@ -42,6 +42,8 @@ class LearningSettings:
       compute_dtype: dtype in which the loss gets the parameters (and ``classification`` the
         images); what is learnt keeps its own.
       batch_sharding: sharding of each batch's leading axis over devices, or None.
+      progress: show a progress bar of the steps, which are then taken in pieces; the result is
+        bitwise the same.
 
     Raises:
       ValueError: a field is of another type, steps or eval_every is below 1, or the granularity is
@@ -55,6 +57,7 @@ class LearningSettings:
     granularity: str = "parameter"
     compute_dtype: Any = None
     batch_sharding: jax.sharding.Sharding | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
