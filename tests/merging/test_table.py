@@ -17,17 +17,25 @@ from wsa_jax.merging import (
     LearningSettings,
     MergeResult,
     Model,
+    NotAdmittedError,
     align_models,
     merge_table,
     permute_units,
     scale_units,
     trace_spec,
 )
-from wsa_jax.merging.methods import _activations
+from wsa_jax.merging.aligns import activations_of
 from wsa_jax.merging.table import chosen_methods
-from wsa_jax.training import Batch, Metrics, Task, classification_task, evaluate
+from wsa_jax.models import MLP
+from wsa_jax.training import Batch, Metrics, Task, classification, classification_task, evaluate
 
 BUDGET = Budget(steps=4, batch_size=10)
+
+
+@pytest.fixture(scope="module")
+def tiny_task(tiny_info):
+    """Narrow enough that 30 examples determine its covariances."""
+    return classification(MLP(features=(24, 3)), tiny_info)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,7 @@ def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
     "name",
     [
         "activation matching", "weight matching", "rescaling", "rescaling, weight matching",
+        "OT Fusion", "OT Fusion, weights", "ZipIt!",
         "Fisher", "NP Merge", "NP Merge, joint",
     ],
 )  # fmt: skip
@@ -205,8 +214,15 @@ def test_what_the_evidence_is_without_is_named(models, spec, evidence, tiny_data
         merge_table(key, models, spec, empty, test=tiny_data, methods="average")
 
 
+def test_a_covariance_of_too_few_samples_is_left_out_and_told(models, spec, evidence, tiny_data):
+    few = evidence._replace(inputs=evidence.inputs[:24], labels=evidence.labels[:24])
+    message = "has 24 units and 24 calibration samples, too few for the covariance that canonical"
+    with pytest.raises(NotAdmittedError, match=message):
+        merge_table(jax.random.key(0), models, spec, few, test=tiny_data, methods="CCA Merge")
+
+
 def test_activation_matching_compiles_once_a_task(models, spec, evidence):
-    assert _activations(spec, evidence.task) is _activations(spec, evidence.task)
+    assert activations_of(spec, evidence.task) is activations_of(spec, evidence.task)
 
 
 class TestNamesOfMethods:

@@ -5,9 +5,11 @@ from wsa_jax.merging.align import (
     Rescaling,
     ScaledMatching,
     UnitMaps,
+    Zipped,
     activation_matching,
     activation_transport,
     align,
+    canonical_correlation,
     normalize_scales,
     rescale,
     rescale_and_match,
@@ -15,7 +17,10 @@ from wsa_jax.merging.align import (
     weight_matching,
     weight_matching_many,
     weight_transport,
+    zip_merge,
+    zip_units,
 )
+from wsa_jax.merging.aligns import align_models
 from wsa_jax.merging.combine import (
     LearningSettings,
     LearningState,
@@ -48,7 +53,7 @@ from wsa_jax.merging.evaluate import (
     loss_plane,
 )
 from wsa_jax.merging.evidence import Budget, Evidence, Model
-from wsa_jax.merging.methods import METHODS, Pipeline, align_models
+from wsa_jax.merging.methods import METHODS, Pipeline
 from wsa_jax.merging.repair import reset_batch_norm
 from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.equivalence import check_equivalence
@@ -82,12 +87,14 @@ __all__ = [
     "Strengths",
     "Tie",
     "UnitMaps",
+    "Zipped",
     "accuracy_barrier",
     "activation_matching",
     "activation_transport",
     "align",
     "align_models",
     "average",
+    "canonical_correlation",
     "check_equivalence",
     "check_spec",
     "dare",
@@ -125,4 +132,6 @@ __all__ = [
     "weight_matching",
     "weight_matching_many",
     "weight_transport",
+    "zip_merge",
+    "zip_units",
 ]

@@ -10,17 +10,18 @@ from jaxtyping import Array, Key, PyTree, Shaped
 
 from wsa_jax import checks
 from wsa_jax.door import door, shown
+from wsa_jax.extras import MissingExtraError
+from wsa_jax.merging.aligns import align_models
 from wsa_jax.merging.evaluate.ensemble import ensemble
 from wsa_jax.merging.evidence import Budget, Evidence, Model, rows_of
 from wsa_jax.merging.methods import (
     METHODS,
     Pipeline,
-    align_models,
     applicable,
     check_needs,
     lacking,
 )
-from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.progress import one_by_one
 from wsa_jax.training.checks import check_data, check_inputs, logits_shape
@@ -67,8 +68,8 @@ def merge_table(
       (``model 1`` and so on); their ``ensemble``, a reference, not a merge, comes last for a
       classifier. Accuracy is None for a task that counts no correct answers. A method that a model
       does not admit (rescaling across norms) has accuracy and loss None; so has, unless it was
-      asked for, one that needs what the evidence is without (logits, labels, a base), and ``info``
-      tells it under ``left out``.
+      asked for, one that needs what the evidence is without (logits, labels, a base, samples
+      enough) or an extra that is not installed, and ``info`` tells it under ``left out``.
 
     Guarantees: models are not changed, and are checked once; equal keys give equal tables except
     for ``seconds``. Aligns are shared: methods with the same align combine the same models.
@@ -89,12 +90,8 @@ def merge_table(
     # The same keys for every method, so that those that share an align can share its result.
     align_key, combine_key = jax.random.split(key)
     aligned: dict[str, tuple[list[Model], float]] = {}
-    for name, method in one_by_one(chosen, enabled=progress):
-        lack = lacking(method, name, evidence) if methods is None else None
-        if lack or not applicable(spec, method):
-            rows.append(_row(name, None, info={"left out": lack} if lack else None))
-            continue
-        check_needs(method, name, models[0], evidence)
+
+    def merge(method: Method) -> tuple[MergeResult, float]:
         begin, spent = time.perf_counter(), 0.0
         if isinstance(method, Pipeline):
             if method.align not in aligned:
@@ -108,7 +105,22 @@ def merge_table(
         else:
             result = method(key, spec, models, evidence, budget=budget)
         jax.block_until_ready((result.params, result.model_state))
-        seconds = spent + time.perf_counter() - begin
+        return result, spent + time.perf_counter() - begin
+
+    for name, method in one_by_one(chosen, enabled=progress):
+        lack = lacking(method, name, evidence) if methods is None else None
+        if lack or not applicable(spec, method):
+            rows.append(_row(name, None, info={"left out": lack} if lack else None))
+            continue
+        check_needs(method, name, models[0], evidence)
+        try:
+            result, seconds = merge(method)
+        except (NotAdmittedError, MissingExtraError) as error:
+            # Found out on the way: by the number of samples, or at an import.
+            if methods is not None:
+                raise
+            rows.append(_row(name, None, info={"left out": str(error)}))
+            continue
         merged = Model(result.params, result.model_state)
         # The state of learning is larger than the model, and nothing continues from it.
         info = {key: value for key, value in result.info.items() if key != "state"}

@@ -65,7 +65,7 @@ def test_sinkhorn_plans_are_pots_in_the_log_domain_and_end_at_the_exact_one():
     given = uniform(5), uniform(8)
     plan = transport_plan(cost, *given, solver="sinkhorn", epsilon=0.1)
     reference = ot.sinkhorn(*given, cost, 0.1 * cost.mean(), method="sinkhorn_log", stopThr=1e-12)
-    np.testing.assert_allclose(plan, reference, atol=1e-6)
+    np.testing.assert_allclose(plan, reference, atol=1e-5)
     sharp = transport_plan(cost, *given, solver="sinkhorn", epsilon=0.001)
     np.testing.assert_allclose(sharp, transport_plan(cost, *given), atol=1e-4)
 

@@ -30,7 +30,7 @@ def activation_transport(
     inputs: Inputs,
     *,
     solver: str = "exact",
-    epsilon: float | int = 0.01,
+    epsilon: float | int = 0.05,
     masses: Sequence[Masses] | None = None,
     batch_size: int = 100,
 ) -> tuple[UnitMaps, ...]:

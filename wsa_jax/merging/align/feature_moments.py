@@ -1,7 +1,7 @@
 """Means and covariances of several models' units together, from one pass over batches."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -61,11 +61,22 @@ def features_of(
     inputs: Inputs,
     *,
     batch_size: int,
+    groups: Collection[str] | None = None,
+    own: Collection[str] = (),
 ) -> Features:
     """Accumulate the moments of every group that can be mapped.
 
     Batches are centred by their own means in float64 and joined exactly (Chan, Golub and LeVeque,
     1983), so covariances stay precise where means are large.
+
+    Args:
+      spec: of the first model.
+      models: at least two.
+      activations: of all groups.
+      inputs: calibration data.
+      batch_size: examples at once.
+      groups: which to look at; all that can be mapped if None.
+      own: leaves in which models may differ, as in `second_sizes`.
 
     Raises:
       ValueError: fewer than two models, models that do not fit the spec, no inputs, activations of
@@ -73,25 +84,25 @@ def features_of(
     """
     functions, examples = _check(models, activations, inputs, batch_size)
     sizes = [
-        second_sizes(spec, models[0], model, f"model {index + 1}")
+        second_sizes(spec, models[0], model, f"model {index + 1}", own)
         for index, model in enumerate(models)
     ]
-    groups, unmoved = movable(spec)
+    mapped, unmoved = movable(spec)
     unmoved = unmoved | _without_samples(spec, functions[0], models[0], inputs)
-    for own in sizes:
-        fixed = [name for name in unmoved if own[name] != spec[name].size]
-        if fixed:
+    for name, reason in unmoved.items():
+        widths = {size[name] for size in sizes}
+        if len(widths) > 1 or name in (groups or ()):
             raise ValueError(
-                f"group {fixed[0]} has {spec[fixed[0]].size} units in the first model and "
-                f"{own[fixed[0]]} in another, and cannot be mapped: {unmoved[fixed[0]]}"
+                f"group {name}, of {' and '.join(map(str, sorted(widths)))} units, cannot be "
+                f"mapped: {reason}"
             )
-    kept = [name for name in groups if name not in unmoved]
+    kept = [name for name in mapped if name not in unmoved and (groups is None or name in groups)]
     total: dict[str, FeatureMoments] = {}
     for start in range(0, examples, batch_size):
         rows = jax.tree.map(lambda leaf, at=start: leaf[at : at + batch_size], inputs)
         found = [_compiled(f)(model, rows) for f, model in zip(functions, models, strict=True)]
         for name in kept:
-            batch = _of_batch(name, found, [own[name] for own in sizes])
+            batch = _of_batch(name, found, [size[name] for size in sizes])
             total[name] = _joined(total[name], batch) if name in total else batch
     return Features(total, unmoved)
 

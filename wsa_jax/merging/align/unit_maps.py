@@ -5,7 +5,7 @@ models may differ in width: then the result has the first model's shape.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -74,7 +74,13 @@ def movable(spec: AxisSpec) -> tuple[dict[str, Group], dict[str, str]]:
     return {g.name: g for g in spec.groups if g.name not in reasons}, reasons
 
 
-def second_sizes(spec: AxisSpec, first: PyTree, second: PyTree, which: str) -> dict[str, int]:
+def second_sizes(
+    spec: AxisSpec,
+    first: PyTree,
+    second: PyTree,
+    which: str,
+    own: Collection[str] = (),
+) -> dict[str, int]:
     """How many units each group has in a second model, which may be of another width.
 
     Args:
@@ -82,6 +88,7 @@ def second_sizes(spec: AxisSpec, first: PyTree, second: PyTree, which: str) -> d
       first: the first model.
       second: another one, of equal leaves.
       which: what messages call the second model.
+      own: leaves that stay each model's own, whose axes without units may differ.
 
     Raises:
       ValueError: a leaf that only one model has, an axis of another size where no group lies
@@ -108,7 +115,7 @@ def second_sizes(spec: AxisSpec, first: PyTree, second: PyTree, which: str) -> d
     sizes = {group.name: sizes.get(group.name, group.size) for group in spec.groups}
     _check_grown(spec, sizes, which)
     for leaf, shape in ours.items():
-        _check_leaf(leaf, shape, theirs[leaf], blocks, sizes, which)
+        _check_leaf(leaf, shape, theirs[leaf], blocks, sizes, which, leaf in own)
     return sizes
 
 
@@ -119,6 +126,7 @@ def _check_leaf(
     blocks: Mapping[tuple[str, int], Sequence[tuple[Group, Tie]]],
     sizes: Mapping[str, int],
     which: str,
+    own: bool,
 ) -> None:
     if len(shape) != len(other):
         raise ValueError(
@@ -128,7 +136,7 @@ def _check_leaf(
     for axis, (size, found) in enumerate(zip(shape, other, strict=True)):
         there = {tie.offset: (g, tie) for g, tie in blocks.get((leaf, axis), ())}.values()
         grown = sum(tie.outer * tie.inner * (sizes[g.name] - g.size) for g, tie in there)
-        if size + grown == found:
+        if size + grown == found or (own and not there):
             continue
         if not there:
             raise ValueError(

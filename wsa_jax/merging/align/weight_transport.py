@@ -40,7 +40,7 @@ def weight_transport(
     models: Sequence[PyTree],
     *,
     solver: str = "exact",
-    epsilon: float | int = 0.01,
+    epsilon: float | int = 0.05,
     masses: Sequence[Masses] | None = None,
     passes: int = 2,
 ) -> tuple[UnitMaps, ...]:
