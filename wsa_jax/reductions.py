@@ -163,7 +163,7 @@ def weighted_mean(
 
 @jax.custom_jvp
 def _norm(leaves: list[Array]) -> Array:
-    root, scale = _scaled_norm(leaves)
+    root, scale = _scaled_root(leaves)
     return root / scale
 
 
@@ -171,13 +171,16 @@ def _norm(leaves: list[Array]) -> Array:
 def _norm_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     # By the chain rule, 1 / scale alone would leave the range.
     (leaves,), (moves,) = primals, tangents
-    ways = zip(unit(leaves), moves, strict=True)
-    return _norm(leaves), sum((jnp.sum((jnp.conj(a) * b).real) for a, b in ways), jnp.zeros(()))
+    return _norm(leaves), _along(unit(leaves), moves)
 
 
 def _scaled_norm(tree: PyTree) -> tuple[Array, Array]:
     """The norm as ``root / scale``, where scale is a power of 2, and 1 in the ordinary range."""
-    leaves = [wide(leaf) for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
+    return _scaled_root([wide(leaf) for leaf in jax.tree.leaves(tree) if _is_number(leaf)])
+
+
+@jax.custom_jvp
+def _scaled_root(leaves: list[Array]) -> tuple[Array, Array]:
     dtype = jnp.result_type(jnp.float32, *(_real(leaf.dtype) for leaf in leaves))
 
     def squares(scale: Any) -> Array:
@@ -194,15 +197,40 @@ def _scaled_norm(tree: PyTree) -> tuple[Array, Array]:
     # underflows; a power of 2, so that it rounds nothing.
     limits = jnp.finfo(dtype)
     factor = 2.0 ** (25 * limits.maxexp // 32)
-    plain = squares(1)
-    ordinary = (plain < limits.max) & (plain > limits.tiny / limits.eps**2)
-    scale = jnp.where(plain < 1, factor, 1 / factor).astype(dtype)
-    scale = jnp.where(ordinary, jnp.ones((), dtype), scale)
-    total = jax.lax.cond(ordinary, lambda: plain, lambda: squares(scale))
+
+    def out_of_range(carry: tuple[Array, Array]) -> Array:
+        total, scale = carry
+        ordinary = (total < limits.max) & (total > limits.tiny / limits.eps**2)
+        return (scale == 1) & ~ordinary
+
+    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        scale = jnp.where(carry[0] < 1, factor, 1 / factor).astype(dtype)
+        return squares(scale), scale
+
+    # A loop of one step or none, not a branch: under vmap, both sides of a branch are computed for
+    # all, while a loop is entered only if one of them needs it. The scale is made inside, since XLA
+    # would compute before the loop whatever does not depend on it.
+    total, scale = jax.lax.while_loop(out_of_range, again, (squares(1), jnp.ones((), dtype)))
     # Not the root of 0, whose gradient is infinite even where it is not used.
     positive = total != 0
     root = jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), 0)
     return root, jnp.where(positive, scale, 1)
+
+
+@_scaled_root.defjvp
+def _scaled_root_jvp(
+    primals: tuple[Any], tangents: tuple[Any]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    # A loop has no gradient by itself; the scale is a constant.
+    (leaves,), (moves,) = primals, tangents
+    root, scale = _scaled_root(leaves)
+    return (root, scale), (scale * _along(unit(leaves), moves), jnp.zeros_like(scale))
+
+
+def _along(way: list[Array], moves: list[Array]) -> Array:
+    """How far moves go along a way: their real inner product."""
+    products = (jnp.sum((jnp.conj(a) * b).real) for a, b in zip(way, moves, strict=True))
+    return sum(products, jnp.zeros(()))
 
 
 def _is_number(leaf: Leaf) -> bool:

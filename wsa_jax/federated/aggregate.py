@@ -1,7 +1,8 @@
 """Reductions over the client axis: means as sums, and rules that a few bad clients cannot move."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -231,7 +232,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     (True, False)
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves] or [True]))
+    return _all(jnp.isfinite(leaf).all() for leaf in leaves)
 
 
 def stays_finite(new: PyTree, old: PyTree) -> Bool[Array, ""]:
@@ -242,12 +243,12 @@ def stays_finite(new: PyTree, old: PyTree) -> Bool[Array, ""]:
     >>> bool(stays_finite({"w": jnp.inf}, {"w": 1.0}))
     False
     """
-    sound = [
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    return _all(
         jnp.all(jnp.isfinite(leaf) | ~jnp.isfinite(before))
-        for leaf, before in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+        for leaf, before in pairs
         if _is_number(leaf)
-    ]
-    return jnp.all(jnp.array(sound or [True]))
+    )
 
 
 def coordinate_median(
@@ -325,6 +326,11 @@ def from_numbers(values: PyTree, old: PyTree) -> PyTree:
         return change.astype(bool) if leaf.dtype == bool else leaf + change.astype(leaf.dtype)
 
     return jax.tree.map(convert, values, old)
+
+
+def _all(flags: Iterable[Array]) -> Bool[Array, ""]:
+    """Whether all scalars hold; one after another, which XLA fuses, where an array is filled."""
+    return functools.reduce(jnp.logical_and, flags, jnp.array(True))
 
 
 def _is_number(leaf: Leaf) -> bool:

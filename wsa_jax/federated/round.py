@@ -244,7 +244,9 @@ def _round(
     # The first door is each client's own.
     report = train_clients(plan, server, data, settings, participants, state.clients)
     mean = _aggregate(plan, key, state, report.sent, data.evidence)
-    new, refused = _doors(plan, state, _server_step(plan, state, mean, settings), mean)
+    update_norm = norm(mean.by_samples.update)
+    stepped = _server_step(plan, state, mean, settings)
+    new, refused = _doors(plan, state, stepped, mean, update_norm)
 
     rows = jax.tree.map(lambda x: x[: plan.participants], report.row)
     info = round_info(
@@ -252,7 +254,7 @@ def _round(
         participants.client[: plan.participants],
         new.target,
         weight_scope(new.params, select=plan.select),
-        norm(mean.by_samples.update),
+        update_norm,
         refused=refused,
     )
     # Clients remember nothing of a round that was refused, as the server does not.
@@ -318,14 +320,16 @@ def _server_step(
 
 
 def _doors(
-    plan: RoundPlan, state: ServerState, new: ServerState, mean: Sent
+    plan: RoundPlan, state: ServerState, new: ServerState, mean: Sent, update_norm: Array
 ) -> tuple[ServerState, Bool[Array, ""]]:
     """The new state, or the old one with the next number; and whether the new one was refused."""
     old = dataclasses.replace(state, clients=(), round=new.round)
     sound = jnp.array(True)
     if plan.aggregation.drop_nonfinite:
-        # Sums and steps of finite updates may still overflow.
-        sound = all_finite((mean.by_samples, mean.by_client)) & stays_finite(new, old)
+        # Sums and steps of finite updates may still overflow. A norm is finite only if all numbers
+        # are, so the update, which is as large as the model, is not read again.
+        sums = (update_norm, mean.by_samples._replace(update=()), mean.by_client)
+        sound = all_finite(sums) & stays_finite(new, old)
     # Without an accepted client the means are zeros, which would be taken for a model.
     stands = sound & (mean.count > 0)
     return jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old), ~sound

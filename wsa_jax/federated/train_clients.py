@@ -269,10 +269,12 @@ def _train_one(
     fusion = ScopeForm.fusion if plan.scope_form is None else plan.scope_form.fusion
     by_client = scope_moments(scope, server.target, fusion)
     # The first door: one client that diverged must not end the run of all. An update too large to
-    # be squared would make a server's second moments infinite, although it is finite itself.
+    # be squared would make a server's second moments infinite, although it is finite itself; and
+    # the square of its norm is finite only if all its numbers are, so they are not read again.
     finite, update_norm = jnp.array(True), norm(result.update)
     if plan.aggregation.drop_nonfinite:
-        finite = all_finite((by_samples, by_client, result.client, jnp.square(update_norm)))
+        besides = (jnp.square(update_norm), by_samples._replace(update=()))
+        finite = all_finite((*besides, by_client, result.client))
     accepted = participant.valid & finite & (size > 0)
     row = ClientRow(
         loss=result.loss,
