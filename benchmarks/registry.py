@@ -48,6 +48,7 @@ TOOLS: Mapping[str, str] = {
     "first_record": "federated.first_record",
     "mechanism": "federated.mechanism",
     "on_the_way": "federated.on_the_way",
+    "story": "report.story",
     "import-rows": "federated.import_rows",
 }
 

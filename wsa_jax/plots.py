@@ -31,6 +31,7 @@ def draw_curves(
     *,
     xlabel: str,
     ylabel: str,
+    colors: Mapping[str, str] | None = None,
 ) -> None:
     """Draw one line per label: the mean of its runs, in a band from the least to the greatest.
 
@@ -39,9 +40,11 @@ def draw_curves(
       series: for each label, its runs (seeds), each ``(x, y)``; all runs of a label share x.
       xlabel: label of the x axis, with its unit.
       ylabel: label of the y axis, with its unit.
+      colors: the colour of each label, so that a method looks the same in every figure; lines of
+        one colour differ in their dashes. By default the palette's, in turn.
 
     Raises:
-      ValueError: there is nothing to draw, or a label's runs differ in x.
+      ValueError: there is nothing to draw, a label's runs differ in x, or one has no colour.
 
     >>> from matplotlib.figure import Figure
     >>> axes = Figure().subplots()
@@ -52,6 +55,8 @@ def draw_curves(
     """
     if not series:
         raise ValueError("series is empty: there is nothing to draw")
+    if colors is not None and (missing := [label for label in series if label not in colors]):
+        raise ValueError(f"colors lack {missing[0]!r}; give each label one, or none at all")
     for index, (label, runs) in enumerate(series.items()):
         x = np.asarray(runs[0][0], float)
         if any(not np.array_equal(x, np.asarray(other, float)) for other, _ in runs):
@@ -59,9 +64,14 @@ def draw_curves(
                 f"the runs of {label!r} differ in x; draw them under labels of their own"
             )
         values = np.asarray([y for _, y in runs], float)
-        color = PALETTE[index % len(PALETTE)]
-        # Shifted at each turn of the palette, so that no two of 32 lines look the same.
-        dash = _DASHES[(index // 2 + index // len(PALETTE)) % len(_DASHES)]
+        if colors is None:
+            color = PALETTE[index % len(PALETTE)]
+            # Shifted at each turn of the palette, so that no two of 32 lines look the same.
+            dash = _DASHES[(index // 2 + index // len(PALETTE)) % len(_DASHES)]
+        else:
+            color = colors[label]
+            before = [colors[other] for other in list(series)[:index]].count(color)
+            dash = _DASHES[before % len(_DASHES)]
         axes.plot(x, values.mean(axis=0), dash, color=color, label=label, linewidth=1.8)
         if len(runs) > 1:
             axes.fill_between(

@@ -37,12 +37,11 @@ from benchmarks.federated.experiment import (
 )
 from benchmarks.federated.run_cells import run_cells
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import panels
+from benchmarks.record.figures import INK, METHODS, caption, dots, plain_axes
 from benchmarks.record.ledger import RESULTS, Ledger, is_finished
 from benchmarks.record.statistics import Row, markdown_table, mean_and_error, verdict
 from benchmarks.refused import RefusedError
 from benchmarks.script import Findings, Preset, Reported, State, Summary, figure_name
-from wsa_jax.plots import PALETTE
 
 INITS = ("he", "reference")
 
@@ -164,46 +163,39 @@ def decision(comparison: Comparison, rows_of: RowsOf, seeds: Sequence[int]) -> S
 
 
 def figure(args: CommonArgs, trial_rows: RowsOf, result: Summary) -> Figure:
-    """Trials by learning rate, and the winners' paired difference on each seed."""
-    picture, (left, right) = panels(2)
-    for side, (name, marker) in enumerate((("FedAvg", "o"), ("FedAvg +WSA", "^"))):
-        for init in INITS:
-            rows = [
-                (cell.learning_rate, 100 * row["accuracy"])
-                for cell in trials(args)[side]
-                for row in trial_rows(cell)
-                if cell.init == init
-            ]
-            if rows:
-                left.plot(
-                    *zip(*rows, strict=True),
-                    marker,
-                    color=PALETTE[side],
-                    markersize=7,
-                    markerfacecolor=PALETTE[side] if init == "he" else "white",
-                    label=f"{name}, {'He' if init == 'he' else 'reference'} init",
-                )
-    left.set_xscale("log")
-    left.set_xlabel("learning rate")
-    left.set_ylabel("validation accuracy, %")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
+    """Trials by accuracy, a line each, and the winners' paired difference on each seed."""
     gains = result.get("gains", [])
-    right.axhline(0, color="#3a4a5a", linewidth=0.8)
-    right.plot(range(len(gains)), gains, "o", color=PALETTE[0])
-    right.set_xticks(range(len(gains)), [str(seed) for seed in result["seeds"][: len(gains)]])
-    right.set_xlabel("seed")
-    right.set_ylabel("+WSA less FedAvg on test, points")
-    right.margins(x=0.3, y=0.2)
-    title = f"verdict: {result['verdict']}"
+    picture = Figure(figsize=(10.5, 3.9), layout="constrained")
+    left, right = picture.subplots(1, 2, width_ratios=(1.5, 1))
+    found = [
+        (100 * row["accuracy"], cell)
+        for side in trials(args)
+        for cell in side
+        for row in trial_rows(cell)
+        if row["status"] != "diverged"
+    ]
+    found.sort(key=lambda trial: trial[0])
+    for place, (accuracy, cell) in enumerate(found):
+        method = "FedAvg +WSA" if cell.strength else "FedAvg"
+        left.plot(accuracy, place, "o", markersize=7, color=METHODS[method])
+    names = [cell.label.removesuffix(", on validation") for _, cell in found]
+    left.set_yticks(range(len(names)), names, fontsize=9)
+    plain_axes(left, grid="x")
+    left.set_xlabel("validation accuracy, %")
+    left.set_title("trials, seed 0", fontsize=10)
     if gains:
-        title += f", mean {result['difference']:+.2f}"
-    right.set_title(title, fontsize=10)
-    left.set_title("trials", fontsize=10)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-    return picture
+        dots(right, 0, gains, METHODS["FedAvg +WSA"])
+    right.axvline(0, color=INK, linewidth=0.8)
+    right.set_yticks([])
+    right.set_ylim(-1, 1)
+    plain_axes(right, grid="x")
+    right.spines["left"].set_visible(False)
+    right.set_xlabel("best +WSA less best FedAvg, test, points")
+    seeds = f"seeds {', '.join(map(str, result['seeds']))}: " if gains else ""
+    right.set_title(f"winners, {seeds}{result['verdict']}", fontsize=10)
+    cell = trials(args)[0][0]
+    where = f"{data_name(cell)}, {cell.network}, {cell.clients} clients, {cell.rounds:,} rounds"
+    return caption(picture, where)
 
 
 def count(preset: Preset) -> State | None:

@@ -148,6 +148,11 @@ class Cell:
             parts.append(crops[self.augmentation])
         return parts
 
+    @property
+    def network(self) -> str:
+        """What figures call the network."""
+        return ", ".join(self._network()) or self.model.upper()
+
     def _network(self) -> list[str]:
         """What differs from the first record's CNN."""
         name = "VGG8" if self.model == "vgg8" else "CNN"

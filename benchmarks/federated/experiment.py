@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES, PRESETS, Cell
 from benchmarks.federated.comparison import Comparison, RowsOf, comparison_table, summary
-from benchmarks.federated.figures import curve_panels
+from benchmarks.federated.figures import context, paired_figure
 from benchmarks.federated.run_cells import RunOptions, run_cells
 from benchmarks.record.data import missing_data
+from benchmarks.record.figures import caption
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
@@ -117,7 +118,7 @@ class Experiment(Reported):
     """What the paper says where it gives no numbers."""
     table: Callable[[Sequence[Comparison], RowsOf], str] | None = None
     """Another table than `comparison_table`."""
-    figure: Callable[[Sequence[Comparison], RowsOf], Figure] = curve_panels
+    figure: Callable[[Sequence[Comparison], RowsOf], Figure] = paired_figure
 
     def run(self, args: CommonArgs) -> Summary:
         """Run or resume the cells that are not done, then print the table and draw the figure."""
@@ -144,7 +145,9 @@ class Experiment(Reported):
             title=self.title,
             text=report(self, comparisons, rows_of),
             figures={
-                figure_name(self.name, args.preset): lambda: self.figure(comparisons, rows_of)
+                figure_name(self.name, args.preset): lambda: caption(
+                    self.figure(comparisons, rows_of), self.title, context(comparisons, rows_of)
+                )
             },
             summary={"lines": summary(comparisons, rows_of)},
         )

@@ -2,18 +2,16 @@
 
     python -m benchmarks fig11 [--preset smoke|short|cpu|paper]
 
-One column a method (FedAvg, FedProx, FedAvg +WSA), a row each for mean and std, one colour a
-client, and a row for how far apart the stds are, which the paper's scale hides; the scopes are
-taken after local training, before the average. paper: 1,500 rounds, one seed. short cuts the rounds
+One column a method (FedAvg, FedProx, FedAvg +WSA), a line a client, and a row for how far apart the
+stds are, which the paper's scale hides; the scopes are taken after local training, before the
+average. Rows keep the means as well. paper: 1,500 rounds, one seed. short cuts the rounds
 to 100: 3 cells. cpu: the standard problem. smoke: the last layer of the MLP on digits.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.federated.comparison import Comparison, RowsOf
@@ -22,11 +20,11 @@ from benchmarks.federated.figures import on_shared_seeds
 from benchmarks.federated.paired_claims import SEEDS
 from benchmarks.federated.paper_numbers import CLAIMS, PAPER_ROUNDS
 from benchmarks.record.claims import Claim, verdict_of
-from benchmarks.record.figures import remark_absent
+from benchmarks.record.figures import INK, colors_of, plain_axes
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
 
-MOMENTS = {"mean": "mean", "std": "std", "apart": "std off the clients' mean std, %"}
+MOMENTS = {"std": "std after local training", "apart": "off the clients' mean std, %"}
 """The figure's rows."""
 
 
@@ -91,40 +89,32 @@ def trajectory(row: Row, moment: str) -> np.ndarray:
 
 
 def figure(lines: Sequence[Comparison], rows_of: RowsOf) -> Figure:
-    """The paper's two rows, and below them how far each client's std is from the others'.
+    """The clients' stds, a column a method, and below how far each is from the others'.
 
-    The axes of a row are shared, so that methods can be held together.
+    The axes of a row are shared, so that methods can be held together. The means, which the paper
+    shows as well, look alike in all columns.
     """
-    picture = Figure(figsize=(12, 8), layout="constrained")
-    grid = picture.subplots(3, 3, sharex=True, sharey="row")
-    shown = columns(lines, rows_of)
-    seeds = {row["config"]["seed"] for row in shown.values() if row is not None}
+    shown = {name: row for name, row in columns(lines, rows_of).items() if row is not None}
+    picture = Figure(figsize=(3.6 * len(shown) + 0.8, 5.4), layout="constrained")
+    grid = picture.subplots(2, len(shown), sharex=True, sharey="row", squeeze=False)
+    seeds = {row["config"]["seed"] for row in shown.values()}
     where = "".join(f", seed {seed}" for seed in seeds)
-    picture.suptitle(f"{lines[0].section} on each client{where}", fontsize=11)
-    handles: dict[str, Any] = {}
+    picture.suptitle(f"{lines[0].section} on each client{where}", fontsize=10, color=INK)
+    colors = colors_of(shown)
     for column, (label, row) in zip(grid.T, shown.items(), strict=True):
-        column[0].set_title(label, fontsize=11)
+        column[0].set_title(label, fontsize=10)
         column[-1].set_xlabel("round")
         for axes, moment in zip(column, MOMENTS, strict=True):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
-            if row is None:
-                remark_absent(axes)
-                continue
+            plain_axes(axes)
             values = trajectory(row, moment)
-            for client in range(values.shape[1]):
-                (handles[f"client {client}"],) = axes.plot(
-                    row["client_scopes"]["round"],
-                    values[:, client],
-                    linewidth=1.1,
-                    color=colormaps["tab10"](client % 10),
-                )
+            axes.plot(
+                row["client_scopes"]["round"], values, color=colors[label], linewidth=0.9, alpha=0.7
+            )
     for axes, moment in zip(grid[:, 0], MOMENTS, strict=True):
         axes.set_ylabel(MOMENTS[moment])
         axes.ticklabel_format(axis="y", useOffset=False)
     picture.align_ylabels(grid[:, 0])
     grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    picture.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
     return picture
 
 

@@ -2,28 +2,36 @@
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.federated.cell import ALGORITHM_NAMES
+from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES
 from benchmarks.federated.comparison import (
     Comparison,
     RowsOf,
+    accuracies,
     paired_curves,
     paired_gains,
     paired_rows,
 )
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
 from benchmarks.record.figures import (
+    INK,
+    METHODS,
     Curve,
+    colors_of,
+    dots,
     draw_recorded,
     drawn,
     legend_below,
-    panels,
+    plain_axes,
     shared_length,
 )
-from benchmarks.record.statistics import Row, mean_and_error
-from wsa_jax.plots import PALETTE
+from benchmarks.record.statistics import Row
+
+# Evaluations that make a curve; of fewer, the last one alone is worth a look.
+_CURVE = 8
 
 
 def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
@@ -41,42 +49,73 @@ def sections(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     return found
 
 
+def paired_figure(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
+    """Curves of runs that are long enough to have a course, else their last gains as dots."""
+    longest = max(
+        (len(row["curve"]) for line in comparisons for row in rows_of(line.baseline)), default=0
+    )
+    draw = curve_panels if longest >= _CURVE else gain_dots
+    return draw(comparisons, rows_of)
+
+
+def context(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
+    """Data, network, clients, rounds and seeds of what is drawn."""
+    run = [line for line in comparisons if rows_of(line.baseline)]
+    paired = [line for line in run if paired_gains(rows_of(line.treated), rows_of(line.baseline))]
+    cells = [line.baseline for line in paired or run]
+    rows = [row for cell in cells for row in rows_of(cell)]
+    done = sorted({row["rounds_done"] for row in rows})
+    seeds = sorted({row["config"]["seed"] for row in rows})
+    data = dict.fromkeys(DATASET_NAMES.get(cell.dataset, cell.dataset) for cell in cells)
+    networks = dict.fromkeys(cell.network for cell in cells)
+    sides = [f"images of {cell.side}x{cell.side}" for cell in cells[:1] if cell.side]
+    clients = dict.fromkeys(f"{cell.clients} clients" for cell in cells)
+    rounds = " to ".join(f"{count:,}" for count in dict.fromkeys((done[0], done[-1])))
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    parts = [" and ".join(data), *sides, " and ".join(networks), " and ".join(clients)]
+    return ", ".join([*parts, f"{rounds} rounds", named])
+
+
 def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
-    """Accuracy against rounds, and below it the paired gain, a column a section."""
-    groups = sections(comparisons)
-    figure = Figure(figsize=(max(4.4 * len(groups), 6.4), 7.2), layout="constrained")
-    grid = figure.subplots(2, len(groups), squeeze=False, sharex="col")
-    for (upper, lower), (section, group) in zip(grid.T, groups.items(), strict=True):
-        shared = on_shared_seeds(group, rows_of)
-        baselines = {
-            _baseline_name(comparison, group): accuracy_curves(shared(comparison.baseline))
-            for comparison in group
-        }
-        treated = {
-            comparison.label: accuracy_curves(shared(comparison.treated)) for comparison in group
-        }
-        # A baseline has no gain, but holds its place, so that both panels share their colours.
-        gains = {name: [] for name in baselines} | {
-            comparison.label: shared_length(
-                list(
-                    paired_curves(
-                        rows_of(comparison.treated), rows_of(comparison.baseline)
-                    ).values()
-                )
-            )
-            for comparison in group
-        }
-        draw_recorded(upper, baselines | treated, ylabel="accuracy, %", legend=False)
-        draw_recorded(lower, gains, ylabel="gain on the same seed, points", legend=False)
-        lower.axhline(0, color=PALETTE[0], linewidth=1.2)
-        if lines := drawn(upper)["handles"]:
-            legend_below(lower, handles=lines)
-            lower.set_xlabel("round")
-            lower.xaxis.get_major_locator().set_params(integer=True)
-        else:
-            lower.set_xticks([])
-        upper.set_title(section, fontsize=10)
+    """Accuracy against rounds, and below it the paired gain, a column a section that was run."""
+    groups = {
+        section: group
+        for section, group in sections(comparisons).items()
+        if any(rows_of(cell) for line in group for cell in (line.baseline, line.treated))
+    }
+    pairs = [
+        paired_curves(rows_of(line.treated), rows_of(line.baseline))
+        for group in groups.values()
+        for line in group
+    ]
+    lines = 2 if any(pairs) else 1
+    figure = Figure(figsize=(max(4.4 * len(groups), 6.4), 3.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, len(groups), squeeze=False, sharex="col", sharey="row")
+    for column, (section, group) in zip(grid.T, groups.items(), strict=True):
+        _curve_column(column, group, rows_of)
+        column[0].set_title(section, fontsize=10)
+        legend_below(column[-1], **drawn(column[0]))
+        column[-1].set_xlabel("round")
+        column[-1].xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[:, 1:].flat:
+        axes.set_ylabel("")
     return figure
+
+
+def _curve_column(column: Sequence[Axes], group: Sequence[Comparison], rows_of: RowsOf) -> None:
+    shared = on_shared_seeds(group, rows_of)
+    baselines = {_baseline_name(line, group): shared(line.baseline) for line in group}
+    settings = baselines | {line.label: shared(line.treated) for line in group}
+    curves = {label: accuracy_curves(rows) for label, rows in settings.items()}
+    draw_recorded(column[0], curves, ylabel="accuracy, %", legend=False)
+    # A baseline has no gain, but holds its place, so that both panels share their colours.
+    gains: dict[str, list[Curve]] = {name: [] for name in baselines}
+    for line in group:
+        pairs = paired_curves(rows_of(line.treated), rows_of(line.baseline))
+        gains[line.label] = shared_length(list(pairs.values()))
+    if any(gains.values()) and len(column) > 1:
+        draw_recorded(column[1], gains, ylabel="gain on the same seed, points", legend=False)
+        column[1].axhline(0, color=INK, linewidth=0.8)
 
 
 def on_shared_seeds(group: Sequence[Comparison], rows_of: RowsOf) -> RowsOf:
@@ -98,65 +137,76 @@ def _baseline_name(comparison: Comparison, group: Sequence[Comparison]) -> str:
     return ALGORITHM_NAMES[comparison.baseline.algorithm]
 
 
-def gain_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
-    """Our paired gain beside the paper's, a panel a section, a line a setting."""
-    groups = sections(comparisons)
-    tallest = max(len(group) for group in groups.values())
-    figure, all_axes = panels(len(groups), width=4.2, height=1.5 + 0.42 * tallest)
-    for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
-        for place, comparison in enumerate(group):
-            gains = paired_gains(rows_of(comparison.treated), rows_of(comparison.baseline))
-            if comparison.paper is not None:
-                before, after = comparison.paper
-                axes.plot(
-                    after - before,
-                    place,
-                    "D",
-                    markersize=7,
-                    markerfacecolor="white",
-                    color=PALETTE[1],
-                )
-            if gains:
-                mean, error = mean_and_error(gains)
-                axes.errorbar(
-                    mean, place, xerr=error, fmt="o", markersize=7, capsize=3, color=PALETTE[0]
-                )
-        axes.set_yticks(range(len(group)), [comparison.label for comparison in group])
-        axes.set_ylim(len(group) - 0.5, -0.5)
-        axes.axvline(0, color="#3a4a5a", linewidth=0.8)
-        axes.grid(axis="x", color="#e3e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.margins(x=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("gain of +WSA, points", fontsize=9)
-        axes.set_title(section, fontsize=10)
-    _gain_legend(figure, comparisons, rows_of)
+def gain_dots(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
+    """The last gain of every setting that was run, a line each, with both accuracies beside it.
+
+    The paper's gain stands there where as many rounds were run: others are not of one kind.
+    """
+    groups = {
+        section: there
+        for section, group in sections(comparisons).items()
+        if (there := [x for x in group if paired_gains(rows_of(x.treated), rows_of(x.baseline))])
+    }
+    if not groups:
+        return curve_panels(comparisons, rows_of)
+    places = sum(len(group) + 1 for group in groups.values())
+    figure = Figure(figsize=(8.0, 1.1 + 0.34 * places), layout="constrained")
+    axes = figure.subplots()
+    colors = colors_of(line.label for group in groups.values() for line in group)
+    names, place, shows_paper = {}, 0, False
+    for section, group in groups.items():
+        axes.text(
+            0.01, place, section, transform=axes.get_yaxis_transform(), va="center", color=INK
+        )
+        for line in group:
+            place += 1
+            names[place] = line.label
+            # Settings that are no method of their own are WSA's, or FedAvg's without it.
+            own = METHODS["FedAvg +WSA" if line.treated.strength else "FedAvg"]
+            color = colors[line.label] if "WSA" in line.label and line.treated.strength else own
+            shows_paper |= _gain_line(axes, place, line, rows_of, color)
+        place += 1
+    axes.set_yticks(list(names), list(names.values()))
+    axes.set_ylim(place - 0.4, -0.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    plain_axes(axes, grid="x")
+    axes.margins(x=0.08)
+    axes.set_xlabel("gain on the same seed, points")
+    _dots_legend(figure, shows_paper)
     return figure
 
 
-def _gain_legend(figure: Figure, comparisons: Sequence[Comparison], rows_of: RowsOf) -> None:
-    """Says after how many rounds our gains are, of those that were run, and what their bars are."""
-    pairs = [paired_rows(rows_of(line.treated), rows_of(line.baseline)) for line in comparisons]
-    done = sorted({pair[0]["rounds_done"] for of_line in pairs for pair in of_line})
-    length = " to ".join(f"{count:,}" for count in sorted({done[0], done[-1]})) if done else "no"
-    bars = ", ± standard error over seeds" if any(len(of_line) > 1 for of_line in pairs) else ""
-    handles = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            color=PALETTE[0],
-            label=f"ours, {length} rounds{bars}",
-        ),
-        Line2D(
-            [],
-            [],
-            marker="D",
-            linestyle="",
-            color=PALETTE[1],
-            markerfacecolor="white",
-            label=f"paper, {PAPER_ROUNDS:,} rounds",
-        ),
+def _gain_line(axes: Axes, place: int, line: Comparison, rows_of: RowsOf, color: str) -> bool:
+    """Draw one setting; returns whether the paper's gain stands beside it."""
+    pairs = paired_rows(rows_of(line.treated), rows_of(line.baseline))
+    dots(axes, place, paired_gains(rows_of(line.treated), rows_of(line.baseline)), color)
+    means = [
+        sum(found) / len(found) for side in (1, 0) if (found := accuracies(p[side] for p in pairs))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    axes.annotate(
+        " \u2192 ".join(f"{mean:.2f}" for mean in means) + " %",
+        (1.01, place),
+        xycoords=axes.get_yaxis_transform(),
+        va="center",
+        fontsize=8,
+        color=INK,
+    )
+    whole = all(row["rounds_done"] >= PAPER_ROUNDS for pair in pairs for row in pair)
+    if line.paper is None or not whole:
+        return False
+    gain = line.paper[1] - line.paper[0]
+    axes.plot(gain, place, "D", markersize=7, markerfacecolor="white", color=INK)
+    return True
+
+
+def _dots_legend(figure: Figure, shows_paper: bool) -> None:
+    """What dots, bars and diamonds are."""
+    handles = [Line2D([], [], marker="o", linestyle="", color=INK, label="mean over seeds")]
+    handles += [Line2D([], [], color=INK, linewidth=1.6, label="95 % interval (two seeds or more)")]
+    if shows_paper:
+        handles.append(
+            Line2D(
+                [], [], marker="D", linestyle="", color=INK, markerfacecolor="white", label="paper"
+            )
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)

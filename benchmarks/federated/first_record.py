@@ -13,13 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.comparison import paired_curves, paired_gains
+from benchmarks.federated.experiment import data_name
 from benchmarks.federated.figures import accuracy_curves
 from benchmarks.record.claims import with_interval
-from benchmarks.record.figures import Curve, draw_recorded, shared_length
+from benchmarks.record.figures import (
+    INK,
+    METHODS,
+    Curve,
+    caption,
+    dots,
+    draw_recorded,
+    plain_axes,
+    shared_length,
+)
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.script import Findings, Reported, Summary
@@ -143,10 +154,13 @@ def markdown(groups: dict[str, list[Row]], rounds: int) -> str:
     return markdown_table(head, lines)
 
 
-def figure(groups: dict[str, list[Row]]) -> Figure:
-    """Accuracy against rounds of the controls, and what each setting gains over its baseline."""
-    picture = Figure(figsize=(11, 5), layout="constrained")
-    controls, gains = picture.subplots(1, 2)
+def figure(groups: dict[str, list[Row]], rounds: int) -> Figure:
+    """Accuracy against rounds of the controls, and what each setting gained at the end.
+
+    Few settings show their gain on the way, too.
+    """
+    picture = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = picture.subplots(1, 2, width_ratios=(1, 1))
 
     def control(config: Row) -> bool:
         return config["form"] in ("none", "gradient") and config["strength"] in (0, 10)
@@ -156,14 +170,37 @@ def figure(groups: dict[str, list[Row]]) -> Figure:
         for label, group in groups.items()
         if control(group[0]["config"])
     }
-    draw_recorded(controls, accuracy, xlabel="round", ylabel="test accuracy, %")
-    gained = {label: _gain_curves(group, groups) for label, group in groups.items()}
-    gained = {label: runs for label, runs in gained.items() if runs}
-    draw_recorded(gains, gained, xlabel="round", ylabel="gain over its baseline, points")
-    gains.axhline(0, color="#3a4a5a", linewidth=0.8)
-    controls.set_title("Accuracy: baselines and +WSA 10", fontsize=10)
-    gains.set_title("Gain on the same seed (bands: its seeds)", fontsize=10)
-    return picture
+    draw_recorded(left, accuracy, xlabel="round", ylabel="test accuracy, %")
+    left.set_title("accuracy (bands: seeds)", fontsize=10)
+    treated = {label: group for label, group in groups.items() if group[0]["config"]["strength"]}
+    if len(treated) <= 3:
+        gained = {label: _gain_curves(group, groups) for label, group in treated.items()}
+        draw_recorded(right, gained, xlabel="round", ylabel="gain on the same seed, points")
+        right.axhline(0, color=INK, linewidth=0.8)
+    else:
+        _last_gains(right, treated, groups)
+    right.set_title(f"gain over the same setting without WSA, {rounds:,} rounds", fontsize=10)
+    return caption(picture, where(groups, rounds))
+
+
+def where(groups: dict[str, list[Row]], rounds: int) -> str:
+    """Data, network and clients of the rows, and their rounds."""
+    cell = Cell.from_config(next(iter(groups.values()))[0]["config"])
+    return f"{data_name(cell)}, {cell.network}, {cell.clients} clients, {rounds:,} rounds"
+
+
+def _last_gains(axes: Axes, treated: dict[str, list[Row]], groups: dict[str, list[Row]]) -> None:
+    """The last gain of each setting, a line each."""
+    for place, group in enumerate(treated.values()):
+        gains = paired_gains(group, baseline_of(group[0], groups))
+        if gains:
+            dots(axes, place, gains, METHODS["FedAvg +WSA"])
+    names = [label.removeprefix("FedAvg ") for label in treated]
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    plain_axes(axes, grid="x")
+    axes.set_xlabel("points (pale: seeds, bar: 95 % interval)")
 
 
 def _gain_curves(group: list[Row], groups: dict[str, list[Row]]) -> list[Curve]:
@@ -204,7 +241,7 @@ def found(args: Args) -> Findings:
     return Findings(
         title=f"FedAvg with and without WSA, {args.rounds:,} rounds",
         text=markdown(groups, args.rounds),
-        figures={named("first_record", args): lambda: figure(groups)},
+        figures={named("first_record", args): lambda: figure(groups, args.rounds)},
         summary={"rounds": args.rounds, "gain": gains},
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.federated.first_record import Args, groups_of, named
-from benchmarks.record.figures import Curve, draw_recorded, figure_legend, shared_length
+from benchmarks.federated.first_record import Args, groups_of, named, where
+from benchmarks.record.figures import Curve, caption, draw_recorded, figure_legend, shared_length
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.refused import RefusedError
 from benchmarks.script import Findings, Reported, Summary
@@ -66,7 +66,7 @@ def table(shown: dict[str, list[Row]]) -> str:
     return markdown_table(head, lines)
 
 
-def figure(shown: dict[str, list[Row]]) -> Figure:
+def figure(shown: dict[str, list[Row]], rounds: int) -> Figure:
     """A panel a quantity, against rounds."""
     picture = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, panel in zip(picture.subplots(1, 3), _PANELS, strict=True):
@@ -78,7 +78,7 @@ def figure(shown: dict[str, list[Row]]) -> Figure:
     picture.axes[0].set_yscale("log")
     # Under all panels: below one of them, the names would widen the gap beside it.
     figure_legend(picture)
-    return picture
+    return caption(picture, f"{where(shown, rounds)}; bands: seeds")
 
 
 def found(args: Args) -> Findings:
@@ -92,7 +92,7 @@ def found(args: Args) -> Findings:
     return Findings(
         title=f"What WSA does to the scopes, {args.rounds:,} rounds",
         text=table(shown),
-        figures={named("mechanism", args): lambda: figure(shown)},
+        figures={named("mechanism", args): lambda: figure(shown, args.rounds)},
         summary={"rounds": args.rounds, "settings": list(shown)},
     )
 

@@ -38,7 +38,7 @@ from benchmarks.merging.bench import (
 from benchmarks.merging.merge_rows import choose_rates
 from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.data import load_split
-from benchmarks.record.figures import draw_recorded
+from benchmarks.record.figures import caption, draw_recorded, figure_legend
 from benchmarks.record.statistics import Row, Settings, markdown_table, spread
 from benchmarks.script import Findings, figure_name
 from wsa_jax.data import dataset_info, train_validation_split
@@ -204,12 +204,19 @@ def draw(found: Found) -> Figure:
             ]
             for name, rows in methods.items()
         }
-        draw_recorded(axes, series, xlabel="megabytes sent and received", ylabel="test accuracy, %")
+        draw_recorded(
+            axes,
+            series,
+            xlabel="megabytes sent and received",
+            ylabel="test accuracy, %",
+            legend=False,
+        )
         megabytes = next(rows[0] for rows in methods.values() if rows)["megabytes_per_round"]
         rounds = axes.secondary_xaxis(
             "top", functions=(lambda x, m=megabytes: x / m, lambda x, m=megabytes: x * m)
         )
         rounds.set_xlabel(f"rounds, {title}")
+    figure_legend(figure, columns=4)
     return figure
 
 
@@ -313,10 +320,15 @@ def report(bench: Bench, args: MergingArgs, found: Found) -> Findings:
         title: {name: [last_rounds(row) for row in rows] for name, rows in methods.items()}
         for title, methods in found.items()
     }
+    model = configuration(args.preset, "mean").model
     return Findings(
         title="Federated: the server merges by NP Merge (± std)",
         text=f"{markdown_table(head, lines)}\n\nRates chosen on validation: {chosen}.",
-        figures={figure_name("np_merge_federated", args.preset): lambda: draw(found)},
+        figures={
+            figure_name("np_merge_federated", args.preset): lambda: caption(
+                draw(found), f"{model.upper()}, {PROXY[args.preset]:,} proxy images; bands: seeds"
+            )
+        },
         summary={"rates": rates, "accuracy": accuracy},
     )
 

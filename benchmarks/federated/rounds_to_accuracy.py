@@ -16,9 +16,8 @@ from benchmarks.federated.comparison import Comparison, RowsOf, rounds_done, sid
 from benchmarks.federated.experiment import Experiment
 from benchmarks.federated.figures import sections
 from benchmarks.federated.table2_cross_silo import comparisons
-from benchmarks.record.figures import legend_below, panels
+from benchmarks.record.figures import Curve, draw_recorded, panels
 from benchmarks.record.statistics import Row, markdown_table
-from wsa_jax.plots import PALETTE
 
 ACCURACIES = (20, 30, 40, 50, 60, 65, 70)
 """In percent."""
@@ -74,29 +73,29 @@ def figure(lines: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     groups = sections(run_lines(lines, rows_of))
     picture, all_axes = panels(max(len(groups), 1), width=4.4)
     for axes, (section, group) in zip(all_axes, groups.items(), strict=False):
-        for color, line in zip(PALETTE, group, strict=False):
+        series: dict[str, list[Curve]] = {}
+        for line in group:
             name = ALGORITHM_NAMES[line.baseline.algorithm]
             theirs, ours = sides(line, rows_of)
-            axes.plot(*_mean_levels(theirs), "--", color=color, label=name)
-            axes.plot(*_mean_levels(ours), "-", color=color, label=f"{name} +WSA")
+            levels = reached_levels([*theirs, *ours])
+            for label, rows in ((name, theirs), (f"{name} +WSA", ours)):
+                series[label] = [
+                    (levels, [rounds_to(row, level) or 0 for level in levels]) for row in rows
+                ]
+        draw_recorded(
+            axes, series, xlabel="accuracy, %", ylabel="rounds until it is reached (bands: seeds)"
+        )
         axes.set_title(section, fontsize=10)
-        axes.set_xlabel("accuracy, %")
-        axes.set_ylabel("rounds until it is reached")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
-        legend_below(axes)
     return picture
 
 
-def _mean_levels(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-    """Mean rounds to every whole percent that all seeds reached."""
-    levels, rounds = [], []
-    for level in range(1, 101):
-        found = [value for row in rows if (value := rounds_to(row, level)) is not None]
-        if len(found) == len(rows):
-            levels.append(level)
-            rounds.append(float(np.mean(found)))
-    return levels, rounds
+def reached_levels(rows: Sequence[Row]) -> list[int]:
+    """Whole percents that every run reached after its first evaluation."""
+    found = {level: [rounds_to(row, level) for row in rows] for level in range(1, 101)}
+    first = min((row["curve"][0][0] for row in rows), default=0)
+    levels = [level for level, rounds in found.items() if None not in rounds]
+    later = [level for level in levels if max(filter(None, found[level])) > first]
+    return later or levels[-1:]
 
 
 SCRIPT = Experiment(

@@ -9,7 +9,7 @@ smoke: FedAvg on digits, two of eight clients a round.
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment, algorithm_grid
-from benchmarks.federated.figures import gain_panels
+from benchmarks.federated.figures import gain_dots
 from benchmarks.federated.paired_claims import FULL, STANDARD, Size, gain_range, size_claims
 from benchmarks.federated.paper_numbers import TABLE3
 from benchmarks.federated.table2_cross_silo import ALGORITHMS, SETTINGS
@@ -52,5 +52,5 @@ SCRIPT = Experiment(
     description=__doc__,
     comparisons=comparisons,
     seeds={"smoke": (0,), "short": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)},
-    figure=gain_panels,
+    figure=gain_dots,
 )

@@ -1,6 +1,7 @@
 """What the merging experiments share: arguments, and where models, rows and figures are."""
 
 import dataclasses
+import functools
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.federated.cell import DATASET_NAMES
 from benchmarks.merging.model_cell import ModelCell, Trained, train_model
 from benchmarks.record.data import data_digests
 from benchmarks.record.failure import FAILURES, reason
+from benchmarks.record.figures import caption
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished, provenance
 from benchmarks.record.statistics import Row
 from benchmarks.script import Findings, Reported, State, Summary
@@ -151,7 +155,13 @@ class MergingExperiment(Reported):
         found = self.collect(bench, args)
         if not found:
             sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
-        return self.report(bench, args, found)
+        findings = self.report(bench, args, found)
+        chosen = "digits" if args.preset == "smoke" else getattr(args, "dataset", None)
+        data = DATASET_NAMES.get(chosen or "cifar10", "digits")
+        drawn = {
+            name: functools.partial(_of_data, draw, data) for name, draw in findings.figures.items()
+        }
+        return dataclasses.replace(findings, figures=drawn)
 
     def state(self, preset: str) -> State | None:
         """Rows on record of those that the preset asks for."""
@@ -165,6 +175,12 @@ class MergingExperiment(Reported):
             bench.tally.undecided.add("rates")
         asked = bench.tally.asked.values()
         return State(sum(asked), len(asked), bool(bench.tally.undecided))
+
+
+def _of_data(draw: Callable[[], Figure], data: str) -> Figure:
+    """A figure whose title begins with the data it is of."""
+    figure = draw()
+    return caption(figure, data, join=": ")
 
 
 def on_record(

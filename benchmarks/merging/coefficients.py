@@ -19,6 +19,7 @@ from benchmarks.merging.merge_rows import samples_of
 from benchmarks.merging.merge_settings import NAMES, NETWORKS, SAMPLES, STEPS
 from benchmarks.merging.model_cell import ModelCell, Split, Trained, cell_task
 from benchmarks.merging.pairs import model_spec, pair_cells
+from benchmarks.record.figures import INK, caption, figure_legend, plain_axes
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.script import Findings, Summary, figure_name
@@ -89,27 +90,35 @@ def mean_over(rows: list[Row], layer: str, what: str) -> float:
     return float(np.mean([row["layers"][layer][what] for row in rows]))
 
 
-def draw(found: Found) -> Figure:
-    """A histogram a layer over all seeds, a column a kind of data."""
+def quantiles(rows: list[Row], layer: str, shares: Sequence[float]) -> list[float]:
+    """Quantiles of a layer's shares over all seeds, from their histogram."""
+    counts = np.sum([row["layers"][layer]["counts"] for row in rows], axis=0)
+    reached = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+    return np.interp(shares, reached, np.linspace(0, 1, BINS + 1)).tolist()
+
+
+def draw(found: Found, network: str) -> Figure:
+    """For each kernel, where the middle half and nine tenths of its shares lie."""
     names = [name for name in next(iter(found.values()))[0]["layers"] if name.endswith("kernel")]
-    figure = Figure(figsize=(3.6 * len(found) + 0.8, 0.75 * len(names) + 1.2), layout="constrained")
-    grid = figure.subplots(len(names), len(found), squeeze=False, sharex=True)
-    edges = np.linspace(0, 1, BINS + 1)
-    for column, (title, rows) in enumerate(found.items()):
-        for axes, name in zip(grid[:, column], names, strict=True):
-            counts = np.sum([row["layers"][name]["counts"] for row in rows], axis=0)
-            axes.stairs(counts / counts.sum(), edges, fill=True, color=PALETTE[column])
-            axes.set_yscale("log")
-            axes.set_ylim(1e-4, 1.5)
-            axes.set_yticks([])
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.axvline(0.5, color="#3a4a5a", lw=0.6, ls=":")
-            if not column:
-                axes.set_ylabel(name.removesuffix("/kernel"), rotation=0, ha="right", fontsize=8)
-        grid[0, column].set_title(title, fontsize=10)
-        grid[-1, column].set_xlabel("share of the first model")
-    figure.suptitle("share of weights at each coefficient, log scale (1e-4 to 1)", fontsize=9)
-    return figure
+    figure = Figure(figsize=(7.6, 0.42 * len(names) + 1.7), layout="constrained")
+    axes = figure.subplots()
+    for kind, (title, rows) in enumerate(found.items()):
+        color, shift = PALETTE[kind + 2], 0.16 * (2 * kind - 1)
+        for place, name in enumerate(names):
+            low, first, middle, third, high = quantiles(rows, name, (0.05, 0.25, 0.5, 0.75, 0.95))
+            at = place + shift
+            label = title if place == 0 else "_"
+            axes.plot((low, high), (at, at), color=color, linewidth=1.2)
+            axes.plot((first, third), (at, at), color=color, linewidth=5, label=label)
+            axes.plot(middle, at, "o", markersize=4, color="white", markeredgecolor=color)
+    axes.set_yticks(range(len(names)), [name.removesuffix("/kernel") for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.axvline(0.5, color=INK, linewidth=0.8)
+    axes.set_xlabel("share of the first model (thick: middle half, thin: nine tenths, dot: median)")
+    plain_axes(axes, grid="x")
+    figure_legend(figure)
+    return caption(figure, f"learned coefficients of NP Merge, {network}")
 
 
 def collect(bench: Bench, args: MergingArgs) -> Found:
@@ -141,10 +150,11 @@ def report(bench: Bench, args: MergingArgs, found: Found) -> Findings:
         name: {layer: mean_over(rows, layer, "left") for layer in rows[0]["layers"]}
         for name, rows in found.items()
     }
+    network = next(iter(NETWORKS[args.preset]))
     return Findings(
         title="Where coefficients leave one half",
         text=markdown_table(head, lines),
-        figures={figure_name("coefficients", args.preset): lambda: draw(found)},
+        figures={figure_name("coefficients", args.preset): lambda: draw(found, network)},
         summary=last,
     )
 

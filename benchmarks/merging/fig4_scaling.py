@@ -38,7 +38,7 @@ from benchmarks.merging.pairs import (
     plain,
 )
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import draw_recorded, figure_legend
+from benchmarks.record.figures import caption, draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, Summary, figure_name
@@ -145,8 +145,12 @@ def table(found: Found) -> str:
 
 def draw(found: Found) -> Figure:
     """The paper's curves (accuracy on the line, a colour a scale), a panel a cure."""
-    figure = Figure(figsize=(3.7 * len(CURES), 3.8), layout="constrained")
-    for axes, align in zip(figure.subplots(1, len(CURES), sharey=True), CURES, strict=True):
+    run = [
+        align for align in CURES if any("test" in row for r in found[align].values() for row in r)
+    ]
+    figure = Figure(figsize=(3.7 * len(run), 3.8), layout="constrained")
+    grid = np.ravel(figure.subplots(1, len(run), sharey=True, squeeze=False))
+    for axes, align in zip(grid, run, strict=True):
         series = {
             f"scale {scale:g}": [
                 (row["test"]["t"], [100 * value for value in row["test"]["accuracy"]])
@@ -163,6 +167,10 @@ def draw(found: Found) -> Figure:
     for axes in figure.axes[1:]:
         axes.set_ylabel("")
     return figure
+
+
+def _titled(found: Found, label: str) -> Figure:
+    return caption(draw(found), f"the line between two models, {label}")
 
 
 def collect(bench: Bench, args: MergingArgs) -> dict[ModelCell, Found]:
@@ -183,7 +191,7 @@ def report(bench: Bench, args: MergingArgs, found: dict[ModelCell, Found]) -> Fi
         told.append(f"{cell.label}: test loss barrier (Eq. 7; ± std)\n\n{table(rows)}")
         suffix = "" if cell is BASES[args.preset][0] else f"_{cell.model}"
         name = figure_name(f"fig4_scaling{suffix}", args.preset)
-        figures[name] = functools.partial(draw, rows)
+        figures[name] = functools.partial(_titled, rows, cell.label)
         last[cell.model] = {
             align: {
                 f"{scale:g}": float(np.mean(known))

@@ -33,10 +33,9 @@ from benchmarks.merging.bench import (
 from benchmarks.merging.model_cell import ModelCell, check_cells
 from benchmarks.merging.pairs import barriers, path_row
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import figure_legend
+from benchmarks.record.figures import METHODS, caption, figure_legend, plain_axes
 from benchmarks.record.statistics import Row, Settings, check_same_data, markdown_table, spread
 from benchmarks.script import Findings, Summary, figure_name
-from wsa_jax.plots import PALETTE
 
 Rows = dict[str, dict[str, list[Row | None]]]
 """By competitor, then by align, one a seed."""
@@ -222,7 +221,7 @@ def panel_rows(bench: Bench, preset: Preset, base: ModelCell, wsa: Settings) -> 
     return found
 
 
-def draw(panels: Panels) -> Figure:
+def draw(panels: Panels, base: ModelCell) -> Figure:
     """The paper's layout: barriers against epochs, width and depth; dashed after matching."""
     there = {field: lines for field, lines in panels.items() if any(lines.values())}
     # A panel of one point shows nothing, unless there is no other.
@@ -238,16 +237,16 @@ def draw(panels: Panels) -> Figure:
                     [x for x, _ in points],
                     [row["test"]["barrier"] for _, row in points],
                     "o--" if "matched" in name else "o-",
-                    color=PALETTE[1 if "with WSA" in name else 0],
+                    color=METHODS[name.split(",")[0]],
                     label=name,
                 )
         axes.set_xlabel(field)
         axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes)
     figure.axes[0].set_ylabel("loss barrier, test (Eq. 7)")
     figure_legend(figure, columns=4 if len(shown) > 1 else 2)
-    return figure
+    return caption(figure, f"barrier between two models, {base.label}, seed 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +334,7 @@ def report(bench: Bench, args: Args, found: Outcome) -> Findings:
     return Findings(
         title=title,
         text="\n\n".join([table, "\n".join(lines), f"The paper: {CLAIM}"]),
-        figures={figure_name(name, args.preset): lambda: draw(panels)},
+        figures={figure_name(name, args.preset): lambda: draw(panels, competition_of(args).base)},
         summary=last,
     )
 

@@ -17,6 +17,7 @@ from benchmarks.merging.fig6_rebasin import BASES, WSA, setting
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import aligned, pair_cells, plain
 from benchmarks.record.claims import Claim, verdict_of
+from benchmarks.record.figures import caption
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
@@ -93,7 +94,8 @@ def draw(rows: dict[str, Row]) -> Figure:
         limits = (float(np.nanmin(values)), float(np.nanmax(values)))
         draw_plane(axes, plane, names=("w1", "w2", "matched w2"), limits=limits)
         axes.set_title(name, fontsize=10)
-    return figure
+    models = dict.fromkeys(row["config"]["model"] for row in rows.values())
+    return caption(figure, f"test loss in the plane, {next(iter(models))}")
 
 
 def collect(bench: Bench, args: MergingArgs) -> dict[str, Row]:

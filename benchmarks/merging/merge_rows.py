@@ -14,7 +14,7 @@ from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Pres
 from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
 from benchmarks.merging.pairs import model_spec, plain
 from benchmarks.record.claims import Claim
-from benchmarks.record.figures import draw_recorded, figure_legend
+from benchmarks.record.figures import caption, draw_recorded, figure_legend
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, figure_name
@@ -245,7 +245,9 @@ class Growing:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(list(found), [f"{count:,}" for count in found])
-        return figure
+        rows = next(iter(found.values())).values()
+        models = ", ".join(dict.fromkeys(row["config"]["model"] for row in rows))
+        return caption(figure, self.title, f"{models}; bands: {len(rows)} seeds")
 
     def leads(self, found: Growth, count: int, ours: str, theirs: str) -> list[float]:
         """One method's accuracy less another's at a count, in points, one a seed."""

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.merging.bench import (
     Bench,
@@ -41,10 +42,11 @@ from benchmarks.merging.merge_settings import (
 from benchmarks.merging.model_cell import ModelCell, Split
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.claims import Claim, verdict_of, with_interval
+from benchmarks.record.figures import METHODS as FIGURE_METHODS
+from benchmarks.record.figures import caption, plain_axes
 from benchmarks.record.statistics import Row, Settings, markdown_table, signed, spread
 from benchmarks.refused import RefusedError
 from benchmarks.script import Findings, Summary, figure_name
-from wsa_jax.plots import PALETTE
 
 Setting = tuple[str, str, str]
 """Network, split, training."""
@@ -167,47 +169,52 @@ def over_seeds(by_seed: dict[int, list[float]]) -> str:
 
 
 def draw(found: Found) -> Figure:
-    """Accuracy of each method, a panel a network and split; hollow with WSA in training."""
-    panels = list(dict.fromkeys(setting[:2] for setting in found))
-    names = ["model 1", "model 2", *METHODS, "ensemble"]
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.4 * columns + 1.6, 3.0 * lines), layout="constrained")
-    grid = np.ravel(figure.subplots(lines, columns, squeeze=False, sharey=True))
-    for axes, panel in zip(grid, panels, strict=False):
-        for training, marker, shift in (("plain", "o", -0.14), ("WSA", "s", 0.14)):
-            for row in found.get((*panel, training), []):
+    """Accuracy of each method, a row a network, a column a split; means and seeds."""
+    networks = {
+        network: [split for name, split, _ in found if name == network]
+        for network in dict.fromkeys(setting[0] for setting in found)
+    }
+    splits = list(dict.fromkeys(setting[1] for setting in found))
+    figure = Figure(figsize=(2.6 * len(splits) + 2, 2.9 * len(networks)), layout="constrained")
+    grid = figure.subplots(len(networks), len(splits), squeeze=False, sharex=True, sharey="row")
+    for line, network in zip(grid, networks, strict=True):
+        rows = [row for setting, kept in found.items() if setting[0] == network for row in kept]
+        names = [name for name in ("ends", *METHODS, "ensemble") if _values(rows, name)]
+        for axes, split in zip(line, splits, strict=True):
+            for training, shift in (("plain", -0.14), ("WSA", 0.14)):
+                kept = found.get((network, split, training), [])
+                color = FIGURE_METHODS["with WSA" if training == "WSA" else "without WSA"]
                 for place, name in enumerate(names):
-                    value = accuracy_of(row, name)
-                    if value is not None:
-                        axes.plot(
-                            value,
-                            place + shift,
-                            marker,
-                            ms=5,
-                            color=PALETTE[training == "WSA"],
-                            fillstyle="none" if training == "WSA" else "full",
-                        )
-        axes.set_title(", ".join(panel), fontsize=9)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+                    if values := _values(kept, name):
+                        at = [place + shift] * len(values)
+                        axes.plot(values, at, "o", markersize=4, color=color, alpha=0.35)
+                        axes.plot(np.mean(values), place + shift, "o", markersize=6, color=color)
+            axes.set_title(f"{network}, {split}", fontsize=9)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            plain_axes(axes, grid="x")
+    for axes in grid[-1]:
         axes.set_xlabel("test accuracy, %", fontsize=8)
-        axes.grid(axis="x", color="#e3e7eb")
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0].invert_yaxis()
-    for unused in grid[len(panels) :]:
-        unused.set_visible(False)
-    for training, marker in (("plain", "o"), ("WSA", "s")):
-        figure.axes[0].plot(
+    handles = [
+        Line2D(
             [],
             [],
-            marker,
-            color=PALETTE[training == "WSA"],
-            label=f"endpoints trained {training}",
-            fillstyle="none" if training == "WSA" else "full",
+            marker="o",
+            linestyle="",
+            color=FIGURE_METHODS[name],
+            label=f"ends trained {name}",
         )
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return figure
+        for name in ("without WSA", "with WSA")
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    seeds = sorted({row["config"]["seed"] for rows in found.values() for row in rows})
+    named = ", ".join(map(str, seeds))
+    return caption(figure, f"merging two models, seeds {named} (pale), their mean (full)")
+
+
+def _values(rows: list[Row], name: str) -> list[float]:
+    """Accuracies of a method over rows, or of the models themselves."""
+    return endpoints(rows) if name == "ends" else accuracies(rows, name)
 
 
 def collect(bench: Bench, args: Args) -> Found:

@@ -1,13 +1,16 @@
-"""What figures share: runs cut to one length, panels, and legends that hide nothing."""
+"""What figures share: one style, runs cut to one length, panels, legends that hide nothing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wsa_jax.plots import draw_curves
+from benchmarks.record.claims import interval
+from wsa_jax.plots import PALETTE, draw_curves
 
 Curve = tuple[list, list]
 """Values along x and along y."""
@@ -26,14 +29,53 @@ def shared_length(runs: Sequence[Curve]) -> list[Curve]:
 
 
 def panels(count: int, *, width: float = 5.0, height: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """A figure of at most three panels a row."""
+    """A figure of at most three panels a row, without empty ones."""
     columns = min(count, 3)
     lines = -(-count // columns)
     figure = Figure(figsize=(max(width * columns, 6.4), height * lines), layout="constrained")
     axes = list(np.ravel(figure.subplots(lines, columns, squeeze=False)))
     for unused in axes[count:]:
-        unused.set_visible(False)
-    return figure, axes
+        unused.remove()
+    return figure, axes[:count]
+
+
+# One colour for one method, in every figure of the record.
+METHODS = {
+    "FedAvg": PALETTE[0],
+    "FedAvg +WSA": PALETTE[1],
+    "FedProx": PALETTE[2],
+    "SCAFFOLD": PALETTE[3],
+    "FedExP": PALETTE[4],
+    "without WSA": PALETTE[0],
+    "with WSA": PALETTE[1],
+    "average": PALETTE[5],
+    "weight matching": PALETTE[6],
+    "fine-tuning": PALETTE[2],
+    "FedAvg, server fine-tuning": PALETTE[2],
+    "NP Merge": PALETTE[3],
+    "ensemble": PALETTE[7],
+}
+INK = "#3a4a5a"
+GRID = "#e3e7eb"
+
+
+def colors_of(labels: Iterable[str]) -> dict[str, str]:
+    """The colour of each label: its method's, or another one that is no plain or WSA run's.
+
+    >>> list(colors_of(["FedAvg +WSA 10, He init"]).values()) == [METHODS["FedAvg +WSA"]]
+    True
+    >>> list(colors_of(["FedProx +WSA"]).values()) == [METHODS["FedProx"]]
+    True
+    >>> list(colors_of(["rounds [0, 2)", "rounds [0, 4)"]).values()) == list(PALETTE[2:4])
+    True
+    """
+    found, others = dict[str, str](), itertools.cycle(PALETTE[2:])
+    for label in labels:
+        method = re.sub(r" [\d.]+$", "", label.split(",")[0])
+        known = [label, method, method.removesuffix(" +WSA")]
+        color = next((METHODS[name] for name in known if name in METHODS), None)
+        found[label] = next(others) if color is None else color
+    return found
 
 
 def draw_recorded(
@@ -44,40 +86,43 @@ def draw_recorded(
     ylabel: str,
     legend: bool = True,
 ) -> None:
-    """`draw_curves` of the settings that have a run, each in the colour of its place in `series`.
-
-    A remark stands in their place if none has.
-    """
-    if not any(series.values()):
-        remark_absent(axes)
-        return
-    nothing: Curve = ([], [])
-    draw_curves(
-        axes,
-        {label: runs or [nothing] for label, runs in series.items()},
-        xlabel=xlabel,
-        ylabel=ylabel,
-    )
+    """`draw_curves` of the labels that have a run, in the colours of their methods."""
+    colors = colors_of(series)
+    there = {label: runs for label, runs in series.items() if runs}
+    draw_curves(axes, there, xlabel=xlabel, ylabel=ylabel, colors=colors)
     if legend:
         legend_below(axes, **drawn(axes))
     elif (own := axes.get_legend()) is not None:
         own.remove()
 
 
+def plain_axes(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
+    """Axes without a frame, on a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def dots(axes: Axes, place: float, values: Sequence[float], color: str) -> None:
+    """Seeds as pale dots, their mean as a full one, in a bar of the 95 % t interval."""
+    if (reach := interval(values)) is not None:
+        axes.plot(reach, (place, place), color=color, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(values, [place] * len(values), "o", markersize=4, color=color, alpha=0.35)
+    axes.plot(float(np.mean(values)), place, "o", markersize=7, color=color)
+
+
+def caption(figure: Figure, *lines: str, join: str = "\n") -> Figure:
+    """Say above all panels what is drawn: data, model and setting. Keeps a title that is there."""
+    own = figure.get_suptitle()
+    title = join.join(["\n".join(lines), *([own] if own else [])])
+    figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
 def drawn(axes: Axes) -> dict[str, Any]:
-    """The lines that have a point, as a legend takes them."""
-    lines = [line for line in axes.get_lines() if np.size(line.get_xdata())]
+    """The lines that have a name, as a legend takes them."""
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     return {"handles": lines, "labels": [str(line.get_label()) for line in lines]}
-
-
-def remark_absent(axes: Axes) -> None:
-    """Say in an empty panel that nothing was recorded."""
-    axes.text(0.5, 0.5, "not run yet", ha="center", va="center", transform=axes.transAxes)
-    # The ticks of an axis that panels share are those of the others, too.
-    if len(axes.get_shared_x_axes().get_siblings(axes)) == 1:
-        axes.set_xticks([])
-    if len(axes.get_shared_y_axes().get_siblings(axes)) == 1:
-        axes.set_yticks([])
 
 
 def legend_below(axes: Axes, *, columns: int = 2, **shown: Any) -> None:
@@ -97,9 +142,7 @@ def figure_legend(figure: Figure, *, columns: int = 3) -> None:
     shown: dict[str, Any] = {}
     for axes in figure.axes:
         for handle in drawn(axes)["handles"]:
-            # A name that begins with an underscore is matplotlib's own, of a line that has none.
-            if not (label := str(handle.get_label())).startswith("_"):
-                shown.setdefault(label, handle)
+            shown.setdefault(str(handle.get_label()), handle)
     figure.legend(
         list(shown.values()),
         list(shown),

@@ -3,10 +3,12 @@
     python -m benchmarks report [--no-figures]
 
 Templates beside this module hold the hand-written text. A line {{ NAME SETTINGS }} stands for a
-command: the page shows it, what it finds on record, and its figures. {{ claims WHAT }} is the table
-of what the papers claim, {{ verdicts }} the verdicts that belong under the heading above it.
+command: the page shows it, what it finds on record, and its figures; {{ figure NAME }} shows these
+alone. {{ claims }} is the table of what the papers claim, {{ verdicts }} stands for the verdicts
+that belong under the heading above it.
 """
 
+import os
 import re
 import shlex
 import textwrap
@@ -121,8 +123,13 @@ def verdicts(claims: list[Claim], page: str) -> str:
     return "\n".join(lines)
 
 
+def image(title: str, stem: str, page: Path) -> str:
+    """A figure as a page shows it."""
+    return f"![{title}]({os.path.relpath(FIGURES, page.parent)}/{stem}.png)"
+
+
 def run_directive(command: str) -> tuple[str, Findings]:
-    """What a page shows of a command, and its findings; nothing runs."""
+    """How a page shows a command, and its findings; nothing runs."""
     name, *settings = shlex.split(command)
     modules = {**EXPERIMENTS, **TOOLS}
     found = script(full_name(name, modules), modules)
@@ -130,10 +137,7 @@ def run_directive(command: str) -> tuple[str, Findings]:
         raise ValueError(f"{name} keeps no table for a page; name an experiment")
     prog = f"python -m benchmarks {name}"
     findings = found.findings(tyro.cli(found.arguments, prog=prog, args=settings))
-    images = [f"![{findings.title}](../../{FIGURES}/{stem}.png)" for stem in findings.figures]
-    return "\n\n".join([f"    {prog} {' '.join(settings)}".rstrip(), findings.text, *images]), (
-        findings
-    )
+    return f"    {prog} {' '.join(settings)}".rstrip(), findings
 
 
 def render(template: str, path: Path, claims: list[Claim]) -> Page:
@@ -151,9 +155,14 @@ def render(template: str, path: Path, claims: list[Claim]) -> Page:
         elif command == "claims speed":
             timed = [claim for claim in claims if claim.source == SPEED]
             lines.append(speed_table(timed, "../docs/results/"))
+        elif command.startswith("figure "):
+            findings = run_directive(command.removeprefix("figure "))[1]
+            lines += [image(findings.title, stem, path) for stem in findings.figures]
+            figures |= findings.figures
         else:
-            text, findings = run_directive(command)
-            lines.append(wrapped(text))
+            typed, findings = run_directive(command)
+            images = [image(findings.title, stem, path) for stem in findings.figures]
+            lines.append("\n\n".join([typed, wrapped(findings.text), *images]))
             figures |= findings.figures
     return Page(path=path, text="\n".join(lines) + "\n", figures=figures)
 

@@ -176,6 +176,7 @@ def test_dropped_updates_are_reported(tmp_path, capsys):
     [
         "federated.comparison",
         "record.claims",
+        "record.figures",
         "record.statistics",
         "federated.paired_claims",
         "report.pages",

@@ -16,8 +16,9 @@ from benchmarks.federated import (
 )
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.experiment import Args, recorded
-from benchmarks.federated.figures import curve_panels
+from benchmarks.federated.figures import curve_panels, paired_figure
 from benchmarks.federated.strength_sweep import comparisons as sweep
+from benchmarks.federated.table2_cross_silo import comparisons as table2
 from benchmarks.merging import bench as benches
 from benchmarks.merging import fig4_scaling, fig6_rebasin, fig7_landscape, np_merge_table
 from benchmarks.merging import model_cell as model_cells
@@ -31,6 +32,7 @@ from benchmarks.merging.merge_rows import (
 )
 from benchmarks.merging.model_cell import ModelCell, Trained, check_cells
 from benchmarks.merging.pairs import PathCell, barriers, pair_cells
+from benchmarks.record.figures import METHODS
 from benchmarks.record.ledger import Ledger, cell_id
 from tests.benchmarks.planting import planted_row
 from wsa_jax.scope.scope import weight_scope
@@ -126,14 +128,16 @@ def test_figures_are_drawn_from_what_there_is(tmp_path):
     empty = {align: {scale: [] for scale in fig4_scaling.SCALES} for align in fig4_scaling.CURES}
     empty["weight"] |= {0.5: [path_row(1.0)], 2.0: [DIVERGED]}
     picture = fig4_scaling.draw(empty)
-    remarks = [[text.get_text() for text in axes.texts] for axes in picture.axes]
-    assert remarks == [["not run yet"], ["not run yet"], [], ["not run yet"]]
+    # What was not run has no panel.
+    assert [axes.get_title() for axes in picture.axes] == ["matched"]
     assert [text.get_text() for text in picture.legends[0].get_texts()] == ["scale 0.5"]
     assert "|  |  | 0.50 |  |" in fig4_scaling.table(empty)
 
     row = {"accuracy": [0.1, 0.2], "megabytes_per_round": 2.0}
     picture = np_merge_federated.draw({"10 clients": {"FedAvg": [], "NP Merge, joint": [row]}})
-    assert picture.axes[0].lines[1].get_ydata().tolist() == [10.0, 20.0]
+    (line,) = picture.axes[0].lines
+    assert line.get_ydata().tolist() == [10.0, 20.0]
+    assert line.get_color() == METHODS["NP Merge"]
 
 
 def test_baselines_alone_keep_their_rounds(tmp_path):
@@ -142,10 +146,29 @@ def test_baselines_alone_keep_their_rounds(tmp_path):
     rows.write(planted_row(lines[0].baseline, 0.5))
     picture = curve_panels(lines, recorded(rows, (0,)))
     picture.draw_without_rendering()
-    upper, lower = picture.axes
-    assert [text.get_text() for text in lower.texts] == ["not run yet"]
-    assert len(upper.get_xticks()) == len(lower.get_xticks()) > 2
-    assert lower.get_xticklabels()[1].get_text()
+    (only,) = picture.axes
+    assert [line.get_label() for line in only.lines] == ["FedAvg"]
+    assert only.lines[0].get_color() == METHODS["FedAvg"]
+    assert len(only.get_xticks()) > 2
+    assert only.get_xticklabels()[1].get_text()
+
+
+def test_short_runs_are_dots_beside_their_accuracies_and_without_the_papers(tmp_path):
+    lines = table2(Args(preset="short", rounds=25))
+    rows = Ledger(tmp_path / "rows.jsonl")
+    for seed, gain in ((0, 0.01), (1, 0.03)):
+        rows.write(planted_row(lines[0].baseline, 0.5, seed=seed))
+        rows.write(planted_row(lines[0].treated, 0.5 + gain, seed=seed))
+    (axes,) = paired_figure(lines, recorded(rows, (0, 1))).axes
+    # The setting that was run, alone, in its method's colour: interval, seeds, mean, and zero.
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["FedAvg +WSA"]
+    interval, seeds, mean, zero = axes.lines
+    np.testing.assert_allclose(seeds.get_xdata(), [1.0, 3.0])
+    np.testing.assert_allclose(mean.get_xdata(), 2.0)
+    np.testing.assert_allclose(interval.get_xdata(), 2 + np.array([-1, 1]) * 12.706, rtol=1e-3)
+    assert mean.get_color() == METHODS["FedAvg +WSA"]
+    assert zero.get_xdata() == [0, 0]
+    assert "50.00 \u2192 52.00 %" in [text.get_text() for text in axes.texts]
 
 
 def test_a_report_without_the_first_records_controls_draws_no_mechanism(tmp_path):
@@ -174,7 +197,7 @@ def test_runs_evaluated_at_other_rounds_stand_apart(tmp_path):
     for name, n in zip(names[2:], (10, 25), strict=True):
         (partner,) = first_record.baseline_of(groups[name][0], groups)
         assert partner["config"]["evaluate_every"] == n
-    first_record.figure(groups).savefig(tmp_path / "figure.png")
+    first_record.figure(groups, 100).savefig(tmp_path / "figure.png")
 
 
 def test_trajectories_are_of_one_seed(tmp_path):

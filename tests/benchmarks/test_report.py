@@ -26,9 +26,9 @@ def test_committed_pages_are_what_the_rows_make(pages):
 
 def test_every_figure_of_a_page_is_committed(pages):
     for page in pages.values():
-        linked = re.findall(r"\]\(\.\./\.\./(benchmarks/results/\w+\.png)\)", page.text)
+        linked = re.findall(r"^!\[[^]]+\]\((.*)\)$", page.text, re.M)
         assert {Path(link).stem for link in linked} == page.figures.keys()
-        assert all((FOLDER / link).is_file() for link in linked)
+        assert all((FOLDER / page.path.parent / link).is_file() for link in linked)
 
 
 def paragraphs(text):
