@@ -1,11 +1,13 @@
 """The ``wsa-jax`` command."""
 
+import importlib
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -14,6 +16,16 @@ from wsa_jax.extras import MissingExtraError, require
 from wsa_jax.runs.files import directory_path, make_folder, one_line
 from wsa_jax.runs.interrupts import interruption
 from wsa_jax.types import Json
+
+COMMANDS: Mapping[str, str] = {
+    "scope": "wsa-jax scope a.safetensors b.safetensors",
+    "merge": "wsa-jax merge a.safetensors b.safetensors -o merged.safetensors",
+    "match": "wsa-jax match a.safetensors b.safetensors --architecture resnet20 -o c.safetensors",
+    "inspect": "wsa-jax inspect a.safetensors",
+    "demo": "wsa-jax demo --output demo",
+    "partition": "wsa-jax partition --dataset digits --clients 10 --alpha 0.5",
+}
+"""An example of each command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +46,10 @@ class PartitionSettings:
 
 
 def demo(settings: DemoSettings) -> None:
-    """Run FedAvg and FedAvg+WSA, and interpolate two models, on embedded real data (a minute)."""
+    """Run FedAvg and FedAvg+WSA, and interpolate two models, on embedded real data (a minute).
+
+    wsa-jax demo --output demo
+    """
     _require_all("rich", "matplotlib", "sklearn")
     from rich.console import Console
     from rich.progress import (
@@ -67,7 +82,10 @@ def demo(settings: DemoSettings) -> None:
 
 
 def partition(settings: PartitionSettings) -> None:
-    """Divide a dataset among clients: print the table and draw the heat map."""
+    """Divide a dataset among clients: print the table and draw the heat map.
+
+    wsa-jax partition --dataset digits --clients 10 --alpha 0.5
+    """
     _require_all("matplotlib")
     from wsa_jax.data import load_dataset
     from wsa_jax.federated import dirichlet_equal, dirichlet_unequal, iid, partition_table
@@ -117,6 +135,25 @@ def _figure_path(path: Path) -> Path:
     return path
 
 
+class _Command(NamedTuple):
+    """A command: its settings, what it does, and what --help says of it."""
+
+    settings: type
+    run: Callable[[Any], None]
+    description: str
+
+
+def _command(name: str) -> _Command:
+    """Load the command of a name, and no other."""
+    if name == "demo":
+        return _Command(DemoSettings, demo, demo.__doc__ or "")
+    if name == "partition":
+        return _Command(PartitionSettings, partition, partition.__doc__ or "")
+    module = importlib.import_module(f"wsa_jax.commands.{name}")
+    settings = getattr(module, f"{name.capitalize()}Settings")
+    return _Command(settings, getattr(module, name), module.DESCRIPTION)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; errors about settings and data print one line and exit with status 2.
 
@@ -128,25 +165,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(error)
     import tyro
 
-    commands: Any = (
-        Annotated[DemoSettings, tyro.conf.subcommand("demo", description=demo.__doc__)]
-        | Annotated[
-            PartitionSettings, tyro.conf.subcommand("partition", description=partition.__doc__)
-        ]
-    )
-    settings = tyro.cli(
-        commands,
-        prog="wsa-jax",
-        args=arguments,
-        description="Train models so that they merge, then merge them.",
-    )
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or given[0] not in COMMANDS:
+        _list_commands(given)
+    name, *rest = given
+    command = _command(name)
+    prog = f"wsa-jax {name}"
+    settings = tyro.cli(command.settings, prog=prog, args=rest, description=command.description)
     try:
-        demo(settings) if isinstance(settings, DemoSettings) else partition(settings)
+        command.run(settings)
     except (ValueError, FileNotFoundError, MissingExtraError) as error:
         _refuse(error)
+    except BrokenPipeError:
+        # Who reads what is printed has gone, as head does; nothing is left to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt as error:
         print(f"wsa-jax: {interruption(error)}", file=sys.stderr)
         sys.exit(130)
+
+
+def _list_commands(given: Sequence[str]) -> NoReturn:
+    """Print every command with its example; a name that is none of them ends with status 2."""
+    asked = not given or given[0] in ("-h", "--help")
+    lines = [
+        f"  {_command(name).description.strip().splitlines()[0]}\n    {example}\n"
+        for name, example in COMMANDS.items()
+    ]
+    if asked:
+        print("Train models so that they merge, then merge them.\n")
+        print("\n".join(lines))
+        print("wsa-jax COMMAND --help tells the settings of a command.")
+        sys.exit(0)
+    _refuse(ValueError(f"command {given[0]} is unknown; give one of {', '.join(COMMANDS)}"))
 
 
 def _refuse(error: Exception) -> NoReturn:
