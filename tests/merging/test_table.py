@@ -102,7 +102,8 @@ def test_a_method_keeps_structure_and_dtype_and_is_repeatable(
     [
         "activation matching", "weight matching", "rescaling", "rescaling, weight matching",
         "OT Fusion", "OT Fusion, weights", "ZipIt!",
-        "Fisher", "NP Merge", "NP Merge, joint",
+        "Fisher", "NP Merge", "NP Merge, joint", "weight matching, REPAIR",
+        "weight matching, REPAIR in closed form",
     ],
 )  # fmt: skip
 def test_a_model_merged_with_its_own_moved_copy_is_the_model(name, models, spec, evidence):

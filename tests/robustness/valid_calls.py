@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 import wsa_jax
 from tests.tiny import INFO
@@ -40,6 +41,16 @@ MODELS = [merging.Model(params, {}) for params in (FIRST, SECOND)]
 VARIABLES = [{"params": params} for params in (FIRST, SECOND)]
 MATCHING = merging.weight_matching(KEY, SPEC, *VARIABLES)
 GROUP = next(iter(SPEC.groups)) if isinstance(SPEC.groups, dict) else SPEC.groups[0].name
+
+
+class _Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.relu(x))
+
+
+NORMED, NORMED_INPUTS = _Normed(), np.ones((2, 3), np.float32)
 
 
 def _apply(params: Any, model_state: Any, inputs: Any, train: bool, key: Any) -> Any:
@@ -278,6 +289,25 @@ def valid_calls() -> dict[str, Call]:
         ),
         "normalize_scales": Call(
             merging.normalize_scales, {"spec": SPEC, "params": VARIABLES[0], "max_steps": 5}
+        ),
+        "repair_forward": Call(
+            merging.repair_forward,
+            {"apply_fn": APPLY, "merged": VARIABLES[0], "models": VARIABLES, "inputs": IMAGES[:4]}
+            | {"weights": [1.0, 2.0], "batch_size": 2},
+        ),
+        "repair_closed_form": Call(
+            merging.repair_closed_form,
+            {"apply_fn": APPLY, "merged": VARIABLES[0], "models": VARIABLES, "inputs": IMAGES[:4]},
+        ),
+        "fold_batch_norm": Call(
+            lambda apply_fn, variables, inputs: merging.fold_batch_norm(
+                apply_fn, variables, inputs
+            ),
+            {
+                "apply_fn": NORMED.apply,
+                "variables": NORMED.init(KEY, NORMED_INPUTS),
+                "inputs": NORMED_INPUTS,
+            },
         ),
         "reset_batch_norm": Call(
             merging.reset_batch_norm,

@@ -54,7 +54,13 @@ from wsa_jax.merging.evaluate import (
 )
 from wsa_jax.merging.evidence import Budget, Evidence, Model
 from wsa_jax.merging.methods import METHODS, Pipeline
-from wsa_jax.merging.repair import reset_batch_norm
+from wsa_jax.merging.repair import (
+    Folded,
+    fold_batch_norm,
+    repair_closed_form,
+    repair_forward,
+    reset_batch_norm,
+)
 from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.equivalence import check_equivalence
 from wsa_jax.merging.symmetry.explain import explain_spec
@@ -70,6 +76,7 @@ __all__ = [
     "AxisSpec",
     "Budget",
     "Evidence",
+    "Folded",
     "Group",
     "LearningSettings",
     "LearningState",
@@ -104,6 +111,7 @@ __all__ = [
     "explain_spec",
     "fine_tune",
     "fisher_merge",
+    "fold_batch_norm",
     "greedy_soup",
     "hand_written",
     "interpolate_path",
@@ -117,6 +125,8 @@ __all__ = [
     "np_merge_joint",
     "np_merge_many",
     "permute_units",
+    "repair_closed_form",
+    "repair_forward",
     "rescale",
     "rescale_and_match",
     "reset_batch_norm",

@@ -23,11 +23,10 @@ from wsa_jax.merging.align import (
     weight_transport,
     zip_units,
 )
-from wsa_jax.merging.evidence import Evidence, Model
+from wsa_jax.merging.evidence import Evidence, Model, apply_of
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
 from wsa_jax.training.task import Task
-from wsa_jax.types import Inputs
 
 AlignName = Literal[
     "none",
@@ -166,11 +165,4 @@ ALIGNS: Mapping[str, Align] = {
 @functools.lru_cache(maxsize=16)
 def activations_of(spec: AxisSpec, task: Task) -> Callable[[PyTree, Any], dict[str, Array]]:
     """The activations of every group, as a function of variables and stored inputs."""
-    if task.logits is None:
-        raise ValueError("the task has no logits, which activation matching needs; set them")
-    logits = task.logits
-
-    def apply(variables: PyTree, inputs: Inputs) -> Array:
-        return logits(*Model.of(variables), inputs)
-
-    return taps(apply, spec)
+    return taps(apply_of(task), spec)

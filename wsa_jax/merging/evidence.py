@@ -1,5 +1,7 @@
 """What merging methods get: models with their state, evidence, and a budget."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -117,3 +119,16 @@ def labels_of(evidence: Evidence) -> Array | np.ndarray:
             "the evidence has no labels, which are needed here; give Evidence(task, inputs, labels)"
         )
     return evidence.labels
+
+
+@functools.lru_cache(maxsize=16)
+def apply_of(task: Task) -> Callable[[PyTree, Inputs], Array]:
+    """The logits as a function of variables and stored inputs: one function for each task.
+
+    Raises:
+      ValueError: the task has none.
+    """
+    if task.logits is None:
+        raise ValueError("the task has no logits, which activations are read with; set them")
+    logits = task.logits
+    return lambda variables, inputs: logits(*Model.of(variables), inputs)

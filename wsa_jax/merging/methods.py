@@ -23,11 +23,15 @@ from wsa_jax.merging.combines import (
     trimmed_changes,
     uniform,
 )
-from wsa_jax.merging.evidence import Budget, Evidence, Model
+from wsa_jax.merging.evidence import Budget, Evidence, Model, apply_of
+from wsa_jax.merging.repair.repair_closed_form import repair_closed_form
+from wsa_jax.merging.repair.repair_forward import repair_forward
+from wsa_jax.merging.repair.statistics import find_statistics
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 
 Need = Literal["labels", "base", "logits"]
+RepairName = Literal["none", "forward", "closed form"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,14 @@ class Pipeline:
       combine: ``(key, models, evidence, budget) -> MergeResult``, with BatchNorm repaired.
       needs: what the combination looks at besides weights and inputs: ``"labels"``, ``"base"``,
         ``"logits"``.
+      repair: what follows, ``"forward"`` or in ``"closed form"``, see `repair_forward`. A model
+        with BatchNorm is repaired by its statistics, as combining leaves it.
     """
 
     align: AlignName
     combine: Combine
     needs: tuple[Need, ...] = ()
+    repair: RepairName = "none"
 
     def __call__(
         self,
@@ -66,7 +73,20 @@ class Pipeline:
         models = align_models(
             align_key, spec, models, evidence, self.align, restarts=budget.restarts
         )
-        return self.combine(combine_key, models, evidence, budget)
+        return self.merge(combine_key, models, evidence, budget)
+
+    def merge(
+        self, key: Key[Array, ""], models: Sequence[Model], evidence: Evidence, budget: Budget
+    ) -> MergeResult:
+        """Combine and repair models whose units correspond."""
+        result = self.combine(key, models, evidence, budget)
+        if self.repair == "none" or find_statistics(result.model_state).leaves:
+            return result
+        repair = repair_forward if self.repair == "forward" else repair_closed_form
+        merged = Model(result.params, result.model_state).variables
+        variables = [model.variables for model in models]
+        repaired = repair(apply_of(evidence.task), merged, variables, evidence.inputs)
+        return result._replace(params=Model.of(repaired).params)
 
 
 def applicable(spec: AxisSpec, method: Any) -> bool:
@@ -84,7 +104,8 @@ def lacking(method: Any, name: str, evidence: Evidence) -> str | None:
     'TIES needs the model that all were fine-tuned from; give Evidence(..., base=Model(params, ...
     """
     needs = {*getattr(method, "needs", ())}
-    if reads_activations(getattr(method, "align", "")):
+    align, repair = getattr(method, "align", ""), getattr(method, "repair", "none")
+    if reads_activations(align) or repair != "none":
         needs.add("logits")
     if "logits" in needs and evidence.task.logits is None:
         return f"the task has no logits, which {name} needs; set them"
@@ -122,6 +143,8 @@ METHODS: dict[str, Pipeline] = {
     "fine-tuning": Pipeline("weight", fine_tuning, ("labels",)),
     "NP Merge": Pipeline("weight", learned, ("labels",)),
     "NP Merge, joint": Pipeline("weight", learned_jointly, ("labels",)),
+    "weight matching, REPAIR": Pipeline("weight", uniform, repair="forward"),
+    "weight matching, REPAIR in closed form": Pipeline("weight", uniform, repair="closed form"),
     "greedy soup": Pipeline("weight", soup, ("labels",)),
     "task arithmetic": Pipeline("none", changes, ("base",)),
     "TIES": Pipeline("none", trimmed_changes, ("base",)),

@@ -101,7 +101,7 @@ def merge_table(
                 aligned[method.align] = (moved, time.perf_counter() - begin)
                 begin = time.perf_counter()
             moved, spent = aligned[method.align]
-            result = method.combine(combine_key, moved, evidence, budget)
+            result = method.merge(combine_key, moved, evidence, budget)
         else:
             result = method(key, spec, models, evidence, budget=budget)
         jax.block_until_ready((result.params, result.model_state))

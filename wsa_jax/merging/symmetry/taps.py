@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,7 @@ def taps(
         _name_missing([name for name in found if name not in places])
         wanted = {(tap.position, tap.output, tap.index) for tap in places.values()}
         _, arrays, _ = flatten(apply_fn, params, inputs)
-        evaluation = _Evaluation(wanted)
+        evaluation = Evaluation(wanted)
         evaluation.run(traced.jaxpr, arrays)
         return {
             name: _units_last(evaluation.seen[tap.position, tap.output, tap.index], tap)
@@ -94,18 +94,32 @@ def taps(
     return activations
 
 
-class _Evaluation(Equations[Any]):
-    """Evaluate a jaxpr and keep the arrays at the wanted places, numbered as in the trace."""
+class Evaluation(Equations[Any]):
+    """Evaluate a jaxpr and keep the arrays at the wanted places, numbered as in the trace.
 
-    def __init__(self, wanted: set[tuple[int, bool, int]]) -> None:
+    Attributes:
+      wanted: ``(equation, whether an output, number)``.
+      passed: for equations that are left out, the input that takes their result's place.
+      seen: the arrays at the wanted places.
+    """
+
+    def __init__(
+        self, wanted: set[tuple[int, bool, int]], passed: Mapping[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.wanted = wanted
+        self.passed = passed or {}
         self.seen: dict[tuple[int, bool, int], Array] = {}
 
     def constant(self, array: Any) -> Any:
+        """An array as it is."""
         return array
 
     def apply(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        """The arrays that an equation returns, kept where they are wanted."""
+        if not self.depth and self.position in self.passed:
+            (var,) = eqn.outvars
+            return [inputs[self.passed[self.position]].astype(var.aval.dtype)]
         params = eqn.primitive.get_bind_params(eqn.params)
         # Early jax 0.10 returns functions separately, as its guide to interpreters says.
         functions, params = params if isinstance(params, tuple) else ((), params)
