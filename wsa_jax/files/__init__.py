@@ -14,7 +14,13 @@ from wsa_jax.files.layouts import (
 from wsa_jax.files.load_save import load_model, open_model, save_model
 from wsa_jax.files.model_file import ModelFile, ModelFileError
 from wsa_jax.files.name_map import Entry, NameMap
-from wsa_jax.files.name_maps import mlp_names, resnet_names, vgg_names
+from wsa_jax.files.name_maps import (
+    mlp_names,
+    resnet_names,
+    text_encoder_names,
+    vgg_names,
+    vit_names,
+)
 from wsa_jax.files.names import flatten, unflatten
 
 __all__ = [
@@ -36,7 +42,9 @@ __all__ = [
     "open_model",
     "resnet_names",
     "save_model",
+    "text_encoder_names",
     "transposed",
     "unflatten",
     "vgg_names",
+    "vit_names",
 ]
