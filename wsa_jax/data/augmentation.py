@@ -13,6 +13,7 @@ from wsa_jax.door import door
 __all__ = ["AugmentMode", "augment", "normalize"]
 
 AugmentMode = Literal["none", "batch", "example"]
+"""No augmentation, one draw for the whole batch, or one for each example."""
 
 
 @door

@@ -26,7 +26,7 @@ _EVERY_LEAF = "all"
 _LOG_FLOOR = -30.0
 
 
-def weights_by_name(params: PyTree) -> dict[str, Array]:
+def weights_by_name(params: PyTree) -> dict[str, Leaf]:
     """Return the floating-point leaves of a model by key path.
 
     Raises:
@@ -35,7 +35,7 @@ def weights_by_name(params: PyTree) -> dict[str, Array]:
     >>> list(weights_by_name({"dense": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}}))
     ['dense/kernel']
     """
-    named: dict[str, Array] = {}
+    named: dict[str, Leaf] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = key_path(path)
         if name in named:

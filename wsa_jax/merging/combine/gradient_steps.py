@@ -23,7 +23,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.progress import pieces, progress_bar
 from wsa_jax.schedules import value_at
 from wsa_jax.tree import is_traced, is_weight
-from wsa_jax.types import Json
+from wsa_jax.types import Json, Leaf
 
 
 class _Method(NamedTuple):
@@ -58,7 +58,7 @@ def learn(
     key: Key[Array, ""],
     learning: Learning,
     objective: Objective,
-    variables: dict[str, Array],
+    variables: dict[str, Leaf],
     models: tuple[PyTree, ...],
     *,
     penalty_inputs: PyTree = None,
