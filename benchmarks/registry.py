@@ -40,6 +40,7 @@ TIMINGS: Mapping[str, str] = {
     "np_merge": "speed.np_merge",
     "path": "speed.path",
     "import_time": "speed.import_time",
+    "files": "speed.files",
     "scale_model": "speed.scale_model",
 }
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from benchmarks.record.ledger import Ledger
-from benchmarks.speed import client_step, federated_round, import_time, scale_model
+from benchmarks.speed import client_step, federated_round, files, import_time, scale_model
 from benchmarks.speed.alternating import PeerError, paired, ratios, take_turns
 
 
@@ -136,3 +136,12 @@ class TestScaleModel:
     def test_without_a_curve(self, tmp_path):
         with pytest.raises(SystemExit, match="holds no finished curve; make one with"):
             scale_model.SCRIPT(["--results", str(tmp_path / "none.jsonl")])
+
+
+def test_files_merge_within_their_memory_and_record_nothing_in_smoke(tmp_path, capsys):
+    files.SCRIPT(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
+    figures = last_line(capsys)
+    assert figures["ratios"]["read_and_write"] > 0
+    # Beyond what the imports take: no copy of a model, whose size is nothing here.
+    assert figures["peak_memory"] - figures["memory_before"] < 150_000_000
+    assert not (tmp_path / "rows.jsonl").exists()

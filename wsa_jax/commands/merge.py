@@ -104,18 +104,17 @@ def merge_files(
       output: where to.
       advance: called with the number of bytes read, after each leaf.
 
-    Guarantees: at most one leaf of each file, and pieces of the merged one, are in memory; methods
-    that look at a leaf as a whole hold a few copies of it. The inputs' digests are taken by other
-    threads meanwhile. Equal inputs give equal bytes, except for orbax.
+    Guarantees: for averages and task arithmetic of safetensors, a megabyte of each file is in
+    memory at a time; in other formats a leaf of each; for methods that look at a leaf as a whole, a
+    few copies of it. The inputs' digests are taken by other threads meanwhile. Equal inputs give
+    equal bytes, except for orbax.
     """
     inputs = [*files, *([] if base is None else [base])]
     with ThreadPoolExecutor(max_workers=len(inputs)) as threads:
         digests = [threads.submit(digest_of, file) for file in inputs]
 
         def pieces(name: str) -> Iterable[np.ndarray]:
-            leaves = [file[name] for file in files]
-            origin = None if base is None else base[name]
-            yield from merged_leaf(asked, name, leaves, origin)
+            yield from merged_leaf(asked, name, files, base)
             advance(len(inputs) * size_in_bytes(files[0].shapes[name]))
 
         shared = shared_metadata(files)

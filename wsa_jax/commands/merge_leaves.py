@@ -1,4 +1,4 @@
-"""One leaf of several models into one, by every method; large leaves piece by piece."""
+"""One leaf of several files into one, by every method; where it can be, piece by piece."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -6,26 +6,25 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from wsa_jax.commands.recipe import Recipe
-from wsa_jax.files.model_file import ModelFileError
+from wsa_jax.files import ModelFile, ModelFileError
 from wsa_jax.files.names import flatten, unflatten
 from wsa_jax.leaves import is_inexact
 from wsa_jax.merging.combine import dare, model_stock, slerp, task_arithmetic, ties
-from wsa_jax.reductions import weighted_mean
+from wsa_jax.reductions import shares
 
-# Elements of a piece: enough for all cores, and small beside a leaf that matters.
-_PIECE = 1 << 20
+# Numbers in a piece: few calls, and a piece of each model stays in the cache.
+_PIECE = 1 << 18
 
 # The smallest number of elements that is compiled for.
 _SMALLEST = 1 << 12
 
 
 def merged_leaf(
-    recipe: Recipe, name: str, leaves: Sequence[np.ndarray], base: np.ndarray | None
+    recipe: Recipe, name: str, files: Sequence[ModelFile], base: ModelFile | None
 ) -> Iterator[np.ndarray]:
     """The merged values of a leaf, in pieces of its dtype.
 
@@ -36,68 +35,65 @@ def merged_leaf(
       ModelFileError: a value of a model that counts is not finite.
     """
     weights = recipe.weights_of(name)
-    given = leaves if base is None else [*leaves, base]
-    if not is_inexact(leaves[0]) or not leaves[0].size:
-        yield leaves[0]
+    shape = files[0].shapes[name]
+    given = [*files, *([] if base is None else [base])]
+    if not is_inexact(shape) or 0 in shape.shape:
+        yield files[0][name]
     elif recipe.method in ("average", "weighted"):
-        yield from _averaged(name, leaves, weights)
+        yield from _averaged(name, files, weights)
     elif recipe.method == "task-arithmetic":
-        for *models, start in _pieces(given):
+        for *models, start in _pieces(name, given):
             _check_finite(name, [*models, start])
             with _precision(start):
                 piece = np.asarray(task_arithmetic(models, start, scale=weights))
             yield piece
     else:
-        _check_finite(name, given)
+        leaves = [file[name] for file in given]
+        _check_finite(name, leaves)
         with _precision(leaves[0]):
-            whole = _whole(recipe, name, leaves, base, weights)
+            whole = _whole(recipe, name, leaves, weights)
         yield whole
 
 
+def _averaged(
+    name: str, files: Sequence[ModelFile], weights: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """The weighted mean, as `average` computes it; a model of weight 0 is not even read."""
+    kept = [index for index, weight in enumerate(weights) if weight]
+    share = np.asarray(shares([weights[index] for index in kept]))
+    for pieces in _pieces(name, [files[index] for index in kept]):
+        # In NumPy: a piece is two passes through the cache, less than handing it to JAX and back.
+        wide = np.promote_types(pieces[0].dtype, np.float32)
+        total = pieces[0].astype(wide) * wide.type(share[0])
+        for factor, piece in zip(share[1:], pieces[1:], strict=True):
+            total += piece.astype(wide, copy=False) * wide.type(factor)
+        if not np.isfinite(total).all():
+            bad = next(i for i, one in zip(kept, pieces, strict=True) if not np.isfinite(one).all())
+            _refuse_infinite(name, bad)
+        yield total.astype(pieces[0].dtype, copy=False)
+
+
 def _whole(
-    recipe: Recipe,
-    name: str,
-    leaves: Sequence[np.ndarray],
-    base: np.ndarray | None,
-    weights: Sequence[float],
+    recipe: Recipe, name: str, leaves: Sequence[np.ndarray], weights: Sequence[float]
 ) -> np.ndarray:
+    """A method that looks at the whole leaf, of the models and then of their base."""
     numbers = dict(recipe.numbers)
     if recipe.method == "slerp":
         # Zeros change neither norm nor angle.
-        ends = [_padded([leaf.reshape(-1)])[0] for leaf in leaves]
+        ends = [_padded(leaf.reshape(-1)) for leaf in leaves]
         circle = np.asarray(_slerp(*ends, weights[1] / sum(weights)))
         return circle[: leaves[0].size]
+    *models, base = leaves
     if recipe.method == "ties":
-        merge = partial(ties, keep=numbers["keep"], scale=numbers["scale"], per="leaf")
-        return np.asarray(merge(list(leaves), base))
+        found = ties(models, base, keep=numbers["keep"], scale=numbers["scale"], per="leaf")
+        return np.asarray(found)
     if recipe.method == "model-stock":
-        return np.asarray(model_stock(list(leaves), base))
+        return np.asarray(model_stock(models, base))
     # What is dropped is drawn by the leaf's path: that of the whole model.
-    trees = [unflatten({name: leaf}) for leaf in leaves]
+    trees = [unflatten({name: leaf}) for leaf in models]
     key = jax.random.key(int(numbers["seed"]))
     found = dare(key, trees, unflatten({name: base}), drop=numbers["drop"], scale=weights)
     return np.asarray(flatten(found)[name])
-
-
-def _averaged(
-    name: str, leaves: Sequence[np.ndarray], weights: Sequence[float]
-) -> Iterator[np.ndarray]:
-    """The weighted mean; a model of weight 0 is left out, whatever it holds."""
-    kept = [index for index, weight in enumerate(weights) if weight]
-    share = tuple(weights[index] for index in kept)
-    for pieces in _pieces([leaves[index] for index in kept]):
-        stack = _padded(pieces)
-        with _precision(stack):
-            mean, finite = map(np.asarray, _mean(stack, share))
-        for index, fine in zip(kept, finite, strict=True):
-            if not fine:
-                _refuse_infinite(name, index)
-        yield mean[: len(pieces[0])]
-
-
-@partial(jax.jit, static_argnums=1)
-def _mean(stack: Array, weights: tuple[float, ...]) -> tuple[Array, Array]:
-    return weighted_mean(stack, weights), jnp.isfinite(stack).all(axis=1)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -105,14 +101,10 @@ def _slerp(first: Array, second: Array, t: float) -> Array:
     return slerp(first, second, t)
 
 
-def _padded(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Vectors of one length as rows, filled with zeros: few sizes, so few programs to compile."""
-    count = len(pieces[0])
-    size = max(_SMALLEST, 1 << (count - 1).bit_length())
-    stack = np.zeros((len(pieces), size), pieces[0].dtype)
-    for row, piece in zip(stack, pieces, strict=True):
-        row[:count] = piece
-    return stack
+def _padded(vector: np.ndarray) -> np.ndarray:
+    """A vector with zeros up to a power of two: few sizes, so few programs to compile."""
+    size = max(_SMALLEST, 1 << (vector.size - 1).bit_length())
+    return np.pad(vector, (0, size - vector.size))
 
 
 def _precision(leaf: np.ndarray) -> AbstractContextManager[Any]:
@@ -120,15 +112,13 @@ def _precision(leaf: np.ndarray) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if leaf.dtype.itemsize >= 8 else nullcontext()
 
 
-def _pieces(leaves: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    flat = [leaf.reshape(-1) for leaf in leaves]
-    for start in range(0, len(flat[0]), _PIECE):
-        yield [one[start : start + _PIECE] for one in flat]
+def _pieces(name: str, files: Sequence[ModelFile]) -> Iterator[tuple[np.ndarray, ...]]:
+    return zip(*(file.in_pieces(name, _PIECE) for file in files), strict=True)
 
 
 def _check_finite(name: str, leaves: Sequence[np.ndarray]) -> None:
     for index, leaf in enumerate(leaves):
-        if not all(np.isfinite(piece).all() for [piece] in _pieces([leaf])):
+        if not np.isfinite(leaf).all():
             _refuse_infinite(name, index)
 
 

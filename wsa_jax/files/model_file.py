@@ -34,6 +34,8 @@ class ModelFile(Mapping[str, np.ndarray]):
       shapes: shape and dtype of each leaf, without reading it.
       metadata: text that was saved beside the leaves; ``{}`` for none.
       read: reads one leaf.
+      read_part: reads so many numbers of a leaf from a place on, in the order of the file, where
+        the format allows it; None where a leaf is read as a whole.
       parts: the files that hold the bytes, those of all shards.
     """
 
@@ -41,6 +43,7 @@ class ModelFile(Mapping[str, np.ndarray]):
     form: str
     shapes: Shapes
     read: Callable[[str], np.ndarray]
+    read_part: Callable[[str, int, int], np.ndarray] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[Path, ...] = ()
 
@@ -57,6 +60,17 @@ class ModelFile(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes  # a Mapping would read the leaf
+
+    def in_pieces(self, name: str, count: int) -> Iterator[np.ndarray]:
+        """The numbers of a leaf in its order, so many at a time."""
+        size = int(np.prod(self.shapes[name].shape, dtype=np.int64))
+        whole = None if self.read_part else self.read(name).reshape(-1)
+        for start in range(0, size, count):
+            number = min(count, size - start)
+            if self.read_part is not None:
+                yield self.read_part(name, start, number)
+            elif whole is not None:
+                yield whole[start : start + number]
 
     def __repr__(self) -> str:
         return f"ModelFile({str(self.path)!r}, {self.form}, {len(self)} leaves)"
