@@ -41,6 +41,7 @@ TIMINGS: Mapping[str, str] = {
     "path": "speed.path",
     "import_time": "speed.import_time",
     "files": "speed.files",
+    "many_runs": "speed.many_runs",
     "scale_model": "speed.scale_model",
 }
 

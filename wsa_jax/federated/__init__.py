@@ -26,6 +26,7 @@ from wsa_jax.federated.client import (
 )
 from wsa_jax.federated.communication import RoundBytes, bytes_per_round
 from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.many_runs import runs_mesh
 from wsa_jax.federated.mesh import clients_mesh
 from wsa_jax.federated.partition import (
     Partition,
@@ -38,6 +39,7 @@ from wsa_jax.federated.partition_table import partition_table
 from wsa_jax.federated.round import ServerState, initial_state, make_round
 from wsa_jax.federated.run_loop import STOP
 from wsa_jax.federated.simulate import SimulationResult, reference_learning_rate, simulate
+from wsa_jax.federated.simulate_many import simulate_many
 from wsa_jax.federated.train_clients import Execution, FederatedData
 
 __all__ = [
@@ -77,10 +79,12 @@ __all__ = [
     "make_round",
     "partition_table",
     "reference_learning_rate",
+    "runs_mesh",
     "scaffold",
     "server_optimizer",
     "shards",
     "simulate",
+    "simulate_many",
     "train_client",
     "trimmed_mean",
 ]

@@ -118,19 +118,28 @@ class Recorder:
         self._told: set[str] = set()
         self._sees_state = recording.on_round is not None and takes_state(recording.on_round)
 
+    def due(self, index: int) -> bool:
+        """Whether a round is looked at when it is done, so that the host waits for it."""
+        return self._evaluates(index) or self._saves(index) or self._sees_state
+
+    def _evaluates(self, index: int) -> bool:
+        return self._is_last(index) or (index + 1) % self._recording.evaluate_every == 0
+
+    def _saves(self, index: int) -> bool:
+        every = self._recording.checkpoint_every or self._recording.evaluate_every
+        return self._is_last(index) or (index + 1) % every == 0
+
+    def _is_last(self, index: int) -> bool:
+        return index + 1 == len(self._schedules.rates)
+
     def add(self, index: int, info: RoundInfo, state: ServerState) -> bool:
         """Take note of a round; return whether the caller wants the run to stop."""
-        recording = self._recording
         self._pending.append((index, info))
-        last = index + 1 == len(self._schedules.rates)
-        evaluates = last or (index + 1) % recording.evaluate_every == 0
-        every = recording.checkpoint_every or recording.evaluate_every
-        saves = last or (index + 1) % every == 0
-        if not (evaluates or saves or self._sees_state):
+        if not self.due(index):
             self._advance()
             return False
         rows = self._rows(info)
-        if evaluates and self._judge is not None:
+        if self._evaluates(index) and self._judge is not None:
             for name, value in self._judge(state).items():
                 rows[-1][f"test_{name}"] = json_number(value)
         # The caller's own numbers are part of the row, so it is written after the call.
@@ -138,7 +147,7 @@ class Recorder:
         self.history.extend(rows)
         if self._run is not None:
             self._run.append(rows)
-            if saves or stops:
+            if self._saves(index) or stops:
                 self._run.save(index + 1, state)
         accuracy = rows[-1].get("test_accuracy")
         self._advance(1, None if accuracy is None else f"rounds, test accuracy {accuracy:.3f}")

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -203,19 +203,19 @@ def simulate(
     evidence = options.get("evidence")
     aggregation = aggregation_of(aggregation)
     check_call(key, evidence, aggregation)
-    train, test = _pair(train), None if test is None else _pair(test)
+    train, test = pair_of(train), None if test is None else pair_of(test)
     execution = execution_of(options.get("execution", Execution()))
-    recording = _recording(options)
+    recording = recording_of(options)
     # All arguments are checked before anything is compiled or written.
     partition = as_partition(partition)
     check_partition_of(partition, len(train[1]), rounds)
     sets = {"train": train} if test is None else {"train": train, "test": test}
     schedules = Schedules(
-        _values(learning_rate, rounds, "learning_rate"),
-        _values(wsa.strength if wsa else 0.0, rounds, "strength"),
+        values_of(learning_rate, rounds, "learning_rate"),
+        values_of(wsa.strength if wsa else 0.0, rounds, "strength"),
     )
-    initial = _initial_model(key, task, sets, options.get("params"), options.get("model_state"))
-    plan, state, left_out = _planned(
+    initial = initial_model(key, task, sets, options.get("params"), options.get("model_state"))
+    plan, state, left_out = planned(
         task,
         initial,
         partition,
@@ -254,7 +254,7 @@ def simulate(
         recorder = Recorder(
             recording,
             schedules,
-            judge=None if held_out is None else functools.partial(_judged, plan, held_out),
+            judge=None if held_out is None else functools.partial(judged, plan, held_out),
             run=run,
             history=history,
             advance=advance,
@@ -264,18 +264,19 @@ def simulate(
     return SimulationResult(state, kept, history, left_out)
 
 
-def _pair(examples: Examples | Dataset) -> Examples:
+def pair_of(examples: Examples | Dataset) -> Examples:
+    """Inputs and labels, of a data set as well."""
     return (examples.images, examples.labels) if isinstance(examples, Dataset) else examples
 
 
-def _recording(options: SimulationOptions) -> Recording:
+def recording_of(options: Mapping[str, Any]) -> Recording:
     """The part of the options that says what is recorded."""
     names = [field.name for field in dataclasses.fields(Recording)]
     given: Json = {name: options[name] for name in names if name in options}
     return Recording(**given)
 
 
-def _initial_model(
+def initial_model(
     key: Array, task: Task, sets: dict[str, Examples], params: PyTree, model_state: PyTree
 ) -> tuple[PyTree, PyTree]:
     """The parameters and model state that the first round begins with, checked against the data."""
@@ -290,7 +291,7 @@ def _initial_model(
     return initial, collections
 
 
-def _planned(
+def planned(
     task: Task,
     initial: tuple[PyTree, PyTree],
     partition: Partition,
@@ -333,7 +334,7 @@ def _planned(
     return plan, state, left_out
 
 
-def _judged(plan: RoundPlan, held_out: Examples, state: ServerState) -> Json:
+def judged(plan: RoundPlan, held_out: Examples, state: ServerState) -> Json:
     """Means of the task's metrics of the model to keep, over held-out examples."""
     server, params, model_state = local_copy((state.server, state.params, state.model_state))
     sums = evaluate(
@@ -354,7 +355,8 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
     return place_on_mesh(tree, execution.mesh, spec)
 
 
-def _values(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
+def values_of(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
+    """The numbers of all rounds, checked."""
     values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
     for index, one in enumerate(values):
         if np.shape(one):
