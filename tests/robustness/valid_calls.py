@@ -40,6 +40,7 @@ EVIDENCE = merging.Evidence(TASK, IMAGES, LABELS)
 MODELS = [merging.Model(params, {}) for params in (FIRST, SECOND)]
 VARIABLES = [{"params": params} for params in (FIRST, SECOND)]
 MATCHING = merging.weight_matching(KEY, SPEC, *VARIABLES)
+GRAMS = [merging.gram_matrices(APPLY, variables, IMAGES) for variables in VARIABLES]
 GROUP = next(iter(SPEC.groups)) if isinstance(SPEC.groups, dict) else SPEC.groups[0].name
 
 
@@ -168,6 +169,19 @@ def valid_calls() -> dict[str, Call]:
     calls |= {
         "average": Call(merging.average, {"models": [FIRST, SECOND], "weights": [0.5, 0.5]}),
         "slerp": Call(merging.slerp, {"first": FIRST, "second": SECOND, "t": 0.5, "per": "leaf"}),
+        "ada_merge": Call(
+            merging.ada_merge,
+            {"key": KEY, "logits_fn": TASK.logits, "models": [FIRST, SECOND], "base": THIRD}
+            | {"inputs": IMAGES, "settings": LEARNING, "learning_rate": 0.1, "init": 0.5},
+        ),
+        "gram_matrices": Call(
+            merging.gram_matrices,
+            {"apply_fn": APPLY, "variables": VARIABLES[0], "inputs": IMAGES, "batch_size": 8},
+        ),
+        "reg_mean": Call(
+            merging.reg_mean,
+            {"models": VARIABLES, "grams": GRAMS, "shrink": 0.5},
+        ),
         "task_arithmetic": Call(
             merging.task_arithmetic, {"models": [FIRST, SECOND], "base": THIRD, "scale": 0.5}
         ),

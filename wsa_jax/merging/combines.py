@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
+from wsa_jax.merging.combine.ada_merge import entropy_loss, merge_adaptively
 from wsa_jax.merging.combine.dare import dare
 from wsa_jax.merging.combine.examples import labelled_examples
 from wsa_jax.merging.combine.fine_tuning import train_weights
@@ -21,14 +23,17 @@ from wsa_jax.merging.combine.model_stock import model_stock
 from wsa_jax.merging.combine.np_merge import merge_pair
 from wsa_jax.merging.combine.np_merge_many import merge_jointly, merge_order, merge_pairs
 from wsa_jax.merging.combine.penalties import NO_PENALTY
+from wsa_jax.merging.combine.reg_mean import gram_matrices, reg_mean
 from wsa_jax.merging.combine.task_vectors import task_arithmetic
 from wsa_jax.merging.combine.ties import ties
-from wsa_jax.merging.evidence import Budget, Evidence, Model, labels_of
+from wsa_jax.merging.evidence import Budget, Evidence, Model, apply_of, labels_of, rows_of
 from wsa_jax.merging.repair.batch_norm import reset_batch_norm
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Batch
 from wsa_jax.tree import stack, weighted_mean
+
+_ADA_START = 0.3  # as Yang et al. start
 
 Combine = Callable[[Array, Sequence[Model], Evidence, Budget], MergeResult]
 
@@ -66,6 +71,19 @@ def fisher(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budg
         [model.params for model in models], fishers, np.ones(len(models))
     ).params
     return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
+
+
+def least_squares(
+    key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
+) -> MergeResult:
+    """Merge linear layers by the least squares of their outputs on the evidence: RegMean."""
+    del key, budget
+    apply_fn = apply_of(evidence.task)
+    grams = [gram_matrices(apply_fn, model.variables, evidence.inputs) for model in models]
+    found = reg_mean([model.variables for model in models], grams)
+    params = Model.of(found.params).params
+    state = repaired(evidence)(params, models[0].model_state)
+    return MergeResult(params, state, found.info)
 
 
 def changes(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
@@ -160,28 +178,62 @@ def learned_jointly(
     return merge_jointly(key, learning, params, np.ones(len(models)), NO_PENALTY)
 
 
+def adapted(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
+    """Learn a scale for each layer of each task vector from inputs alone: AdaMerging."""
+    if evidence.task.logits is None:
+        raise ValueError("the task has no logits, whose entropy is learnt from; set them")
+    params, base = _params(models, evidence)
+    # Statistics of where it starts, since logits of a merge without them are those of no model.
+    start = task_arithmetic(params, base, scale=_ADA_START)
+    learn_rows, held_out_rows = _rows(key, rows_of(evidence), budget)
+    learning = Learning(
+        loss_fn=entropy_loss(evidence.task.logits),
+        examples=take_rows(evidence.inputs, learn_rows),
+        settings=LearningSettings(
+            steps=budget.steps,
+            batch_size=min(budget.batch_size, len(learn_rows)),
+            granularity="layer",
+        ),
+        learning_rate=budget.ada_learning_rate,
+        model_state=repaired(evidence)(start, models[0].model_state),
+        held_out=take_rows(evidence.inputs, held_out_rows) if len(held_out_rows) else None,
+        repair=repaired(evidence),
+    )
+    scales = jnp.full(len(models), _ADA_START, jnp.float32)
+    return merge_adaptively(key, learning, params, base, scales)
+
+
+def take_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
+    """Rows of each array of a tree, on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
+
+
+def _rows(key: Array, count: int, budget: Budget) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to learn from and those held out, drawn once per key."""
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
+    chosen = round(budget.held_out * count)
+    return order[chosen:], order[:chosen]
+
+
 def _learning(
     key: Array, evidence: Evidence, budget: Budget, rate: float | int, model_state: PyTree
 ) -> Learning:
     """Examples to learn from and to select on, drawn once per key, and the repair at the end."""
     given = evidence.inputs, labels_of(evidence)
-    count = len(given[1])
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
-    chosen = round(budget.held_out * count)
+    learn_rows, held_out_rows = _rows(key, len(given[1]), budget)
 
     def examples(rows: np.ndarray) -> Batch:
-        inputs, labels = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], given)
-        return labelled_examples(inputs, labels)
+        return labelled_examples(*take_rows(given, rows))
 
     return Learning(
         loss_fn=evidence.task.loss,
-        examples=examples(order[chosen:]),
+        examples=examples(learn_rows),
         settings=LearningSettings(
-            steps=budget.steps, batch_size=min(budget.batch_size, count - chosen)
+            steps=budget.steps, batch_size=min(budget.batch_size, len(learn_rows))
         ),
         learning_rate=rate,
         model_state=model_state,
-        held_out=examples(order[:chosen]) if chosen else None,
+        held_out=examples(held_out_rows) if len(held_out_rows) else None,
         repair=repaired(evidence),
     )
 

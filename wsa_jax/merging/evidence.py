@@ -69,6 +69,7 @@ class Budget:
       fine_tuning_rate: Adam's learning rate for fine-tuning.
       held_out: the fraction held out to select the best step, in [0, 1).
       restarts: starts of `weight_matching`, of which the best is kept.
+      ada_learning_rate: Adam's learning rate for AdaMerging's scales, which are no logits.
     """
 
     steps: int = 200
@@ -77,12 +78,13 @@ class Budget:
     fine_tuning_rate: float | int = 1e-3
     held_out: float | int = 0.2
     restarts: int = 2
+    ada_learning_rate: float | int = 1e-3
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("steps", "batch_size", "restarts"):
             checks.count(name, getattr(self, name))
-        for name in ("np_learning_rate", "fine_tuning_rate"):
+        for name in ("np_learning_rate", "fine_tuning_rate", "ada_learning_rate"):
             check_non_negative(getattr(self, name), name)
         if not 0 <= self.held_out < 1:
             raise ValueError(

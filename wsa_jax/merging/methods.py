@@ -12,11 +12,13 @@ from wsa_jax.merging.aligns import AlignName, align_models, reads_activations
 from wsa_jax.merging.combine.task_vectors import check_base
 from wsa_jax.merging.combines import (
     Combine,
+    adapted,
     changes,
     fine_tuning,
     fisher,
     learned,
     learned_jointly,
+    least_squares,
     soup,
     sparse_changes,
     stock,
@@ -145,10 +147,12 @@ METHODS: dict[str, Pipeline] = {
     "NP Merge, joint": Pipeline("weight", learned_jointly, ("labels",)),
     "weight matching, REPAIR": Pipeline("weight", uniform, repair="forward"),
     "weight matching, REPAIR in closed form": Pipeline("weight", uniform, repair="closed form"),
+    "RegMean": Pipeline("weight", least_squares, ("logits",)),
     "greedy soup": Pipeline("weight", soup, ("labels",)),
     "task arithmetic": Pipeline("none", changes, ("base",)),
     "TIES": Pipeline("none", trimmed_changes, ("base",)),
     "DARE": Pipeline("none", sparse_changes, ("base",)),
     "Model Stock": Pipeline("none", stock, ("base",)),
+    "AdaMerging": Pipeline("none", adapted, ("base", "logits")),
 }
 """Methods of `merge_table` by name; a new one is a new line here."""

@@ -115,7 +115,7 @@ def interpolate(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, a: Any, b: Any) -> Any:
         if not is_weight(a):
             return a
-        return _interpolate_leaf(_of_leaf(logits, key_path(path)), a, b)
+        return _interpolate_leaf(of_leaf(logits, key_path(path)), a, b)
 
     return jax.tree_util.tree_map_with_path(mix, first, second)
 
@@ -137,7 +137,7 @@ def mixture(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     def mix(path: Any, *leaves: Any) -> Any:
         if not is_weight(leaves[0]):
             return leaves[0]
-        return _mix_leaves(_of_leaf(logits, key_path(path)), *leaves)
+        return _mix_leaves(of_leaf(logits, key_path(path)), *leaves)
 
     return jax.tree_util.tree_map_with_path(mix, *models)
 
@@ -235,7 +235,12 @@ def _sum_over_mean(values: Coefficients) -> Array:
     return sum((jnp.sum(value) for value in values.values()), jnp.float32(0.0)) / count
 
 
-def _of_leaf(coefficients: Coefficients, name: str) -> Array:
+def of_leaf(coefficients: Coefficients, name: str) -> Array:
+    """The coefficients of a leaf: its own, or those of the whole model.
+
+    >>> of_leaf({"all": jnp.float32(0.5)}, "kernel").item()
+    0.5
+    """
     return coefficients[name] if name in coefficients else coefficients[_EVERY_LEAF]
 
 

@@ -68,6 +68,27 @@ class Site(NamedTuple):
     operand: int
 
 
+class Linear(NamedTuple):
+    """A product of data with a parameter as it is: a dense layer or a convolution.
+
+    Attributes:
+      leaf: the kernel's key path.
+      position: number of the equation.
+      operand: which of its inputs is the data.
+      summed: axes of the data that are summed over; for a convolution, that of the channels.
+      inputs: axes of the kernel that are summed over, in the same order; for a convolution, its
+        spatial axes after that of the channels.
+      convolution: whether it is one.
+    """
+
+    leaf: str
+    position: int
+    operand: int
+    summed: tuple[int, ...]
+    inputs: tuple[int, ...]
+    convolution: bool
+
+
 class Producers:
     """What makes each array of a trace: from a value back to the equation and the parameters."""
 
@@ -87,6 +108,20 @@ class Producers:
     def step(self, value: Value) -> Step | None:
         """The equation that makes it; None for parameters, inputs and what loops make."""
         return self._steps.get(id(value))
+
+    def whole(self, value: Value) -> Scaled | None:
+        """The parameter that an array is, with its axes in another order or not."""
+        step, axes = self.step(value), tuple(range(len(value.axes)))
+        leaf = self.leaf(value)
+        if leaf is not None:
+            return Scaled(leaf, axes)
+        if step is None or not (step.name in _LINEAR or isinstance(step.kind, Move)):
+            return None
+        factors = _factors(step, axes) if step.name != "neg" else []
+        found = self.whole(factors[0][0]) if factors else None
+        if found is None or len(factors[0][1]) != len(found.axes):
+            return None
+        return Scaled(found.leaf, tuple(found.axes[axis] for axis in factors[0][1]))
 
     def scaled_by(self, value: Value, units: Sequence[int]) -> Scaled | None:
         """A parameter with the value's units that the value is proportional to."""
@@ -118,6 +153,46 @@ def find_sites(traced: Traced) -> list[Site]:
                 sites.append(site)
     uses = [leaf for site in sites for leaf in (site.bias.leaf, site.weight.leaf)]
     return [s for s in sites if uses.count(s.bias.leaf) == uses.count(s.weight.leaf) == 1]
+
+
+def find_linear(traced: Traced) -> list[Linear]:
+    """All products of data with a whole parameter, in the order of execution.
+
+    Left out are products inside loops, those that share axes other than by summing (experts, heads
+    with kernels of their own), and convolutions whose channels are in groups.
+    """
+    producers = Producers(traced)
+    found = []
+    for step in traced.walk.steps:
+        if step.position is None or not isinstance(step.kind, Contract | Convolve):
+            continue
+        for operand, kernel in enumerate(step.inputs[::-1]):
+            if step.inputs[operand].origin is not None or not kernel.is_parameter:
+                continue
+            whole = producers.whole(kernel)
+            summed = _summed(step.kind, operand, len(kernel.axes))
+            if whole is None or summed is None:
+                continue
+            data, own = summed
+            inputs = tuple(whole.axes[axis] for axis in own)
+            convolution = isinstance(step.kind, Convolve)
+            found.append(Linear(whole.leaf, step.position, operand, data, inputs, convolution))
+    return found
+
+
+def _summed(
+    kind: Contract | Convolve, operand: int, ndim: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The axes of data and of the kernel that are summed over; None for what is no plain layer."""
+    if isinstance(kind, Contract):
+        if kind.batch[0]:
+            return None
+        return tuple(kind.contracted[operand]), tuple(kind.contracted[1 - operand])
+    if kind.groups != 1 or operand:
+        return None
+    channels, out = kind.features, kind.outs[1]
+    spatial = [axis for axis in range(ndim) if axis not in (channels[1], out)]
+    return (channels[0],), (channels[1], *spatial)
 
 
 def _site(
