@@ -1,4 +1,9 @@
-"""Run every algorithm in a directory, all at once or round by round; a test kills this."""
+"""Run algorithms in a directory round by round; a test kills this.
+
+    python resume_worker.py DIRECTORY PAUSE [WHOLE]
+
+With WHOLE, a second directory, the same runs are done there afterwards, each in one go.
+"""
 
 import hashlib
 import itertools
@@ -11,25 +16,18 @@ import jax
 import numpy as np
 
 from tests.federated.digits import simulate_digits, untimed
-from wsa_jax.federated import (
-    fed_adam,
-    fed_avg,
-    fed_avg_m,
-    fed_exp,
-    fed_prox,
-    fed_yogi,
-    scaffold,
-)
+from wsa_jax.federated import fed_adam, fed_avg, fed_exp, scaffold
 from wsa_jax.runs.checkpoint import Checkpoints
 
 ROUNDS = 6
+# One of each kind of state: of clients and the server, parameters, an optimiser's, and none.
+MAKERS = (scaffold, fed_exp, fed_adam, fed_avg)
 
 
-def main(directory: Path, pause: float, stride: int) -> None:
-    makers = (scaffold, fed_exp, fed_adam, fed_yogi, fed_avg_m, fed_prox, fed_avg)
+def run(directory: Path, pause: float, stride: int) -> dict[str, list]:
     digests = {}
     # A stride below ROUNDS resumes each algorithm from its directory at every stop.
-    for rounds, make in itertools.product(range(stride, ROUNDS + 1, stride), makers):
+    for rounds, make in itertools.product(range(stride, ROUNDS + 1, stride), MAKERS):
         algorithm = make()
         if (Checkpoints(directory / algorithm.name / "checkpoints").latest() or 0) > rounds:
             continue
@@ -48,8 +46,14 @@ def main(directory: Path, pause: float, stride: int) -> None:
             hashlib.sha256(whole).hexdigest(),
             hashlib.sha256(json.dumps(untimed(result.history)).encode()).hexdigest(),
         ]
-    print(json.dumps(digests))
+    return digests
+
+
+def main(directory: Path, pause: float, whole: Path | None = None) -> None:
+    print(json.dumps(run(directory, pause, 1)))
+    if whole is not None:
+        print(json.dumps(run(whole, 0.0, ROUNDS)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), *map(Path, sys.argv[3:]))

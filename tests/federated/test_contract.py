@@ -1,4 +1,10 @@
-"""What every algorithm promises, plain and with each form of weight scope alignment."""
+"""What every algorithm promises, plain and with each form of weight scope alignment.
+
+A round takes seconds to compile, so the product of algorithms, forms and ways to run is covered,
+not exhausted. All algorithms are under contract with WSA. What the forms do to a local step does
+not depend on the server's part, and how clients are run meets an algorithm only in what its clients
+do: so one algorithm of each kind of client stands for the others there.
+"""
 
 import inspect
 
@@ -25,15 +31,17 @@ ALGORITHMS = {
     "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER, ()),
 }
 # The forms differ inside the local steps alone: all of them once, and one with every algorithm.
-CASES = [(name, form) for name in ALGORITHMS for form in ("plain", "gradient")]
+CASES = [(name, "gradient") for name in ALGORITHMS]
 CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal")]
-WITH_WSA = [case for case in CASES if case[1] != "plain"]
+CASES += [("fed_avg", "plain"), ("scaffold", "plain")]
+# With a plain round to compare with.
+WITH_WSA = [case for case in CASES if case[0] in ("fed_avg", "scaffold") and case[1] != "plain"]
 
 
 SETTINGS = RoundSettings(jnp.float32(0.1), jnp.float32(1.0))
 
 
-@pytest.fixture(scope="module", params=ALGORITHMS)
+@pytest.fixture(scope="module")
 def algorithm(request):
     return ALGORITHMS[request.param]()
 
@@ -104,18 +112,23 @@ def wsa_cell(federation, algorithm):
     return arguments, run(*arguments)
 
 
+# FedProx corrects gradients, SCAFFOLD has states besides, FedExP a message.
+@pytest.mark.parametrize("algorithm", ["fed_prox", "scaffold", "fed_exp"], indirect=True)
 def test_map_equals_vmap(federation, algorithm, wsa_cell, assert_close):
     arguments, outcome = wsa_cell
     together = federation.round(algorithm, "gradient", clients="vmap")
     assert_close(together(*arguments), outcome, atol=1e-5)
 
 
+# An optimiser's state is the server's, the same on all devices.
+@pytest.mark.parametrize("algorithm", ["scaffold", "fed_exp", "fed_adam"], indirect=True)
 def test_map_equals_sharded(federation, algorithm, wsa_cell, assert_close):
     arguments, outcome = wsa_cell
     sharded = federation.round(algorithm, "gradient", devices=4)
     assert_close(sharded(*arguments), outcome, atol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", ["scaffold", "fed_yogi"], indirect=True)
 def test_jit_equals_no_jit(federation, algorithm, assert_close):
     run = federation.round(algorithm, "gradient")
     arguments = (federation.key, federation.start(algorithm), federation.data)
@@ -154,6 +167,7 @@ def test_gradient_equals_penalty(federation, assert_close):
     assert_close(*outcomes, atol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS, indirect=True)
 def test_low_precision_state_keeps_its_dtypes(federation, algorithm):
     params = jax.tree.map(
         lambda w: w.astype(jnp.bfloat16), federation.task.init(jax.random.key(0))[0]

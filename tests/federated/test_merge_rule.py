@@ -23,12 +23,20 @@ def step(federation, algorithm, data=None, **options):
     return run(federation.key, federation.start(algorithm), data, federation.settings())
 
 
-@pytest.mark.parametrize("make", [fed_adam, scaffold])
 @pytest.mark.parametrize(
-    "options", [{}, {"devices": 3}, {"clients": "vmap", "participants": 3}], ids=str
+    ("make", "options"),
+    [
+        (fed_adam, {}),
+        (scaffold, {"devices": 3}),
+        (scaffold, {"clients": "vmap", "participants": 3}),
+    ],
+    ids=["map", "padded", "vmap"],
 )
 def test_a_weighted_mean_is_the_mean(federation, make, options, assert_close):
-    """Scopes, messages and statistics are averaged as well, under map, vmap and a padded mesh."""
+    """Scopes, messages and statistics are averaged as well, under map, vmap and a padded mesh.
+
+    The server's step comes after, however the round runs, so one server with an optimiser will do.
+    """
     expected = step(federation, make(), **options)
     found = step(federation, make(), aggregation=Aggregation(rule=mean_rule), **options)
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -82,8 +90,10 @@ def test_np_merge_is_a_server_with_checkpoints(federate, tiny_task, tiny_data, t
         return Aggregation(rule=rule)
 
     common = {"evidence": labelled_examples(*tiny_data), "evaluate_every": 1}
-    whole = federate(aggregation=server(0.3), rounds=3, **common)
-    federate(aggregation=server(0.3), rounds=2, directory=tmp_path, **common)
+    first = server(0.3)
+    whole = federate(aggregation=first, rounds=3, **common)
+    federate(aggregation=first, rounds=2, directory=tmp_path, **common)
+    # Another function of the same code and numbers goes on.
     resumed = federate(aggregation=server(0.3), rounds=3, directory=tmp_path, **common)
     assert_bitwise(resumed.state, whole.state)
     with pytest.raises(ValueError, match="holds a run with aggregation = "):

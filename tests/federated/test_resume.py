@@ -1,4 +1,4 @@
-"""Runs of every algorithm, cut at every round and killed at random, end bitwise the same."""
+"""Runs with every kind of state, cut at every round and killed at random, end bitwise the same."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.federated.resume_worker import ROUNDS
+from tests.federated.resume_worker import MAKERS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("resume_worker.py")
 KILLS = 2
 
 
-def start(directory, cache, pause, stride):
+def start(directory, cache, pause, *whole):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -25,7 +25,7 @@ def start(directory, cache, pause, stride):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, str(WORKER), str(directory), str(pause), str(stride)],
+        [sys.executable, str(WORKER), str(directory), str(pause), *map(str, whole)],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -38,17 +38,12 @@ def rounds_done(directory):
 
 
 def test_sigkill_at_random_rounds(tmp_path):
-    # All rounds in one go, against rounds that are each resumed from the directory.
-    whole = start(tmp_path / "whole", tmp_path / "cache", 0.0, ROUNDS)
-    expected = json.loads(whole.communicate(timeout=300)[0].splitlines()[-1])
-    assert len(expected) == 7
-
     directory = tmp_path / "killed"
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
     reached = []
     for _ in range(KILLS):
-        process = start(directory, tmp_path / "cache", 0.1, 1)
-        goal = rounds_done(directory) + rng.integers(1, 20)
+        process = start(directory, tmp_path / "cache", 0.1)
+        goal = rounds_done(directory) + rng.integers(1, 8)
         deadline = time.monotonic() + 120
         while rounds_done(directory) < goal:
             assert process.poll() is None
@@ -59,6 +54,8 @@ def test_sigkill_at_random_rounds(tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         reached.append(rounds_done(directory))
-    last = start(directory, tmp_path / "cache", 0.0, 1)
-    found = json.loads(last.communicate(timeout=300)[0].splitlines()[-1])
+    # All rounds in one go, against rounds that are each resumed from the directory.
+    last = start(directory, tmp_path / "cache", 0.0, tmp_path / "whole")
+    found, expected = map(json.loads, last.communicate(timeout=300)[0].splitlines()[-2:])
+    assert len(expected) == len(MAKERS)
     assert found == expected, f"killed after {reached} rounds"

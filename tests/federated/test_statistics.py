@@ -132,10 +132,12 @@ def test_keys_and_counters_are_checkpointed(tmp_path, federation, task, tiny_dat
         value, statistics = task.loss(key, params, model_state["own"], batch)
         return value, {**model_state, "own": statistics, "steps": model_state["steps"] + 1}
 
+    counting = task._replace(init=init, loss=loss, logits=None)
+
     def run(rounds):
         return simulate(
-            jax.random.key(1), task._replace(init=init, loss=loss, logits=None), tiny_data,
-            federation.partition, rounds=rounds, local=LOCAL, directory=tmp_path,
+            jax.random.key(1), counting, tiny_data, federation.partition, rounds=rounds,
+            local=LOCAL, directory=tmp_path,
         ).state.model_state  # fmt: skip
 
     run(1)
