@@ -25,6 +25,8 @@ EXPERIMENTS: Mapping[str, str] = {
     "fig4_scaling": "merging.fig4_scaling",
     "fig6_rebasin": "merging.fig6_rebasin",
     "fig7_landscape": "merging.fig7_landscape",
+    "graphs": "merging.graphs",
+    "pretrained": "merging.pretrained",
     "np_merge_table": "merging.np_merge_table",
     "np_merge_data": "merging.np_merge_data",
     "np_merge_many": "merging.np_merge_many",

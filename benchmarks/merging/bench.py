@@ -122,9 +122,11 @@ class Bench:
         finite = all(model.finite for model in models)
         row: Row = {"status": "done" if finite else "diverged"}
         row |= make(*models) if finite else {}
-        dataset = cells[0].dataset if cells else config.dataset
-        digests = {model.row["id"]: model.digest for model in models}
-        return row | {"data": data_digests(dataset, self.data_dir), "model_digests": digests}
+        # What has data of its own kind says so itself.
+        if "data" not in row:
+            dataset = cells[0].dataset if cells else config.dataset
+            row["data"] = data_digests(dataset, self.data_dir)
+        return row | {"model_digests": {model.row["id"]: model.digest for model in models}}
 
 
 class MissingTrialsError(SystemExit):
@@ -140,6 +142,8 @@ class MergingExperiment(Reported):
     """The rows there are, made where they are not and may be; something empty for none."""
     report: Callable[[Bench, Any, Any], Findings]
     """The tables and figures of what was collected."""
+    data: Mapping[Preset, str] = field(default_factory=dict)
+    """What figures are of, where that is no data set that the arguments name."""
 
     def run(self, args: MergingArgs) -> Summary:
         bench = Bench.open(args)
@@ -157,7 +161,8 @@ class MergingExperiment(Reported):
             sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
         findings = self.report(bench, args, found)
         chosen = "digits" if args.preset == "smoke" else getattr(args, "dataset", None)
-        data = DATASET_NAMES.get(chosen or "cifar10", "digits")
+        named = DATASET_NAMES.get(chosen or "cifar10", "digits")
+        data = self.data.get(args.preset, named)
         drawn = {
             name: functools.partial(_of_data, draw, data) for name, draw in findings.figures.items()
         }

@@ -96,7 +96,7 @@ def table_row(
             methods={name: known[name] for name in methods},
             budget=budget,
         )
-        return {"lines": [_recorded(line) for line in lines]}
+        return {"lines": [recorded(line) for line in lines]}
 
     return bench.row(config, make, cells)
 
@@ -150,7 +150,7 @@ def _accuracies(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[floa
     return [100 * line["accuracy"] for line in lines if line["loss"] is not None]
 
 
-def _recorded(line: Line) -> Line:
+def recorded(line: Line) -> Line:
     """A line without its arrays."""
     kept = {
         name: plain(value)

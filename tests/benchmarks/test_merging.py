@@ -21,6 +21,8 @@ SCRIPTS = {
     "fig6_rebasin": [],
     "fig4_scaling": [],
     "fig7_landscape": [],
+    "graphs": [],
+    "pretrained": [],
     "np_merge_table": ["--split", "all"],
     "np_merge_data": [],
     "np_merge_many": [],

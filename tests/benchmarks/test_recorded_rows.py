@@ -10,6 +10,7 @@ from benchmarks.federated.np_merge_federated import FederatedMerge
 from benchmarks.merging.coefficients import CoefficientCell
 from benchmarks.merging.fig4_scaling import ScaledPath
 from benchmarks.merging.fig7_landscape import PlaneCell
+from benchmarks.merging.graphs import GraphPair
 from benchmarks.merging.merge_rows import TableCell
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import PathCell
@@ -20,6 +21,9 @@ KINDS = {
     kind.__name__: kind
     for kind in (PathCell, ScaledPath, PlaneCell, TableCell, CoefficientCell, FederatedMerge)
 }
+# These train what they merge themselves.
+WITHOUT_MODELS = {FederatedMerge, GraphPair}
+KINDS |= {kind.__name__: kind for kind in WITHOUT_MODELS}
 
 
 def as_values(config):
@@ -70,7 +74,7 @@ def test_rows_of_merged_models_name_models_on_record():
         config = row["config"]
         ends = [config[end] for end in ("first", "second") if end in config]
         named = config.get("models") or ends
-        assert bool(named) == (row["kind"] != "FederatedMerge")
+        assert bool(named) == (KINDS[row["kind"]] not in WITHOUT_MODELS)
         for model in named:
             assert models[model]["label"] == config["model"]
         # Rows of old did not say which parameters they are of.

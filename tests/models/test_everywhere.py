@@ -168,8 +168,8 @@ def test_planted_orders_are_undone_by_weights(name):
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
-# One each stands for message passing and for running statistics.
-@pytest.mark.parametrize("name", ["GCN", "NNX"])
+# It stands for the rest where a program is compiled, with its running statistics.
+@pytest.mark.parametrize("name", ["NNX"])
 def test_fit_with_weight_scope_regularization(name):
     task, inputs = CASES[name]
     start = model(name)
