@@ -7,7 +7,14 @@ import os
 import pytest
 
 from benchmarks.record.ledger import Ledger
-from benchmarks.speed import client_step, federated_round, files, import_time, scale_model
+from benchmarks.speed import (
+    assignment,
+    client_step,
+    federated_round,
+    files,
+    import_time,
+    scale_model,
+)
 from benchmarks.speed.alternating import PeerError, paired, ratios, take_turns
 
 
@@ -144,4 +151,13 @@ def test_files_merge_within_their_memory_and_record_nothing_in_smoke(tmp_path, c
     assert figures["ratios"]["read_and_write"] > 0
     # Beyond what the imports take: no copy of a model, whose size is nothing here.
     assert figures["peak_memory"] - figures["memory_before"] < 150_000_000
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_assignment_compares_solvers_that_agree(tmp_path, capsys):
+    pytest.importorskip("lap")
+    assignment.SCRIPT(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
+    figures = last_line(capsys)
+    assert set(figures["sizes"]["16"]["equal"]) == {"scipy", "lapjv", "lapjvc", "lapjvs"}
+    assert max(figures["sizes"]["16"]["worse"].values()) < 1e-9
     assert not (tmp_path / "rows.jsonl").exists()

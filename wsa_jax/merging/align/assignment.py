@@ -60,7 +60,9 @@ def assign(
 ) -> tuple[Integer[np.ndarray, "*stack units"], Float[np.ndarray, "*stack"]]:
     """Find the permutation of greatest total score, for one matrix or for each of a stack.
 
-    Runs on the host in float64: the solver is serial, and accelerators are slower at it.
+    Runs on the host in float64: the solver is serial, and accelerators are slower at it. SciPy's is
+    the fastest known on such scores: lapx's take 1.4 to 2.3 times as long on trained networks of
+    512 to 4,096 units (``python -m benchmarks speed assignment``).
 
     Returns:
       The permutations, which assign column ``permutation[u]`` to row u, and the total scores.
