@@ -125,7 +125,8 @@ class Bench:
         # What has data of its own kind says so itself.
         if "data" not in row:
             dataset = cells[0].dataset if cells else config.dataset
-            row["data"] = data_digests(dataset, self.data_dir)
+            side = cells[0].side if cells else 0
+            row["data"] = data_digests(dataset, self.data_dir, side)
         return row | {"model_digests": {model.row["id"]: model.digest for model in models}}
 
 

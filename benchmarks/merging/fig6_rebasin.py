@@ -15,7 +15,7 @@ to 1, depths 10 and 16. smoke: MLPs on digits.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -155,12 +155,16 @@ def compete(
     }
 
 
-def choose(rows: Rows, extras: list[Settings]) -> Settings | None:
-    """The competitor whose matched average has the least validation loss on the first seed.
+def choose(
+    rows: Mapping[str, Mapping[str, list[Row | None]]],
+    extras: list[Settings],
+    align: str = "weight",
+) -> Settings | None:
+    """The competitor whose aligned average has the least validation loss on the first seed.
 
     None while one of them was not run: the competition is open.
     """
-    first = [(extra, rows[name_of(extra)]["weight"][0]) for extra in extras]
+    first = [(extra, rows[name_of(extra)][align][0]) for extra in extras]
     ran = [(extra, middle(row)) for extra, row in first if row is not None]
     return min(ran, key=lambda trial: trial[1])[0] if len(ran) == len(extras) else None
 

@@ -25,7 +25,7 @@ from benchmarks.record.ledger import Ledger, cell_id, is_finished, provenance
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
 from wsa_jax import models, training
-from wsa_jax.data import dataset_info, train_validation_split
+from wsa_jax.data import DatasetInfo, dataset_info, train_validation_split
 from wsa_jax.federated import dirichlet_unequal
 from wsa_jax.merging import Model
 from wsa_jax.runs.identity import digest
@@ -61,6 +61,8 @@ class ModelCell:
     part: int = 0
     parts: int = 2
     seed: int = 0
+    side: int = 0
+    """Height and width of smaller images, means of blocks; 0 is the images' own."""
 
     @property
     def label(self) -> str:
@@ -68,6 +70,7 @@ class ModelCell:
         names = {"resnet": f"ResNet{self.depth}"}
         norm = {"none": "", "batch": " BN", "layer": " LN"}[self.norm]
         text = f"{names.get(self.model, self.model.upper())}{norm} x{self.width:g}"
+        text += f", {self.side}x{self.side}" if self.side else ""
         text += f", {self.epochs} epochs"
         if self.strength:
             goal = "initial" if self.target == "initial" else f"N(0, {self.target_std:g}²)"
@@ -107,8 +110,8 @@ class Data(NamedTuple):
 def model_data(cell: ModelCell, data_dir: str | None) -> Data:
     """Images and labels of a cell; the validation part is the same for all cells of a data set."""
     info = dataset_info(cell.dataset)
-    train = load_split(cell.dataset, info.splits[0], data_dir)
-    test = load_split(cell.dataset, "test", data_dir)
+    train = load_split(cell.dataset, info.splits[0], data_dir, cell.side)
+    test = load_split(cell.dataset, "test", data_dir, cell.side)
     kept, held_out = train_validation_split(train.labels, fraction=0.1, seed=0)
     if cell.examples:
         kept = np.random.default_rng(0).permutation(kept)[: cell.examples]
@@ -162,11 +165,22 @@ def cell_module(cell: ModelCell, num_classes: int) -> nn.Module:
     return models.vgg8(num_classes, width=cell.width, initialization="he")
 
 
+def cell_info(cell: ModelCell) -> DatasetInfo:
+    """The data set of a cell, with images of its size."""
+    info = dataset_info(cell.dataset)
+    shape = (cell.side, cell.side, info.image_shape[2])
+    return dataclasses.replace(info, image_shape=shape) if cell.side else info
+
+
 def cell_task(cell: ModelCell) -> Task:
     """What a cell is trained for."""
-    info = dataset_info(cell.dataset)
+    info = cell_info(cell)
     module = cell_module(cell, info.num_classes)
-    return classification(module, info, augmentation=cell.augmentation)
+    if not cell.side:
+        return classification(module, info, augmentation=cell.augmentation)
+    # Crops move by 2 pixels of 16, as by 4 of 32.
+    padding = cell.side // 8
+    return classification(module, info, augmentation=cell.augmentation, padding=padding)
 
 
 @functools.cache
@@ -177,7 +191,7 @@ def _initial_scope(network: ModelCell) -> WeightScope:
 
 def _scopes(cell: ModelCell) -> tuple[WeightScope, WeightScope]:
     """The initial weight scope of a cell's network, and the one that WSA holds it to."""
-    names = ("dataset", "model", "depth", "width", "norm", "augmentation")
+    names = ("dataset", "model", "depth", "width", "norm", "augmentation", "side")
     initial = _initial_scope(ModelCell(**{name: getattr(cell, name) for name in names}))
     fixed = cell.target == "fixed"
     return initial, constant_target(initial, std=cell.target_std) if fixed else initial
@@ -228,7 +242,9 @@ def train_model(
     row = ledger.find(cell_id(cell))
     if row is None or not is_finished(row):
         row = _row(cell, task, result, data, time.perf_counter() - begin)
-        row = ledger.write(row | {"data": data_digests(cell.dataset, data_dir), "digest": trained})
+        row = ledger.write(
+            row | {"data": data_digests(cell.dataset, data_dir, cell.side), "digest": trained}
+        )
     elif row.get("digest", trained) != trained:
         print(
             f"model {row['id']} ({cell.label}, seed {cell.seed}) has digest {trained} here and "

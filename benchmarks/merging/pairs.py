@@ -11,14 +11,21 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from benchmarks.merging.bench import Bench
-from benchmarks.merging.model_cell import ModelCell, Trained, cell_task, model_data
+from benchmarks.merging.model_cell import (
+    ModelCell,
+    Trained,
+    cell_info,
+    cell_task,
+    model_data,
+)
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row
-from wsa_jax.data import dataset_info
 from wsa_jax.merging import (
     AxisSpec,
+    Evidence,
     Model,
     accuracy_barrier,
+    align_models,
     interpolate_path,
     loss_barrier,
     permute_units,
@@ -29,7 +36,11 @@ from wsa_jax.merging import (
 )
 from wsa_jax.scope.scope import scope_divergence, weight_scope
 
-Align = Literal["none", "weight", "rescale+weight", "rescale"]
+Align = Literal[
+    "none", "weight", "rescale+weight", "rescale", "activation transport", "weight transport"
+]
+SAMPLES = 1_000
+"""Training examples that aligns by activations look at."""
 Info = dict[str, Any]
 """What a method says of itself."""
 
@@ -48,6 +59,8 @@ class PathCell:
     examples: int = 0
     """Test examples evaluated; 0 is all."""
     seed: int = 0
+    samples: int = 0
+    """Training examples that an align by activations looked at."""
 
 
 def pair_cells(cell: ModelCell, seed: int) -> list[ModelCell]:
@@ -71,12 +84,17 @@ def apply_fn(cell: ModelCell) -> Callable[[PyTree, Array], Array]:
 
 def model_spec(cell: ModelCell, tree: PyTree) -> AxisSpec:
     """Which axes of a cell's variables move together, traced."""
-    shape = (2, *dataset_info(cell.dataset).image_shape)
+    shape = (2, *cell_info(cell).image_shape)
     return trace_spec(apply_fn(cell), tree, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
 def aligned(
-    cell: ModelCell, first: PyTree, second: PyTree, align: Align, seed: int
+    cell: ModelCell,
+    first: PyTree,
+    second: PyTree,
+    align: Align,
+    seed: int,
+    inputs: np.ndarray | None = None,
 ) -> tuple[PyTree, Info]:
     """The second model moved towards the first, and what the align says of itself."""
     spec, key, info = model_spec(cell, first), jax.random.key(seed), Info()
@@ -89,6 +107,10 @@ def aligned(
         matching = weight_matching(key, spec, first, second, restarts=1)
         second = permute_units(spec, second, matching.permutations)
         info |= plain(matching.info)
+    if "transport" in align:
+        models = Model.of(first), Model.of(second)
+        evidence = Evidence(cell_task(cell), inputs)
+        second = align_models(key, spec, models, evidence, align)[1].variables
     return second, info
 
 
@@ -105,12 +127,14 @@ def path_row(
         points=points,
         examples=examples,
         seed=seed,
+        samples=SAMPLES if align == "activation transport" else 0,
     )
 
     def make(first: Trained, second: Trained) -> Row:
         data = model_data(pair[0], bench.data_dir)
         anchor = first.variables
-        moved, info = aligned(cell, anchor, second.variables, align, seed)
+        inputs = data.train[0][: config.samples]
+        moved, info = aligned(cell, anchor, second.variables, align, seed, inputs)
         scopes = [weight_scope(tree["params"]) for tree in (anchor, moved)]
         return {
             "divergence": np.asarray(scope_divergence(scopes[1], scopes[0])).tolist(),
