@@ -86,6 +86,8 @@ def _learned(**more: Any) -> dict[str, Any]:
 def valid_calls() -> dict[str, Call]:
     """All calls by the function's public name."""
     two = {"key": KEY, "spec": SPEC, "first": VARIABLES[0], "second": VARIABLES[1]}
+    several = {"spec": SPEC, "models": VARIABLES}
+    read = {"activations": merging.taps(APPLY, SPEC), "inputs": IMAGES, "batch_size": 8}
     measured = {"task": TASK, "inputs": IMAGES, "labels": LABELS}
     calls = {
         "weight_scope": Call(wsa_jax.weight_scope, {"params": FIRST, "select": wsa_jax.kernels}),
@@ -295,6 +297,25 @@ def valid_calls() -> dict[str, Call]:
         ),
         "weight_matching_many": Call(
             merging.weight_matching_many, {"key": KEY, "spec": SPEC, "models": VARIABLES}
+        ),
+        "weight_transport": Call(
+            merging.weight_transport,
+            several | {"solver": "exact", "epsilon": 0.1, "masses": [{}, {}], "passes": 1},
+        ),
+        "activation_transport": Call(
+            merging.activation_transport,
+            several | {**read, "solver": "exact", "epsilon": 0.1, "masses": [{}, {}]},
+        ),
+        "canonical_correlation": Call(
+            merging.canonical_correlation, several | {**read, "regularization": 0.1}
+        ),
+        "zip_units": Call(
+            merging.zip_units,
+            several | {**read, "groups": [GROUP], "repeat": 0.5, "within": 0.5},
+        ),
+        "zip_merge": Call(
+            merging.zip_merge,
+            several | {"maps": merging.weight_transport(SPEC, VARIABLES)},
         ),
         "align": Call(merging.align, {"spec": SPEC, "second": VARIABLES[1], "found": MATCHING}),
         "rescale": Call(

@@ -76,7 +76,8 @@ def test_copies_in_other_orders_come_back_as_the_model(copies):
 
 def test_a_copy_with_units_doubled_is_the_model():
     first, second = duplicated(np.full(7, 2), np.array([1, 3, 1, 1, 2, 1]))
-    maps = zip_units(SPEC, [first, second], mlp_activations, INPUTS)
+    # Clusters of several copies merge several times.
+    maps = zip_units(SPEC, [first, second], mlp_activations, INPUTS, repeat=1)
     moved = [align(SPEC, m, own) for m, own in zip((first, second), maps, strict=True)]
     mean = {name: (np.asarray(moved[0][name]) + moved[1][name]) / 2 for name in first}
     np.testing.assert_allclose(

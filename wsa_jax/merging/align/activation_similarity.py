@@ -174,6 +174,11 @@ def tap_views(
 ) -> tuple[TapView, ...]:
     """Find out which axes of each group's activations hold which groups' units."""
     examples = jax.eval_shape(activations, params, inputs)
+    if not isinstance(examples, Mapping):
+        raise ValueError(
+            f"activations return {type(examples).__name__}; return a dictionary {{group: array}}, "
+            "as a function from taps does"
+        )
     held = {name: _own_axes(spec, name, value.shape) for name, value in examples.items()}
     # Shapes of all examples are for messages; a few examples tell the axes apart.
     inputs = jax.tree.map(lambda leaf: leaf[:_PROBES], inputs)

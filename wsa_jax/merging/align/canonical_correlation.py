@@ -31,7 +31,7 @@ def canonical_correlation(
     activations: Functions,
     inputs: Inputs,
     *,
-    regularization: float | int = 1e-3,
+    regularization: float | int = 1.0,
     batch_size: int = 100,
 ) -> tuple[UnitMaps, ...]:
     r"""Map each model's units to the first one's by canonical correlation analysis.
@@ -49,7 +49,9 @@ def canonical_correlation(
       activations: ``(params, inputs) -> {group: [examples, ..., units]}``, from `taps`; one
         function, or one for each model where widths differ. Groups without activations stay.
       inputs: ``[examples, ...]`` or a pytree of such arrays: calibration data, without labels.
-      regularization: added to the diagonal of each covariance, as a multiple of its mean.
+      regularization: added to the diagonal of each covariance, as a multiple of its mean. Small
+        ones trust directions of little variance, which the ReLU then spoils; with large ones maps
+        become rotations. On networks trained on digits, 1 to 100 merged best, 0.001 at chance.
       batch_size: examples at once; one pass serves all models and groups.
 
     Returns:

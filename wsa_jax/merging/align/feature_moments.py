@@ -126,7 +126,13 @@ def _check(
         raise ValueError(f"{len(models)} model was given; give at least two")
     for index, model in enumerate(models):
         checks.finite(model, f"model {index + 1}")
-    examples = len(jax.tree.leaves(inputs)[0])
+    lengths = {len(leaf) if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(inputs)}
+    if len(lengths) != 1 or -1 in lengths:
+        raise ValueError(
+            "inputs are no examples; give an array [examples, ...], or a pytree of arrays of one "
+            "length"
+        )
+    (examples,) = lengths
     if examples == 0:
         raise ValueError("no calibration data: inputs are empty; give at least one example")
     checks.count("batch_size", batch_size)

@@ -75,10 +75,12 @@ def check_transport(
     checks.positive("epsilon", epsilon)
     if models < 2:
         raise ValueError(f"{models} model was given; give at least two")
-    if masses is not None and len(masses) != models:
+    if masses is None:
+        return
+    if len(masses) != models or not all(isinstance(own, Mapping) for own in masses):
         raise ValueError(
-            f"masses are given for {len(masses)} of {models} models; give a dictionary for each, "
-            "empty where all units count the same"
+            f"masses are {len(masses)} of which each must be a dictionary {{group: [units]}}, one "
+            f"for each of {models} models; give an empty one where all units count the same"
         )
 
 

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door
-from wsa_jax.leaves import key_path
+from wsa_jax.merging.align.assignment import moving_leaves
 from wsa_jax.merging.align.transport_plan import (
     Masses,
     check_transport,
@@ -27,7 +26,7 @@ from wsa_jax.merging.align.unit_maps import (
     second_sizes,
     wide,
 )
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, ties_by_leaf
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, check_spec, ties_by_leaf
 
 __all__ = ["weight_transport"]
 
@@ -86,8 +85,9 @@ def weight_transport(
     begin = time.perf_counter()
     check_transport(len(models), solver, epsilon, masses)
     checks.count("passes", passes)
+    check_spec(spec, models[0])
     groups, unmoved = movable(spec)
-    ours = _leaves(models[0])
+    ours = _leaves(spec, models[0])
     order = _in_order(spec, groups, ours)
     found = [identity_maps(spec, groups, {"cost": {}, "unmoved": unmoved})]
     for index, model in enumerate(models):
@@ -96,7 +96,7 @@ def weight_transport(
         if index == 0:
             continue
         sizes = second_sizes(spec, models[0], model, f"model {index + 1}")
-        comparison = _Comparison(spec, sizes, ours, _leaves(model))
+        comparison = _Comparison(spec, sizes, ours, _leaves(spec, model))
         maps, costs = UnitMaps({}, {}, {}), {}
         for number in range(passes):
             for group in order:
@@ -171,6 +171,6 @@ def _squared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return squares - 2 * ours @ theirs.T
 
 
-def _leaves(model: PyTree) -> Leaves:
-    named = jax.tree_util.tree_leaves_with_path(model)
-    return {key_path(path): np.asarray(leaf, wide(leaf)) for path, leaf in named}
+def _leaves(spec: AxisSpec, model: PyTree) -> Leaves:
+    leaves = moving_leaves(spec, model)
+    return {name: np.asarray(leaf, wide(leaf)) for name, leaf in leaves.items()}

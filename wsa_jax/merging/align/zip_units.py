@@ -38,7 +38,7 @@ def zip_units(
     inputs: Inputs,
     *,
     groups: Sequence[str] | None = None,
-    repeat: float | int = 1.0,
+    repeat: float | int | None = None,
     within: float | int = 1.0,
     batch_size: int = 100,
 ) -> tuple[UnitMaps, ...]:
@@ -59,7 +59,8 @@ def zip_units(
       groups: names of those to zip, all others upstream among them; the rest, downstream, stays
         each model's own (`zip_merge`), and then heads may have different classes. All if None.
       repeat: factor in [0, 1] on the correlations of a merged cluster: small numbers favour pairs,
-        and 0 allows pairs only (two models of one width).
+        and 0 allows pairs only (two models of one width). If None, 0.1 for two models, and 1 for
+        more, in which a feature that all have is merged several times.
       within: share of a model's units that may be merged with units of the same model, in [0, 1].
       batch_size: examples at once; one pass serves all models and groups.
 
@@ -91,10 +92,14 @@ def zip_units(
     Source: Stoica et al., ZipIt! Merging Models from Different Tasks without Training, ICLR 2024.
     """
     begin = time.perf_counter()
+    if repeat is None:
+        repeat = 0.1 if len(models) == 2 else 1.0
     for name, value in (("repeat", repeat), ("within", within)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} {value} is not in [0, 1]; give a number in it")
-    own = _own_leaves(spec, models[0], groups) if groups is not None and models else frozenset()
+    own = (
+        _own_leaves(spec, models[0], groups) if groups is not None and len(models) else frozenset()
+    )
     features = features_of(
         spec, models, activations, inputs, batch_size=batch_size, own=own, groups=groups
     )
@@ -148,7 +153,9 @@ def zip_merge(spec: AxisSpec, models: Sequence[PyTree], maps: Sequence[UnitMaps]
     >>> zipped.models[1]["b"].tolist(), zipped.shared
     ([[3.0], [5.0]], ('a',))
     """
-    if len(maps) != len(models) or not models:
+    if not all(isinstance(own, UnitMaps) for own in maps):
+        raise ValueError("maps are no UnitMaps; give what zip_units returned")
+    if len(maps) != len(models) or not maps:
         raise ValueError(f"{len(maps)} maps were given for {len(models)} models; give one for each")
     moved = [map_units(spec, model, own) for model, own in zip(models, maps, strict=True)]
     trunk = {
@@ -173,6 +180,8 @@ def zip_merge(spec: AxisSpec, models: Sequence[PyTree], maps: Sequence[UnitMaps]
 
 def _own_leaves(spec: AxisSpec, params: PyTree, groups: Sequence[str]) -> frozenset[str]:
     """Leaves of the tails; checks that whatever zipped units come from is zipped, too."""
+    if not all(isinstance(name, str) for name in groups):
+        raise ValueError(f"groups are no names; give some of {', '.join(spec.names)}")
     for name in groups:
         spec[name]  # an unknown one is refused there
     trunk = set()
