@@ -26,8 +26,8 @@ TASK = classification(models.MLP(features=(4, 3)), INFO)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 16, (24, 3, 3, 1)).astype(np.uint8)
 LABELS = RNG.integers(0, 3, 24).astype(np.int32)
-FIRST, SECOND, THIRD = (TASK.init(jax.random.key(seed))[0] for seed in range(3))
-SCOPE = wsa_jax.weight_scope(FIRST)
+FIRST, SECOND, THIRD = (jax.jit(TASK.init)(jax.random.key(seed))[0] for seed in range(3))
+SCOPE = jax.jit(wsa_jax.weight_scope)(FIRST)
 APPLY = models.MLP(features=(4, 3)).apply
 INPUTS = jnp.ones((2, 3, 3, 1))
 SPEC = merging.trace_spec(APPLY, {"params": FIRST}, INPUTS)
@@ -40,7 +40,7 @@ EVIDENCE = merging.Evidence(TASK, IMAGES, LABELS)
 MODELS = [merging.Model(params, {}) for params in (FIRST, SECOND)]
 VARIABLES = [{"params": params} for params in (FIRST, SECOND)]
 MATCHING = merging.weight_matching(KEY, SPEC, *VARIABLES)
-GRAMS = [merging.gram_matrices(APPLY, variables, IMAGES) for variables in VARIABLES]
+GRAMS = [merging.gram_matrices(APPLY, variables, INPUTS) for variables in VARIABLES]
 GROUP = next(iter(SPEC.groups)) if isinstance(SPEC.groups, dict) else SPEC.groups[0].name
 
 
