@@ -207,6 +207,10 @@ def test_refusals_of_scope(files, capsys):
             main(["scope", *arguments])
         assert exit_.value.code == 2
         assert message in capsys.readouterr().err
+    save_model("nan.npz", {"w": np.full((2, 2), np.nan)})
+    with pytest.raises(SystemExit):
+        main(["scope", "nan.npz"])
+    assert "leaf w of nan.npz holds NaN or infinite values" in capsys.readouterr().err
     save_model("vectors.npz", {"b": np.ones(3)})
     with pytest.raises(SystemExit):
         main(["scope", "vectors.npz"])

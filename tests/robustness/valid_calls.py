@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import wsa_jax
 from tests.tiny import INFO
-from wsa_jax import data, federated, merging, models, tree
+from wsa_jax import data, federated, files, merging, models, tree
 from wsa_jax.training import (
     FitSettings,
     classification,
@@ -360,8 +360,30 @@ def valid_calls() -> dict[str, Call]:
                 "budget": merging.Budget(steps=2, batch_size=4),
             },
         ),
+        **_file_calls(),
     }
     return calls
+
+
+def _file_calls() -> dict[str, Call]:
+    """A dense layer in a file of its own, under names of PyTorch's."""
+    path = tempfile.mkdtemp() + "/model.npz"
+    names = files.NameMap("dense", (files.Entry("w", "kernel", files.DENSE),))
+    ours = {"kernel": np.ones((3, 2), np.float32)}
+    files.save_model(path, ours, names=names)
+    return {
+        "open_model": Call(files.open_model, {"path": path}),
+        "load_model": Call(files.load_model, {"path": path, "like": ours, "names": names}),
+        "save_model": Call(
+            files.save_model,
+            {"path": path, "params": ours, "names": names, "shard_bytes": None},
+        ),
+        "flatten": Call(files.flatten, {"params": FIRST}),
+        "unflatten": Call(files.unflatten, {"leaves": {"a.b": np.ones(1)}, "like": None}),
+        "Entry": Call(files.Entry, {"theirs": "a.{i}", "ours": "b.{i}", "layout": files.SAME}),
+        "heads_out": Call(files.heads_out, {"heads": 2}),
+        "flattened": Call(files.flattened, {"channels": 1, "height": 2, "width": 3}),
+    }
 
 
 def _initialised(kind: Any, **given: Any) -> Any:

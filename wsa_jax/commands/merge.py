@@ -164,8 +164,8 @@ def _plan(files: Sequence[ModelFile], base: ModelFile | None, asked: Recipe, out
         lines.append(f"{len(kept)} of them, integers, are the first file's: {listed(kept)}")
     if running := [name for name in merged if name.endswith(_RUNNING)]:
         lines.append(
-            f"note: {len(running)} running statistics are merged like weights, but those of the "
-            "merged model are others; estimate them on data with wsa_jax.merging.reset_batch_norm"
+            f"note: {len(running)} running statistics are merged like weights; estimate them anew "
+            "by wsa_jax.merging.reset_batch_norm"
         )
     return "\n".join(lines)
 

@@ -96,6 +96,10 @@ def _row(name: str, files: Sequence[ModelFile]) -> Json:
     first = None
     for file in files:
         leaf = file[name]
+        if not np.isfinite(leaf).all():
+            raise ModelFileError(
+                f"leaf {name} of {file.path} holds NaN or infinite values; it has no scope"
+            )
         # Under a name that the default rule selects, whatever the leaf is called.
         own = weight_scope({"w": leaf.reshape(1, -1)})
         first = own if first is None else first

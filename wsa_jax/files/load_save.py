@@ -12,7 +12,7 @@ from wsa_jax.door import door, shown
 from wsa_jax.files.formats import form_of, model_path, opened, write
 from wsa_jax.files.model_file import ModelFile, ModelFileError
 from wsa_jax.files.name_map import NameMap
-from wsa_jax.files.names import flatten, unflatten
+from wsa_jax.files.names import filled, flatten, unflatten
 from wsa_jax.files.safetensors_file import write_sharded
 from wsa_jax.files.writing import content
 
@@ -75,7 +75,7 @@ def load_model(
     if names is None:
         return unflatten(file, like)
     ours = names.to_ours(file)
-    return ours if like is None else unflatten(flatten(ours), like)
+    return ours if like is None else filled(flatten(ours), like, f"{file.path}, renamed,")
 
 
 @door

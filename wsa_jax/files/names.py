@@ -59,7 +59,9 @@ def unflatten(leaves: Mapping, like: PyTree | None = None) -> PyTree:
     >>> unflatten({"0.w": np.ones(2)}, like=[{"w": np.zeros(2)}])
     [{'w': array([1., 1.])}]
     """
-    return _nested(leaves) if like is None else _filled(leaves, like)
+    if like is None:
+        return _nested(leaves)
+    return filled(leaves, like, str(getattr(leaves, "path", "the dictionary")))
 
 
 def _nested(leaves: Mapping[str, Leaf]) -> PyTree:
@@ -82,7 +84,13 @@ def _nested(leaves: Mapping[str, Leaf]) -> PyTree:
     return tree
 
 
-def _filled(leaves: Mapping[str, Leaf], like: PyTree) -> PyTree:
+def filled(leaves: Mapping[str, Leaf], like: PyTree, origin: str) -> PyTree:
+    """Put leaves into the structure of a tree; messages call them by their origin.
+
+    >>> filled({"w": np.ones(2)}, {"w": np.ones(3)}, "model.npz")
+    Traceback (most recent call last):
+    wsa_jax.files.model_file.ModelFileError: model.npz has other shapes than the tree: w [2] for ...
+    """
     wanted = jax.tree_util.tree_leaves_with_path(like)
     names = [key_path(path, ".") if _has_shape(leaf) else None for path, leaf in wanted]
     known = {name for name in names if name is not None}
@@ -93,7 +101,7 @@ def _filled(leaves: Mapping[str, Leaf], like: PyTree) -> PyTree:
         problems.append(f"it has {listed(more)}, which the tree has not")
     if problems:
         raise ModelFileError(
-            f"{_origin(leaves)} does not fit the tree: {'; '.join(problems)}; give the tree of "
+            f"{origin} does not fit the tree: {'; '.join(problems)}; give the tree of "
             "this architecture, or a name map"
         )
     shapes = getattr(leaves, "shapes", leaves)
@@ -104,7 +112,7 @@ def _filled(leaves: Mapping[str, Leaf], like: PyTree) -> PyTree:
     ]
     if differ:
         raise ModelFileError(
-            f"{_origin(leaves)} has other shapes than the tree: {listed(differ)}; give the tree of "
+            f"{origin} has other shapes than the tree: {listed(differ)}; give the tree of "
             "this architecture"
         )
     found = [
@@ -116,7 +124,3 @@ def _filled(leaves: Mapping[str, Leaf], like: PyTree) -> PyTree:
 
 def _has_shape(leaf: Leaf) -> bool:
     return is_array(leaf) and not is_key(leaf)
-
-
-def _origin(leaves: Mapping[str, Leaf]) -> str:
-    return str(getattr(leaves, "path", "the dictionary"))
