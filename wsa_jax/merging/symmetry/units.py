@@ -64,21 +64,24 @@ def gather_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> 
     def move(leaf: Array, group: Group, tie: Tie) -> Array:
         if group.name not in permutations:
             return leaf
-        permutation = jnp.asarray(permutations[group.name])
+        # Known orders become indices on the host: as eager operations they would cost thirty small
+        # compilations for each new width.
+        xp = jnp if is_traced(permutations[group.name]) else np
+        permutation = xp.asarray(permutations[group.name])
         position = np.arange(leaf.shape[tie.axis])
         inside, unit = _units(leaf.shape[tie.axis], group, tie)
         if group.parent is None:
             shift = permutation[unit] - unit
-            index = jnp.where(inside, position + shift * tie.inner, position)
+            index = xp.where(inside, position + shift * tie.inner, position)
             return jnp.take(leaf, index, axis=tie.axis)
         parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
         owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
         if parent_tie.axis == tie.axis:
             shift = permutation[owner, unit] - unit
-            index = jnp.where(inside & owned, position + shift * tie.inner, position)
+            index = xp.where(inside & owned, position + shift * tie.inner, position)
             return jnp.take(leaf, index, axis=tie.axis)
         shift = permutation[owner][:, unit] - unit[None]
-        index = jnp.where(
+        index = xp.where(
             inside[None] & owned[:, None], position[None] + shift * tie.inner, position[None]
         )
         index = index if parent_tie.axis < tie.axis else index.T
