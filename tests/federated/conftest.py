@@ -49,8 +49,9 @@ class Federation(NamedTuple):
     key: jax.Array
 
     def start(self, algorithm, params=None) -> ServerState:
-        params = self.task.init(jax.random.key(7))[0] if params is None else params
-        return initial_state(algorithm, params, clients=4, target=weight_scope(params))
+        params = jax.jit(self.task.init)(jax.random.key(7))[0] if params is None else params
+        target = jax.jit(weight_scope)(params)
+        return initial_state(algorithm, params, clients=4, target=target)
 
     @staticmethod
     def broadcast(state) -> Broadcast:

@@ -1,6 +1,7 @@
 """Constant layers, extreme numbers, names of other frameworks, and arguments of a wrong type."""
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ ATTENTION = {
         "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 8)), jnp.float32),
     }
 }
-TARGET = weight_scope(ATTENTION, select=matrices)
+TARGET = jax.jit(partial(weight_scope, select=matrices))(ATTENTION)
 OUT = r"^att/bias (of the target )?is constant .* give select=without\(matrices, \('att/bias',\)\)"
 
 
@@ -189,7 +190,7 @@ class TestNames:
 
 
 PARAMS = {"kernel": jnp.asarray(np.random.default_rng(6).normal(size=(6, 5)), jnp.float32)}
-SCOPE = weight_scope(PARAMS)
+SCOPE = jax.jit(weight_scope)(PARAMS)
 TRANSFORM = regularize_scope(1.0)
 KEY = jax.random.key(0)
 

@@ -19,7 +19,7 @@ from wsa_jax.scope.layers import kernels
 
 WEIGHTS = np.random.default_rng(0).normal(0.4, 0.3, (3, 2))
 PARAMS = {"kernel": jnp.asarray(WEIGHTS, jnp.float32), "bias": jnp.ones(2)}
-TARGET = constant_target(weight_scope(PARAMS), mean=-0.2, std=0.8)
+TARGET = constant_target(jax.jit(weight_scope)(PARAMS), mean=-0.2, std=0.8)
 proximal = jax.jit(proximal_scope_step, static_argnames=("select", "scale"))
 
 

@@ -12,10 +12,11 @@ from flax.training.train_state import TrainState
 
 from wsa_jax import proximal_scope, regularize_scope, scope_gradient, weight_scope
 
-X = jax.random.normal(jax.random.key(0), (16, 5))
-Y = jax.random.normal(jax.random.key(1), (16, 3))
-KERNEL = jax.random.normal(jax.random.key(2), (5, 3))
-GOAL = weight_scope({"kernel": 0.3 * KERNEL + 0.1})
+X, Y, KERNEL = (
+    jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    for seed, shape in enumerate([(16, 5), (16, 3), (5, 3)])
+)
+GOAL = jax.jit(weight_scope)({"kernel": 0.3 * KERNEL + 0.1})
 STEPS, RATE, STRENGTH = 3, 0.1, 2.0
 
 

@@ -41,6 +41,7 @@ def mse(key, params, model_state, batch):
     return jnp.mean((network(params, x) - y) ** 2), model_state
 
 
+@jax.jit
 def make_model(key):
     shapes = (INPUTS, UNITS), (UNITS,), (UNITS, OUTPUTS)
     # Half of a weight is common: models in correspondence, as alignment leaves them.
