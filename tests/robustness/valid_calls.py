@@ -348,6 +348,11 @@ def valid_calls() -> dict[str, Call]:
             merging.reset_batch_norm,
             {"task": TASK, "params": FIRST, "model_state": {}, "inputs": IMAGES, "batch_size": 8},
         ),
+        "merge_report": Call(
+            merging.merge_report,
+            {"task": TASK, "models": MODELS, "data": (IMAGES, LABELS), "aligns": ("none",)}
+            | {"num_points": 3, "resamples": 5, "batch_size": 8, "calibration": IMAGES},
+        ),
         "merge_table": Call(
             merging.merge_table,
             {

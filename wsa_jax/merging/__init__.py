@@ -56,6 +56,7 @@ from wsa_jax.merging.evaluate import (
     loss_barrier,
     loss_plane,
 )
+from wsa_jax.merging.evaluate.merge_report import MergeReport, merge_report
 from wsa_jax.merging.evidence import Budget, Evidence, Model
 from wsa_jax.merging.methods import METHODS, Pipeline
 from wsa_jax.merging.repair import (
@@ -88,6 +89,7 @@ __all__ = [
     "LossPath",
     "LossPlane",
     "Matching",
+    "MergeReport",
     "MergeResult",
     "Model",
     "NotAdmittedError",
@@ -125,6 +127,7 @@ __all__ = [
     "labelled_examples",
     "loss_barrier",
     "loss_plane",
+    "merge_report",
     "merge_table",
     "model_stock",
     "normalize_scales",
