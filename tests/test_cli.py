@@ -11,64 +11,79 @@ from pathlib import Path
 import pytest
 
 from wsa_jax.cli import main
-from wsa_jax.demo import DemoSettings, run_demo
+from wsa_jax.demo import DemoSettings, demo_steps, run_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_demo_prints_tables_and_paths_and_keeps_every_number(tmp_path, capsys):
-    main(["demo", "--rounds", "2", "--seeds", "1", "--output", str(tmp_path / "out")])
-    printed = capsys.readouterr().out
-    assert "FedAvg+WSA" in printed
+SHORT_DEMO = ["demo", "--seeds", "1", "--steps", "60", "--examples", "50"]
+
+
+def test_demo_tells_its_story_and_keeps_every_number(tmp_path, capsys):
+    main([*SHORT_DEMO, "--output", str(tmp_path / "out")])
+    printed = " ".join(capsys.readouterr().out.split())
+    for said in ("their average, matched", "NP Merge", "docs/explanations/choose.md"):
+        assert said in printed
     assert str(tmp_path / "out" / "demo.json") in printed
     numbers = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert [len(run) for run in numbers["federated"]["FedAvg"]] == [2]
-    plain, wsa = (numbers["interpolation"][name][0] for name in ("plain", "WSA"))
-    assert plain["t"] == wsa["t"]
-    assert len(plain["loss"]) == 25
-    # Held to one target, the two models' scopes are nearer to one another.
-    assert sum(wsa["scope_divergence"]) < sum(plain["scope_divergence"])
+    assert [group["units"] for group in numbers["spec"]] == [64, 64, 64]
+    (plain,), (held,) = numbers["plain"], numbers["held"]
+    # Matching changes neither end of the path; held to one target, the scopes are nearer.
+    for place in (0, -1):
+        assert plain["matched"]["loss"][place] == pytest.approx(
+            plain["as trained"]["loss"][place], rel=1e-4
+        )
+    assert held["scope_divergence"] < plain["scope_divergence"]
+    # What the sentence says of the barrier is what the numbers say.
+    lower = held["as trained"]["barrier"] < plain["as trained"]["barrier"]
+    assert ("as trained is lower for it" in printed) is lower
+    (merges,) = numbers["specialists"]
+    assert list(merges)[-1] == "NP Merge"
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.json", "demo.png"]
 
 
 def test_an_interrupted_demo_goes_on_where_it_was(tmp_path):
-    settings = DemoSettings(output=tmp_path, rounds=2, seeds=1, clients=3)
-    told, stops_at = [], 3
+    settings = DemoSettings(output=tmp_path, seeds=1, steps=60, examples=50)
+    told = []
 
     def advance(what):
         told.append(what)
-        if len(told) == stops_at:
+        if len(told) == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt) as error:
+    with pytest.raises(KeyboardInterrupt):
         run_demo(settings, advance)
-    assert error.value.__notes__ == ["interrupted after round 0; start again to resume"]
-    finished = next(tmp_path.glob(".unfinished-*/FedAvg-0/metrics.jsonl"))
-    rows = [json.loads(line) for line in finished.read_text().splitlines()]
-    results = run_demo(settings, told.append)
-    # The first run was found, with the wall times it had; all steps are told of.
-    assert results["federated"]["FedAvg"] == [rows]
-    assert len(told) == stops_at + 5
+    (kept,) = tmp_path.glob(".unfinished-*/plain/checkpoints/60")
+    seen, made = [], kept.stat().st_mtime_ns
+
+    def look(what):
+        seen.append(kept.stat().st_mtime_ns)
+        told.append(what)
+
+    run_demo(settings, look)
+    # The first run was found, not run again; all steps are told of.
+    assert set(seen) == {made}
+    assert len(told) == 1 + demo_steps(settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_is_one_line_and_status_130(tmp_path):
     program = "from wsa_jax.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "demo", "--output", str(tmp_path)],
+        [sys.executable, "-c", program, *SHORT_DEMO, "--output", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".unfinished-*/FedAvg-0/checkpoints/20")):
+    while not list(tmp_path.glob(".unfinished-*/plain/checkpoints/60")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert error.startswith("wsa-jax: interrupted after round ")
+    assert error.startswith("wsa-jax: interrupted")
     assert error.endswith("; start again to resume\n")
     assert error.count("\n") == 1
 

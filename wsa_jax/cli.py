@@ -9,13 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-import numpy as np
-
 from wsa_jax.demo import DemoSettings
 from wsa_jax.extras import MissingExtraError, require
 from wsa_jax.runs.files import directory_path, make_folder, one_line
 from wsa_jax.runs.interrupts import interruption
-from wsa_jax.types import Json
 
 COMMANDS: Mapping[str, str] = {
     "scope": "wsa-jax scope a.safetensors b.safetensors",
@@ -46,7 +43,7 @@ class PartitionSettings:
 
 
 def demo(settings: DemoSettings) -> None:
-    """Run FedAvg and FedAvg+WSA, and interpolate two models, on embedded real data (a minute).
+    """Match and merge networks of embedded real data, with and without WSA (under a minute).
 
     wsa-jax demo --output demo
     """
@@ -60,7 +57,7 @@ def demo(settings: DemoSettings) -> None:
         TimeRemainingColumn,
     )
 
-    from wsa_jax.demo import demo_steps, run_demo, save_demo
+    from wsa_jax.demo import demo_steps, run_demo, save_demo, tell_demo
 
     # Before a minute of work, not after it.
     settings = replace(settings, output=_writable_folder(settings.output))
@@ -74,9 +71,7 @@ def demo(settings: DemoSettings) -> None:
     with Progress(*columns) as bar:
         work = bar.add_task("compiling", total=demo_steps(settings))
         results = run_demo(settings, lambda what: bar.update(work, advance=1, description=what))
-    console = Console()
-    console.print(_federated_table(results))
-    console.print(_interpolation_table(results))
+    tell_demo(results, Console())
     image, numbers = save_demo(results)
     print(f"figure   {image.resolve()}\nnumbers  {numbers.resolve()}")
 
@@ -203,46 +198,3 @@ def _list_commands(given: Sequence[str]) -> NoReturn:
 def _refuse(error: Exception) -> NoReturn:
     print(f"wsa-jax: error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-def _federated_table(results: Json) -> Any:
-    from rich.table import Table
-
-    settings = results["settings"]
-    table = Table(
-        title=f"Federated, {settings['clients']} clients, digits, {settings['seeds']} seeds"
-    )
-    for column in ("", "test accuracy, %", "divergence of clients, nats"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, runs in results["federated"].items():
-        last = [history[-1] for history in runs]
-        table.add_row(
-            name,
-            _spread([100 * row["test_accuracy"] for row in last], "{:.1f}"),
-            _spread([sum(row["client_divergence"]) for row in last], "{:.1e}"),
-        )
-    return table
-
-
-def _interpolation_table(results: Json) -> Any:
-    from rich.table import Table
-
-    table = Table(title="Two independently trained models, interpolated")
-    for column in ("", "ends, accuracy %", "half-way, %", "loss barrier"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, runs in results["interpolation"].items():
-        table.add_row(
-            name,
-            _spread([50 * (run["accuracy"][0] + run["accuracy"][-1]) for run in runs], "{:.1f}"),
-            _spread([100 * run["accuracy"][len(run["t"]) // 2] for run in runs], "{:.1f}"),
-            _spread([run["barrier"] for run in runs], "{:.2f}"),
-        )
-    return table
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """Mean and range over seeds."""
-    if len(values) == 1:
-        return form.format(values[0])
-    ends = f"{form.format(min(values))} to {form.format(max(values))}"
-    return f"{form.format(float(np.mean(values)))} ({ends})"

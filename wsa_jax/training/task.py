@@ -165,7 +165,7 @@ def _classification(
         return variables.pop("params"), variables
 
     def apply(
-        params: PyTree, model_state: PyTree, images: Array, train: bool, key: Array | None
+        params: PyTree, model_state: PyTree, images: Inputs, train: bool, key: Array | None
     ) -> tuple[PyTree, PyTree]:
         variables = {"params": params, **model_state}
         # In the dtype of the parameters: float32 images would promote all that follows to float32.
