@@ -28,6 +28,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "fig7_landscape": "merging.fig7_landscape",
     "graphs": "merging.graphs",
     "pretrained": "merging.pretrained",
+    "minilm": "merging.minilm",
     "np_merge_table": "merging.np_merge_table",
     "np_merge_data": "merging.np_merge_data",
     "np_merge_many": "merging.np_merge_many",

@@ -13,18 +13,16 @@ half, 4 epochs, 1,000 test images, 500 samples, 30 steps. smoke: an MLP on digit
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax import linen as nn
-from matplotlib.figure import Figure
 
 from benchmarks.merging.bench import (
     Bench,
@@ -34,20 +32,27 @@ from benchmarks.merging.bench import (
     on_record,
     seeds_of,
 )
-from benchmarks.merging.merge_rows import accuracies, accuracy_of, endpoints, recorded
+from benchmarks.merging.fine_tuned import (
+    Examples,
+    Found,
+    draw,
+    gains,
+    merged,
+    shown_methods,
+    table,
+    trainings,
+    wsa_gains,
+)
+from benchmarks.merging.merge_rows import accuracies
 from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.data import data_digests, load_split
-from benchmarks.record.figures import METHODS as FIGURE_METHODS
-from benchmarks.record.figures import caption, plain_axes
-from benchmarks.record.statistics import Row, markdown_table, spread
+from benchmarks.record.statistics import Row, Settings
 from benchmarks.refused import RefusedError
 from benchmarks.script import Findings, figure_name
-from wsa_jax import scope_divergence, weight_scope
 from wsa_jax.data import DatasetInfo, dataset_info
 from wsa_jax.files import load_model, resnet_names
-from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table, trace_spec
+from wsa_jax.merging import Model
 from wsa_jax.models import MLP, cifar_resnet
-from wsa_jax.runs.identity import digest
 from wsa_jax.training import FitSettings, Task, classification, fit
 
 # Their running statistics are of images normalised by these.
@@ -58,8 +63,9 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 class PretrainedCell:
     """Two models fine-tuned from one, and the table of their merges."""
 
-    dataset: str = "cifar100"
-    base: str = "resnet20"
+    # Without defaults: ids hold them, and differ from those of other kinds of rows.
+    dataset: str
+    base: str
     examples: int = 2_000
     """Of each half of the classes."""
     epochs: int = 4
@@ -74,6 +80,7 @@ class PretrainedCell:
     seed: int = 0
 
 
+RESNET20: Settings = {"dataset": "cifar100", "base": "resnet20"}
 SIZES: dict[Preset, PretrainedCell] = {
     "smoke": PretrainedCell(
         dataset="digits",
@@ -85,8 +92,10 @@ SIZES: dict[Preset, PretrainedCell] = {
         steps=5,
         methods=("average", "task arithmetic"),
     ),
-    "cpu": PretrainedCell(),
-    "paper": PretrainedCell(examples=0, epochs=20, test_examples=0, samples=5_000, steps=1_000),
+    "cpu": PretrainedCell(**RESNET20),
+    "paper": PretrainedCell(
+        **RESNET20, examples=0, epochs=20, test_examples=0, samples=5_000, steps=1_000
+    ),
 }
 # Aligns move units apart that a common start has brought together: they are rivals, not helpers.
 CHOSEN = (
@@ -106,7 +115,6 @@ CHOSEN = (
     "DARE",
     "Model Stock",
 )
-TRAININGS = {"plain": 0.0, "WSA": 10.0}
 DATA: dict[Preset, str] = {"smoke": "digits", "cpu": "CIFAR-100", "paper": "CIFAR-100"}
 SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
 
@@ -119,20 +127,13 @@ class Args(MergingArgs):
     """ResNet20's PyTorch weights for CIFAR-10, from github.com/akamaster/pytorch_resnet_cifar10."""
 
 
-class Half(NamedTuple):
-    """Images and labels of some classes."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
 def info_of(cell: PretrainedCell) -> DatasetInfo:
     """The data set, normalised as the pretrained weights want it."""
     info = dataset_info(cell.dataset)
     return info if cell.base == "mlp" else dataclasses.replace(info, **IMAGENET)
 
 
-def halves(cell: PretrainedCell, data_dir: str | None) -> tuple[Half, Half]:
+def halves(cell: PretrainedCell, data_dir: str | None) -> tuple[Examples, Examples]:
     """The training data of each half of the classes, which the seed draws."""
     train = load_split(cell.dataset, dataset_info(cell.dataset).splits[0], data_dir)
     rng = np.random.default_rng(cell.seed)
@@ -141,7 +142,7 @@ def halves(cell: PretrainedCell, data_dir: str | None) -> tuple[Half, Half]:
     for half in np.array_split(classes, 2):
         rows = rng.permutation(np.nonzero(np.isin(train.labels, half))[0])
         rows = rows[: cell.examples or None]
-        parts.append(Half(train.images[rows], train.labels[rows]))
+        parts.append(Examples(train.images[rows], train.labels[rows]))
     return parts[0], parts[1]
 
 
@@ -174,134 +175,31 @@ def table_row(bench: Bench, cell: PretrainedCell, weights: Path | None) -> Row |
 
     def make() -> Row:
         task, base = base_of(cell, bench.data_dir, weights)
-        both = halves(cell, bench.data_dir)
-        models = [tuned(cell, task, base, half, part) for part, half in enumerate(both)]
-        logits = task.logits
-        assert logits is not None
-        spec = trace_spec(
-            lambda tree, images: logits(*Model.of(tree), images),
-            base.variables,
-            both[0].images[:2],
-        )
-        rows = np.random.default_rng(2_000 + cell.seed).permutation(
-            sum(len(half.labels) for half in both)
-        )[: cell.samples]
-        pool = [np.concatenate(arrays)[rows] for arrays in zip(*both, strict=True)]
         test = load_split(cell.dataset, "test", bench.data_dir)
         shown = np.random.default_rng(0).permutation(len(test.labels))[: cell.test_examples or None]
-        lines = merge_table(
-            jax.random.key(cell.seed),
-            models,
-            spec,
-            Evidence(task, pool[0], pool[1], base=base),
-            test=(test.images[shown], test.labels[shown]),
-            methods={name: METHODS[name] for name in cell.methods or CHOSEN},
-            budget=Budget(steps=cell.steps, restarts=1),
+        row = merged(
+            cell,
+            task,
+            base,
+            halves(cell, bench.data_dir),
+            Examples(test.images[shown], test.labels[shown]),
+            cell.methods or CHOSEN,
         )
-        scopes = [weight_scope(model.params) for model in (base, *models)]
-        return {
-            "lines": [recorded(line) for line in lines],
-            "layers": list(scopes[0].names),
-            "divergence": [np.asarray(scope_divergence(s, scopes[0])).tolist() for s in scopes[1:]],
-            "base": digest(*jax.tree.leaves(base)),
-            "data": data_digests(cell.dataset, bench.data_dir),
-        }
+        return row | {"data": data_digests(cell.dataset, bench.data_dir)}
 
     return bench.row(cell, make)
-
-
-def tuned(cell: PretrainedCell, task: Task, base: Model, half: Half, part: int) -> Model:
-    """The base fine-tuned on a half of the classes."""
-    steps = max(1, cell.epochs * (len(half.labels) // cell.batch_size))
-    found = fit(
-        jax.random.key(2 * cell.seed + part),
-        task,
-        half.images,
-        half.labels,
-        settings=FitSettings(
-            steps=steps, batch_size=cell.batch_size, weight_decay=5e-4, clip_norm=5.0
-        ),
-        learning_rate=optax.warmup_cosine_decay_schedule(
-            0.0, cell.learning_rate, max(1, steps // 10), steps
-        ),
-        target=weight_scope(base.params) if cell.strength else None,
-        strength=cell.strength,
-        params=base.params,
-        model_state=base.model_state,
-    )
-    return Model(found.params, found.model_state)
-
-
-Found = Mapping[str, Sequence[Row]]
-"""Rows by training, one a seed."""
 
 
 def collect(bench: Bench, args: Args) -> Found:
     """The rows there are."""
     found: dict[str, list[Row]] = {}
-    for name, strength in TRAININGS.items():
+    for name, strength in trainings(args.preset).items():
         for seed in seeds_of(args, SEEDS):
             cell = dataclasses.replace(SIZES[args.preset], strength=strength, seed=seed)
             row = table_row(bench, cell, args.weights)
             if row is not None:
                 found.setdefault(name, []).append(row)
     return found
-
-
-def shown_methods(found: Found) -> list[str]:
-    """Methods on record, in their order, without the ends and the ensemble."""
-    names = [line["method"] for rows in found.values() for row in rows for line in row["lines"]]
-    return [
-        name
-        for name in dict.fromkeys(names)
-        if not name.startswith("model ") and name != "ensemble"
-    ]
-
-
-def table(found: Found) -> str:
-    """A line a method, a column a training."""
-    lines = [["one half alone", *(spread(endpoints(rows)) for rows in found.values())]]
-    lines += [
-        [name, *(spread(accuracies(rows, name)) for rows in found.values())]
-        for name in [*shown_methods(found), "ensemble"]
-    ]
-    seeds = [f"{name}, {len(rows)} seeds" for name, rows in found.items()]
-    return markdown_table(["method", *seeds], lines)
-
-
-def draw(found: Found) -> Figure:
-    """Mean accuracy of each method, a bar a training."""
-    names = [*shown_methods(found), "ensemble"]
-    figure = Figure(figsize=(6.8, 0.34 * len(names) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for index, (training, rows) in enumerate(found.items()):
-        means = [np.mean(accuracies(rows, name) or [np.nan]) for name in names]
-        places = np.arange(len(names)) + 0.38 * index
-        color = FIGURE_METHODS["with WSA" if training == "WSA" else "without WSA"]
-        axes.barh(places, means, 0.36, label=training, color=color)
-    axes.set_yticks(np.arange(len(names)) + 0.19, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("test accuracy over all classes, %")
-    plain_axes(axes, grid="x")
-    axes.legend(frameon=False, fontsize=8)
-    return caption(figure, "two models fine-tuned from one, merged; means over seeds")
-
-
-def gains(found: Found, method: str, other: str, training: str = "plain") -> list[float]:
-    """Accuracy of a method less another's, in points, one a seed."""
-    pairs = [(accuracy_of(r, method), accuracy_of(r, other)) for r in found.get(training, ())]
-    return [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
-
-
-def wsa_gains(found: Found, method: str) -> list[float]:
-    """What WSA adds to a method's accuracy, in points, paired by seed."""
-    by_seed = [
-        {row["config"]["seed"]: accuracy_of(row, method) for row in found.get(name, ())}
-        for name in ("WSA", "plain")
-    ]
-    both = by_seed[0].keys() & by_seed[1].keys()
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(both)]
-    return [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
 
 
 def report(bench: Bench, args: Args, found: Found) -> Findings:

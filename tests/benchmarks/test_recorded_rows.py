@@ -14,6 +14,7 @@ from benchmarks.merging.graphs import GraphPair
 from benchmarks.merging.merge_rows import TableCell
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import PathCell
+from benchmarks.merging.pretrained import PretrainedCell
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 
 LEDGERS = {path.name: Ledger(path).rows() for path in sorted(RESULTS.glob("*.jsonl"))}
@@ -22,7 +23,7 @@ KINDS = {
     for kind in (PathCell, ScaledPath, PlaneCell, TableCell, CoefficientCell, FederatedMerge)
 }
 # These train what they merge themselves.
-WITHOUT_MODELS = {FederatedMerge, GraphPair}
+WITHOUT_MODELS = {FederatedMerge, GraphPair, PretrainedCell}
 KINDS |= {kind.__name__: kind for kind in WITHOUT_MODELS}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import registry
-from benchmarks.record import failure
+from benchmarks.record import failure, texts
 from benchmarks.record.ledger import RESULTS, ROOT
 from benchmarks.refused import RefusedError
 from benchmarks.registry import EXPERIMENTS, TIMINGS, TOOLS, full_name, script
@@ -42,7 +42,7 @@ def test_every_experiment_is_registered():
     assert scripts == {module for group in GROUPS for module in group.values()}
 
 
-@pytest.mark.parametrize("module", [registry, failure])
+@pytest.mark.parametrize("module", [registry, failure, texts])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted

@@ -10,7 +10,7 @@ __all__ = ["text_encoder_names", "vit_names"]
 
 
 @door
-def vit_names(model: ViT, *, prefix: str = "vit.", head: str = "classifier") -> NameMap:
+def vit_names(model: ViT, *, prefix: str = "vit.", head: str | None = "classifier") -> NameMap:
     """The map between a `ViT` and google/vit-* of Hugging Face.
 
     Theirs: ``vit.embeddings.cls_token``, ``vit.encoder.layer.0.attention.attention.query.weight``
@@ -19,8 +19,8 @@ def vit_names(model: ViT, *, prefix: str = "vit.", head: str = "classifier") -> 
 
     Args:
       model: our network; their epsilon is 1e-12, `vit("B", 1000, epsilon=1e-12)`.
-      prefix: what stands before the names of all but the head.
-      head: what the last layer is called.
+      prefix: what stands before the names of all but the head; ``""`` in files without one.
+      head: what the last layer is called; None where the file has none, and then our tree neither.
 
     >>> from wsa_jax.models import vit
     >>> names = vit_names(vit("Ti", 10))
@@ -39,7 +39,7 @@ def vit_names(model: ViT, *, prefix: str = "vit.", head: str = "classifier") -> 
         *layer_norm(f"{layer}.layernorm_after", "Block_{i}.LayerNorm_1"),
         *layer_norm(f"{prefix}layernorm", "LayerNorm_0"),
         *_left_out(f"{prefix}pooler.dense"),
-        *dense(head, "Dense_0"),
+        *(() if head is None else dense(head, "Dense_0")),
     ]
     return NameMap(f"of ViT with {model.depth} blocks", tuple(entries))
 
