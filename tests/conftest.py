@@ -1,6 +1,9 @@
 """A hostile environment: rank promotion raises, and warnings from wsa_jax are errors."""
 
+import gc
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -21,6 +24,67 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
 # Most of the tests' time is compilation; results differ by rounding at most.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # also in the processes that tests start
+
+
+# The longest files, longest first: a worker that began one of them last would end alone.
+LONG = (
+    "tests/benchmarks/test_merging.py",
+    "tests/federated/test_contract.py",
+    "tests/benchmarks/test_paper_tables.py",
+    "tests/federated/test_aggregate.py",
+    "tests/merging/combine/test_np_merge.py",
+    "tests/federated/test_simulate.py",
+    "tests/federated/test_mesh.py",
+    "tests/federated/test_merge_rule.py",
+    "tests/test_cli.py",
+    "tests/federated/test_resume.py",
+    "tests/benchmarks/test_standard_problem.py",
+    "tests/test_conv.py",
+    "tests/merging/align/test_planted.py",
+    "tests/benchmarks/test_workers.py",
+    "tests/federated/test_distributed.py",
+    "README.md",
+    "tests/federated/test_algorithms.py",
+    "tests/federated/test_statistics.py",
+    "tests/merging/symmetry/test_tracing_models.py",
+    "tests/merging/align/test_rescaling.py",
+    "tests/training/test_fit.py",
+    "tests/merging/test_table.py",
+    "tests/federated/test_client.py",
+    "tests/runs/test_mutations.py",
+)
+
+
+def pytest_configure(config):
+    """One folder of compiled programs for the workers of this run, unless there is one."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or hasattr(config, "workerinput"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="wsa_jax_compiled_")
+    config.add_cleanup(folder.cleanup)
+    # In the environment, where workers and the processes that tests start find it; what is imported
+    # already has read it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_collection_modifyitems(items):
+    """Deal out the longest files first, then pages, each one test; in a file the order stays."""
+    rank = {ROOT / name: place for place, name in enumerate(LONG)}
+
+    def place(item):
+        return rank.get(item.path, len(LONG) + (item.path.suffix != ".md"))
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass by what was imported: a twentieth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
