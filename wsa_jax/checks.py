@@ -95,6 +95,8 @@ def key(key: Any) -> None:
     ValueError: key is an array of int32, not of keys; give jax.random.key(seed), ...
     """
     if is_key(key):
+        if not key.size:
+            raise ValueError(f"key is an array of keys of shape {key.shape}, which holds none")
         return
     kind = getattr(key, "dtype", None) or (
         jnp.result_type(key) if _is_number(key) else type(key).__name__

@@ -52,6 +52,10 @@ class DatasetInfo:
         check_fields(self)
         for field in ("image_shape", "mean", "std", "splits"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        if len(self.image_shape) != 3:
+            raise ValueError(
+                f"{self.name}: image_shape={self.image_shape} must be (height, width, channels)"
+            )
         for size in (self.num_classes, *self.image_shape):
             if size < 1:
                 raise ValueError(

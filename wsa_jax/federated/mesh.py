@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Integer, PyTree
 
-from wsa_jax.door import door
+from wsa_jax.door import door, shown
 from wsa_jax.tree import is_key
 from wsa_jax.types import Leaf
 
@@ -25,7 +25,10 @@ def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     >>> clients_mesh().shape["clients"] == jax.device_count()
     True
     """
-    return Mesh(np.asarray(jax.devices() if devices is None else list(devices)), (AXIS,))
+    chosen = jax.devices() if devices is None else list(devices)
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise ValueError(f"devices {shown(chosen)} are no devices; give some of jax.devices()")
+    return Mesh(np.asarray(chosen), (AXIS,))
 
 
 def check_mesh(mesh: Mesh) -> None:

@@ -57,6 +57,8 @@ class Recording:
         if self.checkpoint_every is not None:
             checks.count("checkpoint_every", self.checkpoint_every)
         check_fields(self)
+        if self.on_round is not None:
+            check_callback(self.on_round)
 
 
 class Schedules(NamedTuple):
@@ -211,6 +213,25 @@ class Recorder:
             self._told.add(kind)
             # Attributed to the caller of simulate, behind its door.
             warnings.warn(message, stacklevel=8)
+
+
+def check_callback(on_round: OnRound) -> None:
+    """Raise a ValueError where a callback with a signature cannot be called with one row, or two.
+
+    >>> check_callback(lambda: None)
+    Traceback (most recent call last):
+    ValueError: on_round takes (); give a function of (row) or of (row, state)
+    """
+    try:
+        signature = inspect.signature(on_round)
+    except (TypeError, ValueError):  # a callable of C without a signature
+        return
+    try:
+        signature.bind(*[None] * (2 if takes_state(on_round) else 1))
+    except TypeError:
+        raise ValueError(
+            f"on_round takes {signature}; give a function of (row) or of (row, state)"
+        ) from None
 
 
 def takes_state(on_round: OnRound) -> bool:

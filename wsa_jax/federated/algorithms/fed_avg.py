@@ -2,6 +2,7 @@
 
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import (
     FederatedAlgorithm,
     ServerContext,
@@ -15,6 +16,7 @@ def apply_mean(server: PyTree, context: ServerContext) -> tuple[PyTree, PyTree]:
     return add_update(context.params, context.update), server
 
 
+@door
 @one_object
 def fed_avg() -> FederatedAlgorithm:
     r"""Return federated averaging.

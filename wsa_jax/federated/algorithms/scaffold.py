@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import (
     FederatedAlgorithm,
     LocalContext,
@@ -33,6 +34,7 @@ def _apply(server: PyTree, context: ServerContext) -> tuple[PyTree, PyTree]:
     return add_update(context.params, context.update), control
 
 
+@door
 @one_object
 def scaffold() -> FederatedAlgorithm:
     r"""Return SCAFFOLD, option II, with partial participation; the server step is 1.

@@ -75,10 +75,10 @@ def _adaptive(name: str, optimizer: Callable[..., optax.GradientTransformation],
     """Make a maker: adaptive servers differ in the optimiser alone."""
 
     def make(
-        learning_rate: float = 0.01,
+        learning_rate: float | int = 0.01,
         b1: float | int = 0.9,
         b2: float | int = 0.99,
-        eps: float = 1e-3,
+        eps: float | int = 1e-3,
     ) -> FederatedAlgorithm:
         return _named(name, optimizer, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
 
@@ -99,7 +99,7 @@ def _adaptive(name: str, optimizer: Callable[..., optax.GradientTransformation],
 
     Source: Reddi et al., 2021, Algorithm 2.
     """
-    return one_object(make)
+    return door(one_object(make))
 
 
 fed_adam = _adaptive(

@@ -121,6 +121,8 @@ def slerp(
     Source: Shoemake, 1985, section 3.3.
     """
     checks.one_of("per", per, ("leaf", "model"))
+    if not is_traced(t) and not np.isfinite(np.asarray(t, np.float64)).all():
+        raise ValueError(f"t {t} is no position; give a finite number, 0 for the first model")
     checks.pair(first, second)
     checks.weights(first, "the first model")
     checks.weights(second, "the second model")
