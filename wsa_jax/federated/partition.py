@@ -7,18 +7,19 @@ draws how each class spreads over the clients, whose sizes then differ.
 
 import math
 import numbers
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
 
-from wsa_jax.door import door
+from wsa_jax.door import door, shown
+from wsa_jax.federated.dealing import class_pools, deal_by_client, spread_classes
 
 __all__ = [
     "Partition",
+    "as_partition",
     "dirichlet_equal",
     "dirichlet_unequal",
     "iid",
@@ -62,7 +63,7 @@ class Partition:
         self, labels: Integer[Array | np.ndarray, " n"]
     ) -> Int[np.ndarray, "clients classes"]:
         """The number of samples `[clients, classes]`, with `max(labels) + 1` classes."""
-        labels = _checked_labels(labels)
+        labels = checked_labels(labels)
         if self.indices.size and self.indices.max() >= len(labels):
             raise ValueError(
                 f"the partition points at example {self.indices.max()}, but there are "
@@ -110,44 +111,21 @@ def dirichlet_equal(
       ValueError: empty labels, clients < 1, more clients than samples, alpha not positive and
         finite.
 
-    This is the convention of FedDyn's and FedExP's code ("equal" Dirichlet data).
+    This is the convention of FedDyn's and FedExP's code ("equal" Dirichlet data), and FedLab's
+    client-inner Dirichlet partition of balanced clients; `dirichlet_lognormal` is that of
+    unbalanced ones.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> partition = dirichlet_equal(labels, clients=7, alpha=0.1, seed=0)
     >>> partition.indices.shape, np.unique(partition.indices).size
     ((7, 142), 994)
     """
-    labels = _checked_labels(labels, clients)
-    _check_alpha(alpha)
-    rng = _generator(seed)
+    labels = checked_labels(labels, clients)
+    check_alpha(alpha)
+    rng = generator(seed)
     _, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
-    proportions = rng.dirichlet(np.full(supply.size, alpha), size=clients)
-    pools = _class_pools(inverse, supply.size, rng)
-
-    capacity = labels.size // clients
-    held: list[list[int]] = [[] for _ in range(clients)]
-    open_clients = list(range(clients))
-    left = supply.tolist()
-    # A client's cumulative proportions are renewed only when a class has run out since its
-    # last turn, which keeps the loop in plain Python floats: 50,000 turns take about 0.1 s.
-    exhausted = 0
-    cumulative: list[list[float]] = [[] for _ in range(clients)]
-    renewed_at = [-1] * clients
-    for pick, draw in rng.random((capacity * clients, 2)).tolist():
-        place = int(pick * len(open_clients))
-        client = open_clients[place]
-        if renewed_at[client] != exhausted:
-            cumulative[client] = _restricted_cumulative(proportions[client], np.array(left) > 0)
-            renewed_at[client] = exhausted
-        bounds = cumulative[client]
-        label = bisect_right(bounds, draw * bounds[-1])
-        left[label] -= 1
-        exhausted += left[label] == 0
-        held[client].append(pools[label][left[label]])
-        if len(held[client]) == capacity:
-            open_clients[place] = open_clients[-1]
-            open_clients.pop()
-    return _pack(held)
+    sizes = np.full(clients, labels.size // clients)
+    return pack(deal_by_client(inverse, supply, sizes, alpha, rng))
 
 
 @door
@@ -182,15 +160,18 @@ def dirichlet_unequal(
       ValueError: empty labels, clients < 1, more clients than samples, alpha not positive and
         finite, min_size < 0 or above n / clients, attempts < 1, or no draw reached min_size.
 
-    This is the convention of NIID-Bench (Li et al. 2022, "noniid-labeldir").
+    This is the convention of NIID-Bench (Li et al. 2022, "noniid-labeldir"). FedLab's
+    hetero-Dirichlet partition is the same with ``min_size`` equal to the number of classes, and
+    PFLlib's "dir" with ``min_size=1``, of train and test data together, a quarter of each client's
+    examples kept for its test (`split_clients`).
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> partition = dirichlet_unequal(labels, clients=5, alpha=0.5, seed=0)
     >>> int(partition.sizes.sum()), bool(partition.sizes.min() >= 10)
     (1000, True)
     """
-    labels = _checked_labels(labels, clients)
-    _check_alpha(alpha)
+    labels = checked_labels(labels, clients)
+    check_alpha(alpha)
     if not 0 <= min_size <= labels.size // clients:
         raise ValueError(
             f"min_size={min_size} must lie in 0 .. samples // clients = {labels.size // clients}: "
@@ -198,10 +179,10 @@ def dirichlet_unequal(
         )
     if attempts < 1:
         raise ValueError(f"attempts={attempts} must be at least 1")
-    rng = _generator(seed)
+    rng = generator(seed)
     _, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
     for _ in range(attempts):
-        counts = _spread_classes(supply, clients, alpha, rng)
+        counts = spread_classes(supply, clients, alpha, rng)
         if counts.sum(axis=1).min() >= min_size:
             break
     else:
@@ -212,11 +193,11 @@ def dirichlet_unequal(
         )
     # Only counts are drawn again; samples are dealt once.
     held: list[list[int]] = [[] for _ in range(clients)]
-    for label, pool in enumerate(_class_pools(inverse, supply.size, rng)):
+    for label, pool in enumerate(class_pools(inverse, supply.size, rng)):
         ends = np.cumsum(counts[:, label]).tolist()
         for client, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             held[client].extend(pool[start:end])
-    return _pack(held)
+    return pack(held)
 
 
 @door
@@ -242,8 +223,8 @@ def iid(
     count = len(labels)
     if not 1 <= clients <= count:
         raise ValueError(f"clients={clients} must lie in 1 .. {count}, the number of samples")
-    order = _generator(seed).permutation(count)
-    return _pack([part.tolist() for part in np.array_split(order, clients)])
+    order = generator(seed).permutation(count)
+    return pack([part.tolist() for part in np.array_split(order, clients)])
 
 
 @door
@@ -278,7 +259,7 @@ def shards(
     >>> int((partition.counts(labels) > 0).sum(axis=1).max())
     2
     """
-    labels = _checked_labels(labels, clients)
+    labels = checked_labels(labels, clients)
     total = clients * shards_per_client
     if shards_per_client < 1 or total > labels.size:
         raise ValueError(
@@ -286,25 +267,37 @@ def shards(
             f"shards_per_client at most the {labels.size} samples (here {total}): change "
             "shards_per_client or lower clients"
         )
-    rng = _generator(seed)
+    rng = generator(seed)
     shuffled = rng.permutation(labels.size)
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     cut = np.array_split(by_label, total)
     dealt = rng.permutation(total).reshape(clients, shards_per_client)
-    return _pack([np.concatenate([cut[shard] for shard in row]).tolist() for row in dealt])
+    return pack([np.concatenate([cut[shard] for shard in row]).tolist() for row in dealt])
 
 
-def as_partition(partition: Partition | Sequence[Any]) -> Partition:
-    """Return a partition, made of the rows of each client if it is a sequence of them.
+@door
+def as_partition(partition: Partition | Sequence[Any] | Mapping[int, Any]) -> Partition:
+    """Return a partition, made of the rows of each client: a list of them, or a dictionary.
+
+    A dictionary holds client numbers from 0 and their rows, as FedLab's and PFLlib's partitioners
+    return them. `simulate` takes these as they are.
 
     Raises:
       ValueError: no client, or rows that are no sequence of integers >= 0.
 
     >>> as_partition([[0, 4], [3, 1, 2]]).indices.tolist()
     [[0, 4, 0], [1, 2, 3]]
+    >>> as_partition({1: [3, 1, 2], 0: [0, 4]}).sizes
+    array([2, 3], dtype=int32)
     """
     if isinstance(partition, Partition):
         return partition
+    if isinstance(partition, Mapping):
+        if set(partition) != set(range(len(partition))):
+            raise ValueError(
+                f"the partition has clients {shown(list(partition))}; number them 0, 1, 2 ..."
+            )
+        partition = [partition[client] for client in range(len(partition))]
     if not len(partition):
         raise ValueError("the partition has no client; give the rows of each")
     held = []
@@ -318,10 +311,10 @@ def as_partition(partition: Partition | Sequence[Any]) -> Partition:
                 f"{rows.dtype}; give integers of 0 or more, one for each of its examples"
             )
         held.append(rows.tolist())
-    return _pack(held)
+    return pack(held)
 
 
-def _checked_labels(
+def checked_labels(
     labels: Integer[Array | np.ndarray, " n"] | Sequence[int], clients: int = 1
 ) -> Integer[np.ndarray, " n"]:
     labels = np.asarray(labels)
@@ -335,48 +328,20 @@ def _checked_labels(
     return labels
 
 
-def _generator(seed: int) -> np.random.Generator:
+def generator(seed: int) -> np.random.Generator:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
         raise ValueError(f"seed {seed!r} is no integer of 0 or more; give one")
     return np.random.default_rng(int(seed))
 
 
-def _check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float) -> None:
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(
             f"alpha={alpha} must be positive and finite: for clients that are all alike use iid"
         )
 
 
-def _class_pools(inverse: np.ndarray, classes: int, rng: np.random.Generator) -> list[list[int]]:
-    # Shuffled, because files may be ordered by more than their label (digits: by writer).
-    return [rng.permutation(np.flatnonzero(inverse == label)).tolist() for label in range(classes)]
-
-
-def _restricted_cumulative(proportions: np.ndarray, available: np.ndarray) -> list[float]:
-    mass = np.where(available, proportions, 0.0)
-    # Below the normal range draw * total could round up to total and point past the last class.
-    if mass.sum() < np.finfo(np.float64).tiny:
-        mass = available.astype(np.float64)
-    return np.cumsum(mass).tolist()
-
-
-def _spread_classes(
-    supply: np.ndarray, clients: int, alpha: float, rng: np.random.Generator
-) -> np.ndarray:
-    counts = np.zeros((clients, supply.size), np.int64)
-    for label, amount in enumerate(supply):
-        mass = rng.dirichlet(np.full(clients, alpha))
-        below_average = counts.sum(axis=1) * clients < supply.sum()
-        mass = np.where(below_average, mass, 0.0)
-        if mass.sum() < np.finfo(np.float64).tiny:
-            mass = below_average.astype(np.float64)
-        ends = (np.cumsum(mass)[:-1] / mass.sum() * amount).astype(np.int64)
-        counts[:, label] = np.diff(ends, prepend=0, append=amount)
-    return counts
-
-
-def _pack(held: Sequence[Sequence[int]]) -> Partition:
+def pack(held: Sequence[Sequence[int]]) -> Partition:
     sizes = np.array([len(samples) for samples in held], np.int32)
     indices = np.zeros((len(held), int(sizes.max())), np.int32)
     for row, samples in zip(indices, held, strict=True):
