@@ -43,7 +43,7 @@ def count(name: str, value: object) -> None:
     Traceback (most recent call last):
     ValueError: steps must be a positive integer, got 0
     """
-    if not isinstance(value, numbers.Integral) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
     if int(value) >= 2**31:
         raise ValueError(f"{name} {value} is too large a size or number; give one below 2**31")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
 
 from wsa_jax.door import door, shown
 from wsa_jax.federated.dealing import class_pools, deal_by_client, spread_classes
+from wsa_jax.leaves import is_key
 
 __all__ = [
     "Partition",
@@ -302,6 +303,8 @@ def as_partition(partition: Partition | Sequence[Any] | Mapping[int, Any]) -> Pa
         raise ValueError("the partition has no client; give the rows of each")
     held = []
     for client, given in enumerate(partition):
+        if is_key(given):
+            raise ValueError(f"client {client} of the partition has keys; give the rows of each")
         rows = np.asarray(given)
         if rows.size == 0:
             rows = rows.astype(np.int32).reshape(-1)
@@ -317,6 +320,8 @@ def as_partition(partition: Partition | Sequence[Any] | Mapping[int, Any]) -> Pa
 def checked_labels(
     labels: Integer[Array | np.ndarray, " n"] | Sequence[int], clients: int = 1
 ) -> Integer[np.ndarray, " n"]:
+    if is_key(labels):
+        raise ValueError(f"labels are {shown(labels)}; give integers")
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(
