@@ -76,6 +76,11 @@ def test_the_median_of_an_even_number_does_not_overflow():
     np.testing.assert_array_equal(found["w"], np.float32(3e38))
 
 
+def test_a_trimmed_mean_does_not_overflow():
+    found = trimmed_mean({"w": jnp.full((5, 2), 3e38)}, jnp.ones(5), 0.1)
+    np.testing.assert_allclose(found["w"], np.float32(3e38), rtol=1e-6)
+
+
 def test_a_clip_does_not_hide_divergence():
     assert np.isinf(clip_update({"a": jnp.array([jnp.inf, 1.0])}, 1.0)["a"]).any()
     assert np.isnan(clip_update({"a": jnp.array([jnp.nan, 1.0])}, 1.0)["a"]).any()
@@ -121,7 +126,10 @@ def test_leaves_that_are_no_floats():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "krum"}, "rule 'krum' is unknown; give 'mean', 'median' or 'trimmed_mean'"),
+        (
+            {"rule": "bulyan"},
+            "rule 'bulyan' is unknown; give 'mean', 'median', 'trimmed_mean'",
+        ),
         ({"trim": 0.5}, r"trim 0.5 is not in \[0, 0.5\)"),
         ({"clip_norm": 0.0}, "clip_norm 0.0 is not positive; give None"),
     ],
@@ -282,13 +290,14 @@ class TestHugeResults:
         assert np.any(flat(third.params) != flat(second.params))
 
     def test_sums_that_overflow_are_refused_and_told_once(self, federate):
-        # Each message is finite; their sum is not.
+        # Each message is finite; their sum is not, since each weighs more than its share.
         algorithm = fed_avg()._replace(
-            name="loud", finish=lambda update, context: ((), jnp.float32(3e38))
+            name="loud",
+            finish=lambda update, context: ((), jnp.float32(3e38)),
+            weigh=lambda context: 3.0,
         )
-        rule = Aggregation(rule="trimmed_mean", trim=0.0)
         with pytest.warns(UserWarning, match="round 1 was refused and changed nothing") as told:
-            result = federate(algorithm=algorithm, rounds=4, aggregation=rule)
+            result = federate(algorithm=algorithm, rounds=4)
         assert len(told) == 1
         assert [row["refused"] for row in result.history] == [1, 1, 1, 1]
         assert result.state.round == 4

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.trees import assert_bitwise
+from tests.trees import assert_bitwise, flat
 from wsa_jax.federated import algorithms
 from wsa_jax.federated.client import RoundSettings
 
@@ -30,6 +30,9 @@ ALGORITHMS = {
     "fed_yogi": algorithms.fed_yogi,
     "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER, ()),
 }
+# Their parts are those of the algorithms above (corrections, states of clients, messages): one
+# compiled round of each is enough.
+BRIEF = {"fed_dyn": algorithms.fed_dyn, "fed_nova": algorithms.fed_nova}
 # The forms differ inside the local steps alone: all of them once, and one with every algorithm.
 CASES = [(name, "gradient") for name in ALGORITHMS]
 CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal")]
@@ -67,7 +70,7 @@ def test_every_algorithm_is_under_contract():
         for name, value in vars(algorithms).items()
         if callable(value) and not inspect.isclass(value)
     }
-    assert makers == set(ALGORITHMS)
+    assert makers == set(ALGORITHMS) | set(BRIEF)
 
 
 def test_names_are_unique_and_makers_return_the_same_object():
@@ -178,3 +181,31 @@ def test_low_precision_state_keeps_its_dtypes(federation, algorithm):
     found = jax.eval_shape(lambda *a: jax.tree.leaves(run(*a)[0]), *arguments)
     assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in jax.tree.leaves(start)]
     assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in found}
+
+
+@pytest.mark.parametrize("name", BRIEF)
+def test_one_round_with_alignment(federation, assert_close, name):
+    """The contract, as far as one compiled round tells."""
+    algorithm = BRIEF[name]()
+    assert algorithm is BRIEF[name]()
+    assert algorithm.name == name
+    run = federation.round(algorithm, "gradient")
+    start = federation.start(algorithm)
+    state, info = run(federation.key, start, federation.data, federation.settings())
+    again = run(federation.key, start, federation.data, federation.settings())
+    assert_bitwise(again, (state, info))
+    for new, old in zip(jax.tree.leaves(state), jax.tree.leaves(start), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    assert np.isfinite(flat((state.params, info.fused))).all()
+    near = run(federation.key, start, federation.data, federation.settings(strength=3.0))[1]
+    far = run(federation.key, start, federation.data, federation.settings(strength=0.0))[1]
+    assert near.target_divergence.sum() < far.target_divergence.sum()
+    if name == "fed_nova":
+        # All clients take as many steps here.
+        plain = federation.round(algorithms.fed_avg(), "gradient")
+        args = (federation.start(algorithms.fed_avg()), federation.data, federation.settings())
+        assert_close(plain(federation.key, *args)[0].params, state.params)
+    else:
+        # Clients that are not accepted remember nothing.
+        assert not np.any(flat(jax.tree.map(lambda leaf: leaf[2], state.clients)))
+        assert np.any(flat(jax.tree.map(lambda leaf: leaf[0], state.clients)))

@@ -413,9 +413,18 @@ def _federated_calls() -> dict[str, Call]:
         ),
         "LocalSettings": Call(
             federated.LocalSettings,
-            {"steps": 1, "batch_size": 4, "clip_norm": 10.0, "weight_decay": 0.0, "momentum": 0.0},
+            {
+                "steps": 1,
+                "batch_size": 4,
+                "clip_norm": 10.0,
+                "weight_decay": 0.0,
+                "momentum": 0.0,
+                "epochs": 1,
+            },
         ),
-        "Aggregation": Call(federated.Aggregation, {"rule": "mean", "trim": 0.1, "clip_norm": 1.0}),
+        "Aggregation": Call(
+            federated.Aggregation, {"rule": "mean", "trim": 0.1, "clip_norm": 1.0, "faulty": 1}
+        ),
         "Execution": Call(
             federated.Execution, {"clients": "map", "donate": False, "evaluation_batch": 8}
         ),
@@ -424,6 +433,16 @@ def _federated_calls() -> dict[str, Call]:
             {"strength": 0.1, "form": "gradient", "scale": "sum", "target": "fused"},
         ),
         "fed_prox": Call(federated.fed_prox, {"mu": 0.1}),
+        "fed_dyn": Call(federated.fed_dyn, {"alpha": 0.1}),
+        "sharpness_aware": Call(federated.sharpness_aware, {"radius": 0.1, "momentum": 0.5}),
+        "dirichlet_lognormal": Call(
+            federated.dirichlet_lognormal,
+            {"labels": LABELS, "clients": 3, "alpha": 0.5, "sigma": 0.5, "seed": 0},
+        ),
+        "split_clients": Call(
+            federated.split_clients, {"partition": PARTITION, "test_share": 0.25, "seed": 0}
+        ),
+        "as_partition": Call(federated.as_partition, {"partition": [[0, 1], [2]]}),
         "fed_avg_m": Call(federated.fed_avg_m, {"learning_rate": 1.0, "momentum": 0.9}),
         "fed_adam": Call(federated.fed_adam, {"learning_rate": 0.1, "b1": 0.9, "b2": 0.9}),
         "fed_exp": Call(federated.fed_exp, {"epsilon": 0.001, "epsilon_form": "code"}),
@@ -464,6 +483,8 @@ def _federated_calls() -> dict[str, Call]:
                 "params": FIRST,
                 "model_state": {},
                 "test": (IMAGES, LABELS),
+                "keep_local": wsa_jax.matching(".*bias"),
+                "test_partition": PARTITION,
                 "evaluate_every": 1,
                 "directory": tempfile.mkdtemp(),
                 "checkpoint_every": 1,

@@ -8,7 +8,9 @@ from wsa_jax.federated.algorithms import (
     fed_adam,
     fed_avg,
     fed_avg_m,
+    fed_dyn,
     fed_exp,
+    fed_nova,
     fed_prox,
     fed_yogi,
     scaffold,
@@ -30,14 +32,17 @@ from wsa_jax.federated.many_runs import runs_mesh
 from wsa_jax.federated.mesh import clients_mesh
 from wsa_jax.federated.partition import (
     Partition,
+    as_partition,
     dirichlet_equal,
     dirichlet_unequal,
     iid,
     shards,
 )
+from wsa_jax.federated.partition_sizes import dirichlet_lognormal, split_clients
 from wsa_jax.federated.partition_table import partition_table
 from wsa_jax.federated.round import ServerState, initial_state, make_round
 from wsa_jax.federated.run_loop import STOP
+from wsa_jax.federated.sharpness import sharpness_aware
 from wsa_jax.federated.simulate import SimulationResult, reference_learning_rate, simulate
 from wsa_jax.federated.simulate_many import simulate_many
 from wsa_jax.federated.train_clients import Execution, FederatedData
@@ -62,16 +67,20 @@ __all__ = [
     "SimulationResult",
     "WeightScopeAlignment",
     "add_update",
+    "as_partition",
     "bytes_per_round",
     "clients_mesh",
     "coordinate_median",
     "dirichlet_equal",
+    "dirichlet_lognormal",
     "dirichlet_unequal",
     "epochs_needed",
     "fed_adam",
     "fed_avg",
     "fed_avg_m",
+    "fed_dyn",
     "fed_exp",
+    "fed_nova",
     "fed_prox",
     "fed_yogi",
     "iid",
@@ -83,8 +92,10 @@ __all__ = [
     "scaffold",
     "server_optimizer",
     "shards",
+    "sharpness_aware",
     "simulate",
     "simulate_many",
+    "split_clients",
     "train_client",
     "trimmed_mean",
 ]

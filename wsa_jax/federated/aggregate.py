@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,11 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, PyTree, Real
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields, shown
+from wsa_jax.federated.krum import krum
 from wsa_jax.tree import clip_by_norm, wide
 from wsa_jax.types import Leaf
 
+RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
 MergeRule = Callable[[Array, PyTree, Array, Any], PyTree]
 """``(key, models, weights, evidence) -> model``, a server that merges by a rule of your own."""
 
@@ -25,10 +28,13 @@ class Aggregation:
 
     Attributes:
       rule: ``"mean"``, weighted by sample counts; ``"median"`` or ``"trimmed_mean"`` of each
-        coordinate, which ignore sample counts. These apply to updates, messages, statistics and
-        weight scopes alike. Or a function, see below. Only the mean is a sum; the others need every
-        update on every device.
+        coordinate; ``"krum"``, the client whose update has the nearest neighbours, or
+        ``"multi_krum"``, the mean of all but the ``faulty`` last by that score. Only the mean looks
+        at sample counts. A rule applies to updates, messages, statistics and weight scopes alike,
+        Krum's choice by updates. Or a function, see below. Only the mean is a sum; the others need
+        every update on every device.
       trim: share of the clients that the trimmed mean leaves out at each end, in [0, 0.5).
+      faulty: how many participants Krum must withstand, f: at least ``2 f + 3`` take part.
       clip_norm: bound on the norm of each client's update, None for no clipping. The client clips,
         so its state and its scope agree with what it sends.
       drop_nonfinite: leave out a client that sends NaN, infinity or an update whose squared norm is
@@ -81,18 +87,21 @@ class Aggregation:
     True
     """
 
-    rule: Literal["mean", "median", "trimmed_mean"] | MergeRule = "mean"
+    rule: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"] | MergeRule = "mean"
     trim: float = 0.1
     clip_norm: float | int | None = None
     drop_nonfinite: bool = True
+    faulty: int = 1
 
     def __post_init__(self):
-        if not callable(self.rule) and self.rule not in ("mean", "median", "trimmed_mean"):
+        if not callable(self.rule) and self.rule not in RULES:
             raise ValueError(
-                f"rule {shown(self.rule)} is unknown; give 'mean', 'median' or 'trimmed_mean', "
+                f"rule {shown(self.rule)} is unknown; give {', '.join(map(repr, RULES))}, "
                 "or a function of (key, models, weights, evidence)"
             )
         check_trim(self.trim)
+        if not isinstance(self.faulty, numbers.Integral) or self.faulty < 0:
+            raise ValueError(f"faulty {shown(self.faulty)} is no integer of 0 or more; give one")
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm, "None for no clipping")
         check_fields(self)
@@ -158,8 +167,13 @@ def aggregate(sent: Sent, aggregation: Aggregation) -> Sent:
             sent.count,
         )
     keep = sent.count > 0
+    if aggregation.rule in ("krum", "multi_krum"):
+        many = aggregation.rule == "multi_krum"
+        chosen = krum(sent.by_samples.update, keep, aggregation.faulty, many=many)
 
     def rule(models: PyTree) -> PyTree:
+        if aggregation.rule in ("krum", "multi_krum"):
+            return trimmed_mean(models, chosen, 0.0)
         if aggregation.rule == "median":
             return coordinate_median(models, keep)
         return trimmed_mean(models, keep, aggregation.trim)
@@ -298,11 +312,14 @@ def trimmed_mean(
     cut = cuts[count]
     place = jnp.arange(len(kept))
     inside = (place >= cut) & (place < count - cut)
+    small = 0.5 ** math.ceil(math.log2(len(kept)))
 
     def mean(leaf: Array) -> Array:
         ordered = _ordered(leaf, kept)
         rows = inside.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(rows, ordered, 0.0).sum(axis=0) / jnp.maximum(inside.sum(), 1)
+        # A power of 2 rounds nothing, and the sum of large numbers stays finite.
+        total = (jnp.where(rows, ordered, 0.0) * small).sum(axis=0)
+        return total / jnp.maximum(inside.sum(), 1) / small
 
     return jax.tree.map(mean, models)
 

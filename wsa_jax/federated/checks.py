@@ -1,16 +1,20 @@
 """Checks of a simulation's arrays before the first round; each error is one line."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from wsa_jax import checks
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.alignment import WeightScopeAlignment
-from wsa_jax.federated.partition import Partition
+from wsa_jax.federated.partition import Partition, as_partition
 from wsa_jax.scope.layers import Rule, all_leaves, constant_layers, kernels, select_layers, without
 from wsa_jax.tree import is_traced, key_path
+from wsa_jax.types import Examples
 
 
 def check_partition(partition: Partition) -> None:
@@ -56,12 +60,42 @@ def check_partition_of(partition: Partition, examples: int, rounds: int) -> None
     """Raise a ValueError unless there are rounds, and the partition is one of these examples."""
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
+    checks.count("rounds", rounds)
     check_partition(partition)
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "
             f"{partition.sizes.sum()} in all, but there are {examples}; make it from these labels"
         )
+
+
+def tests_of_clients(
+    options: Mapping[str, Any], clients: int, test: Examples | None, rounds: int
+) -> Partition | None:
+    """Return which held-out examples are each client's own, if it is told; refuse what misses.
+
+    Raises:
+      ValueError: no examples to test on, another number of clients, rows out of range; or leaves
+        stay at the clients, so that the server has no model to test, and no client has a test.
+    """
+    given = options.get("test_partition")
+    if given is None:
+        if test is not None and options.get("keep_local") is not None:
+            raise ValueError(
+                "test is given with keep_local, but the server has no whole model to test; give "
+                "test_partition, each client's own examples of it"
+            )
+        return None
+    if test is None:
+        raise ValueError("test_partition is given without test; give the examples it points at")
+    own = as_partition(given)
+    if own.clients != clients:
+        raise ValueError(
+            f"test_partition has {own.clients} clients and the partition {clients}; give each "
+            "client its own, empty where it has none"
+        )
+    check_partition_of(own, len(test[1]), rounds)
+    return own
 
 
 def _check_shared(partition: Partition) -> None:

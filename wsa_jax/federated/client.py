@@ -12,10 +12,14 @@ import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
 from wsa_jax import checks
-from wsa_jax.door import door
 from wsa_jax.federated.aggregate import clip_update
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import ScopeForm
+from wsa_jax.federated.batches import draw_batches as draw_batches
+from wsa_jax.federated.batches import epochs_needed as epochs_needed
+from wsa_jax.federated.batches import steps_of_an_epoch
+from wsa_jax.federated.local_leaves import kept_leaves, without_moves
+from wsa_jax.scope.layers import Rule
 from wsa_jax.scope.proximal import proximal_scope
 from wsa_jax.scope.regularization import regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
@@ -29,7 +33,7 @@ class LocalSettings:
     """Scientific settings of local training; the defaults are those of the reference experiments.
 
     Attributes:
-      steps: local steps per round.
+      steps: local steps per round, of every client; not looked at if epochs are given.
       batch_size: examples per step.
       clip_norm: bound on the global norm of the gradient, None for no clipping.
       weight_decay: added after the clip, as PyTorch's SGD does.
@@ -39,7 +43,10 @@ class LocalSettings:
         within the round is part of it. It is given the clipped gradient with the weight decay in it
         (give 0 for ``optax.adamw``, which has its own), and, if it asks for them, ``value``,
         ``grad`` and ``value_fn`` of the loss, and ``grad_fn``, that gradient at other parameters
-        (``optax.contrib.sam`` in its opaque mode).
+        (`sharpness_aware`; ``optax.contrib.sam`` in its opaque mode).
+      epochs: None; or passes of a client over its own examples in a round, which are more steps for
+        a client that has more. The loop is as long as that of the largest capacity; a client that
+        has done its steps waits (clients by ``map``), or its further steps are discarded.
 
     FedProx and weight scope alignment compose with any optimiser; the bound on the strength of
     explicit forms is that of SGD, and is checked for it alone. SCAFFOLD is defined for SGD alone.
@@ -58,9 +65,12 @@ class LocalSettings:
     weight_decay: float | int = 1e-4
     momentum: float | int = 0.0
     optimizer: Callable[[Any], optax.GradientTransformation] | None = None
+    epochs: int | None = None
 
     def __post_init__(self):
         checks.sgd_settings(self)
+        if self.epochs is not None:
+            checks.count("epochs", self.epochs)
         if self.optimizer is None:
             return
         if not callable(self.optimizer):
@@ -123,72 +133,19 @@ class ClientData(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-    """What a client sends: its update, its statistics, its message, its state and its mean loss."""
+    """What a client sends: its update, its statistics, its message, its state and its mean loss.
+
+    ``weight`` is the factor by which the algorithm changes this client's share of the samples,
+    ``kept`` the parameters that stay with it.
+    """
 
     update: PyTree
     model_state: PyTree
     message: PyTree
     client: PyTree
     loss: Float[Array, ""]
-
-
-def draw_batches(
-    key: Key[Array, ""],
-    size: Int[Array, ""],
-    *,
-    capacity: int,
-    steps: int,
-    batch_size: int,
-    epochs: int,
-) -> tuple[Integer[Array, "steps batch"], Float[Array, "steps batch"]]:
-    """Draw the positions of the examples of each local step, without replacement within an epoch.
-
-    The order is fresh at every call; after the last, possibly smaller, batch of an epoch a new
-    order begins. All shapes are static, whatever the size: an incomplete batch is padded with the
-    client's examples from the beginning of its order, so that statistics of a batch (BatchNorm) are
-    those of the client's own examples, each as often as the others or once more.
-
-    Args:
-      key: a JAX key.
-      size: number of examples of the client, at most ``capacity``; 0 gives empty batches.
-      capacity: length of the client's padded index array.
-      steps: number of batches.
-      batch_size: examples per batch.
-      epochs: at least ``ceil(steps / ceil(size / batch_size))``, see `epochs_needed`.
-
-    Returns:
-      Positions ``[steps, batch]`` in ``[0, max(size, 1))`` and a mask, 0 for padding.
-
-    >>> positions, mask = draw_batches(
-    ...     jax.random.key(0), jnp.int32(3), capacity=5, steps=2, batch_size=2, epochs=1
-    ... )
-    >>> sorted(int(p) for p, m in zip(positions.ravel(), mask.ravel()) if m), mask.tolist()
-    ([0, 1, 2], [[1.0, 1.0], [1.0, 0.0]])
-    """
-
-    def order(epoch: Array) -> Array:
-        draws = jax.random.uniform(jax.random.fold_in(key, epoch), (capacity,))
-        return jnp.argsort(jnp.where(jnp.arange(capacity) < size, draws, jnp.inf))
-
-    orders = jax.vmap(order)(jnp.arange(epochs))
-    per_epoch = jnp.maximum(-(-size // batch_size), 1)
-    step = jnp.arange(steps)
-    position = (step % per_epoch)[:, None] * batch_size + jnp.arange(batch_size)[None, :]
-    valid = position < size
-    positions = orders[(step // per_epoch)[:, None], position % jnp.maximum(size, 1)]
-    return jnp.where(size > 0, positions, 0), valid.astype(jnp.float32)
-
-
-@door
-def epochs_needed(smallest: int, *, steps: int, batch_size: int) -> int:
-    """Count the epochs that the client with the fewest examples goes through in a round.
-
-    >>> epochs_needed(100, steps=20, batch_size=50)
-    10
-    """
-    checks.count("batch_size", batch_size)
-    per_epoch = max(-(-smallest // batch_size), 1)
-    return -(-steps // per_epoch)
+    weight: Array | float = 1.0
+    kept: PyTree = ()
 
 
 def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
@@ -223,6 +180,7 @@ def train_client(
     scope_form: ScopeForm | None = None,
     epochs: int,
     update_clip_norm: float | int | None = None,
+    keep_local: Rule | None = None,
 ) -> ClientResult:
     """Train the global model on one client's data for one round.
 
@@ -240,8 +198,11 @@ def train_client(
       algorithm: FedAvg or another.
       local: settings of local training.
       scope_form: how weight scope alignment acts; None for the plain algorithm.
-      epochs: orders of its examples that the client draws, see `epochs_needed`.
+      epochs: orders of its examples that the client draws, see `epochs_needed`; not looked at if
+        the local settings give epochs.
       update_clip_norm: bound on the norm of the update, None for no clipping.
+      keep_local: which parameters stay with the client: those of ``server`` are its own, and the
+        update is 0 there.
 
     Edge cases: a client without examples takes steps from weight decay alone; its aggregation
     weight is 0. A NaN loss makes the client's update NaN. Keys in the model state are the client's
@@ -251,8 +212,15 @@ def train_client(
     """
     data_key, steps_key = jax.random.split(key)
     own_key = jax.random.fold_in(key, 3)
+    steps, done = _step_counts(local, client)
     context = LocalContext(
-        server.params, server.server, client.state, settings.learning_rate, local.steps, own_key
+        server.params,
+        server.server,
+        client.state,
+        settings.learning_rate,
+        done,
+        own_key,
+        local.momentum,
     )
 
     def at(step: Array | int) -> LocalContext:
@@ -295,19 +263,48 @@ def train_client(
         data_key,
         client.size,
         capacity=client.indices.shape[0],
-        steps=local.steps,
+        steps=steps,
         batch_size=local.batch_size,
-        epochs=epochs,
+        epochs=epochs if local.epochs is None else local.epochs,
     )
     carry = (server.params, own_keys(key, server.model_state), optimizer.init(server.params))
+    if local.epochs is not None:
+        step = _until(done, step)
     (trained, model_state, _), losses = jax.lax.scan(
-        step, carry, (jnp.arange(local.steps), positions, mask)
+        step, carry, (jnp.arange(steps), positions, mask)
     )
     # The client clips its own update, so that its state and scope agree with what it sends.
     update = jax.tree.map(lambda new, old: wide(new) - wide(old), trained, server.params)
-    update = algorithm.send(clip_update(update, update_clip_norm), at(local.steps))
-    state, message = algorithm.finish(update, at(local.steps + 1))
-    return ClientResult(update, model_state, message, state, jnp.mean(losses))
+    kept = ()
+    if keep_local is not None:
+        kept, update = kept_leaves(trained, keep_local), without_moves(update, keep_local)
+    update = algorithm.send(clip_update(update, update_clip_norm), at(steps))
+    state, message = algorithm.finish(update, at(steps + 1))
+    loss = jnp.mean(losses) if local.epochs is None else jnp.sum(losses) / done
+    weight = algorithm.weigh(context)
+    return ClientResult(update, model_state, message, state, loss, weight, kept)
+
+
+def _step_counts(local: LocalSettings, client: ClientData) -> tuple[int, Array | int]:
+    """How long the loop over local steps is, and how many of them this client takes."""
+    if local.epochs is None:
+        return local.steps, local.steps
+    longest, own = (
+        local.epochs * steps_of_an_epoch(examples, local.batch_size)
+        for examples in (client.indices.shape[0], client.size)
+    )
+    return longest, own
+
+
+def _until(done: Array | int, step: Callable[..., tuple[tuple, Array]]) -> Callable[..., Any]:
+    """A step that leaves everything as it is, with a loss of 0, once a client's own are done."""
+
+    def stepped(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+        loss = jax.eval_shape(step, carry, xs)[1]
+        stay = (carry, jnp.zeros(loss.shape, loss.dtype))
+        return jax.lax.cond(xs[0] < done, lambda: step(carry, xs), lambda: stay)
+
+    return stepped
 
 
 def _loss_with_penalty(

@@ -9,7 +9,9 @@ from wsa_jax.federated.algorithms import (
     fed_adam,
     fed_avg,
     fed_avg_m,
+    fed_dyn,
     fed_exp,
+    fed_nova,
     fed_prox,
     fed_yogi,
     scaffold,
@@ -17,14 +19,32 @@ from wsa_jax.federated.algorithms import (
 from wsa_jax.federated.train_clients import Execution
 
 AlgorithmName = Literal[
-    "fed_avg", "fed_prox", "scaffold", "fed_exp", "fed_avg_m", "fed_adam", "fed_yogi"
+    "fed_avg",
+    "fed_prox",
+    "scaffold",
+    "fed_exp",
+    "fed_avg_m",
+    "fed_adam",
+    "fed_yogi",
+    "fed_dyn",
+    "fed_nova",
 ]
-RuleName = Literal["mean", "median", "trimmed_mean"]
+RuleName = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"]
 ClientsName = Literal["map", "vmap"]
 
 _ALGORITHMS = {
     made.__name__: made
-    for made in (fed_avg, fed_prox, scaffold, fed_exp, fed_avg_m, fed_adam, fed_yogi)
+    for made in (
+        fed_avg,
+        fed_prox,
+        scaffold,
+        fed_exp,
+        fed_avg_m,
+        fed_adam,
+        fed_yogi,
+        fed_dyn,
+        fed_nova,
+    )
 }
 
 

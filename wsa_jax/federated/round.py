@@ -26,6 +26,7 @@ from wsa_jax.federated.algorithms.base import FederatedAlgorithm, ServerContext
 from wsa_jax.federated.client import Broadcast, LocalSettings, RoundSettings, ScopeForm
 from wsa_jax.federated.diagnostics import RoundInfo, round_info
 from wsa_jax.federated.fusion import fused_moments
+from wsa_jax.federated.local_leaves import first_memory
 from wsa_jax.federated.train_clients import (
     Execution,
     FederatedData,
@@ -70,6 +71,7 @@ def initial_state(
     clients: int,
     target: WeightScope,
     model_state: PyTree | None = None,
+    keep_local: Rule | None = None,
 ) -> ServerState:
     """Make the state that the first round of `make_round` begins with.
 
@@ -80,6 +82,7 @@ def initial_state(
       target: the weight scope that the first round's clients are held to; its layers are those that
         rounds diagnose.
       model_state: non-parameter collections, none by default.
+      keep_local: that of `make_round`: each client begins with these leaves as they are here.
 
     Guarantees: no leaf shares a buffer with the caller's arrays or with another leaf, so a round
     may donate the state's buffers.
@@ -100,7 +103,8 @@ def initial_state(
         round=jnp.zeros((), jnp.int32),
     )
     # Client states are fresh, and the only part too large to copy.
-    states = jax.vmap(lambda _: algorithm.init_client(params))(jnp.arange(clients))
+    memory = first_memory(algorithm, params, state.model_state, keep_local)
+    states = jax.vmap(lambda _: memory)(jnp.arange(clients))
     return dataclasses.replace(jax.tree.map(jnp.array, state), clients=states)
 
 
@@ -170,6 +174,7 @@ def make_round(
     fuse_target: bool = True,
     aggregation: Aggregation = Aggregation(),
     execution: Execution = Execution(),
+    keep_local: Rule | None = None,
 ) -> RoundFn:
     """Make the jitted function of one round, ``(key, state, data, settings) -> (state, info)``.
 
@@ -189,6 +194,8 @@ def make_round(
       fuse_target: replace the target by the fused scope after each round (Eq. 4), or keep it.
       aggregation: mean or a robust rule, clipping, and how NaN is handled.
       execution: performance settings.
+      keep_local: which leaves of parameters and model state stay at the clients, which the layers
+        of scope_form or select must leave out; give it to `initial_state`, too. None for none.
 
     Guarantees: equal arguments return the same function, so settings that are plain numbers share
     one compilation; equal keys and states give bitwise equal results. With the mean, a round over a
@@ -213,6 +220,7 @@ def make_round(
         fuse_target=fuse_target,
         aggregation=aggregation,
         execution=execution,
+        keep_local=keep_local,
     )
     return jitted_round(plan)
 

@@ -11,6 +11,7 @@ from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.alignment import ScopeForm, WeightScopeAlignment
 from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.local_leaves import kept_leaves
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.train_clients import RoundPlan
 from wsa_jax.runs.described import described, task_settings
@@ -43,6 +44,12 @@ def simulation_identity(
         "data": digest(partition.indices, partition.sizes, *jax.tree.leaves(sets["train"])),
         "test": None if test is None else digest(*jax.tree.leaves(test)),
     }
+    if plan.keep_local is not None:
+        kept = [kept_leaves(tree, plan.keep_local) for tree in initial]
+        parts["keep_local"] = [name for names in kept for name in names]
+    if sets.get("test_partition") is not None:
+        own = sets["test_partition"]
+        parts["test_partition"] = digest(own.indices, own.sizes)
     if sets.get("evidence") is not None:
         parts["evidence"] = digest(*jax.tree.leaves(sets["evidence"]))
     return run_identity("simulate", key, task_settings(plan.task), parts)
@@ -66,14 +73,17 @@ def _target(wsa: WeightScopeAlignment) -> Any:
 
 
 def _local(local: LocalSettings) -> Json:
-    """Fields of local settings. Plain SGD is left unsaid, as runs did before there was another."""
+    """Fields of local settings. Runs from before there was a choice do not say what is usual."""
     fields: Json = dataclasses.asdict(local)
-    optimizer = fields.pop("optimizer")
-    return fields if optimizer is None else fields | {"optimizer": described(optimizer)}
+    optimizer, epochs = fields.pop("optimizer"), fields.pop("epochs")
+    own = {} if optimizer is None else {"optimizer": described(optimizer)}
+    return fields | own | ({} if epochs is None else {"epochs": epochs})
 
 
 def _aggregation(aggregation: Aggregation) -> Json:
     fields: Json = dataclasses.asdict(aggregation)
+    if aggregation.rule not in ("krum", "multi_krum"):
+        del fields["faulty"]  # runs from before there was Krum have none
     if callable(aggregation.rule):
         fields["rule"] = described(aggregation.rule)
     return fields

@@ -15,13 +15,20 @@ from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax import checks
 from wsa_jax.data.loading import Dataset
-from wsa_jax.door import door
+from wsa_jax.door import door, shown, taken_by
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
-from wsa_jax.federated.checks import check_call, check_partition_of, diagnosed_layers
+from wsa_jax.federated.checks import (
+    check_call,
+    check_partition_of,
+    diagnosed_layers,
+    tests_of_clients,
+)
 from wsa_jax.federated.client import LocalSettings, epochs_needed
-from wsa_jax.federated.mesh import local_copy, place_on_mesh, state_spec
+from wsa_jax.federated.judging import HeldOut, judged
+from wsa_jax.federated.local_leaves import check_kept
+from wsa_jax.federated.mesh import place_on_mesh, state_spec
 from wsa_jax.federated.named import (
     AlgorithmName,
     ClientsName,
@@ -50,10 +57,10 @@ from wsa_jax.federated.train_clients import Execution, FederatedData, RoundPlan
 from wsa_jax.progress import progress_bar
 from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.schedules import check_non_negative
+from wsa_jax.scope.layers import Rule, without
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
 from wsa_jax.training.checks import check_data, check_statistics
-from wsa_jax.training.evaluation import evaluate
 from wsa_jax.training.task import Task
 from wsa_jax.types import Examples, Json, Schedule
 
@@ -94,6 +101,8 @@ class SimulationOptions(TypedDict, total=False):
     state: ServerState | None
     execution: Execution | ClientsName
     evidence: PyTree | None
+    keep_local: Rule | None
+    test_partition: Partition | Sequence[Any] | Mapping[int, Any] | None
     evaluate_every: int
     directory: str | os.PathLike[str] | None
     checkpoint_every: int | None
@@ -107,7 +116,7 @@ def simulate(
     key: Key[Array, ""],
     task: Task,
     train: Examples | Dataset,
-    partition: Partition | Sequence[Any],
+    partition: Partition | Sequence[Any] | Mapping[int, Any],
     *,
     rounds: int,
     algorithm: FederatedAlgorithm | AlgorithmName | None = None,
@@ -151,8 +160,16 @@ def simulate(
     * ``execution``: an `Execution`, or ``"map"`` or ``"vmap"``; none of its settings changes a
       result beyond rounding.
 
+    * ``keep_local``: a rule of the leaves of parameters and model state that stay at the clients,
+      such as ``matching(".*BatchNorm.*")`` (FedBN) or ``matching("Dense_1/.*")`` (FedPer's head).
+      They are trained and remembered by each client and never sent; weight scope alignment leaves
+      them out. The server has no whole model then: give ``test_partition`` to judge the clients'.
+
     What is recorded, and when (`Recording`):
 
+    * ``test_partition``: which rows of ``test`` are each client's own test split (`split_clients`);
+      evaluated rounds then hold ``test_client_accuracy`` and ``test_client_loss``, means over the
+      clients, and the same with ``_worst``, over the worst tenth of them (at least one).
     * ``evaluate_every``: rounds between evaluations, 5 by default; the last is always evaluated.
     * ``directory``: where checkpoints and ``metrics.jsonl`` go; a run found there is resumed.
     * ``checkpoint_every``: rounds between checkpoints, by default every evaluation.
@@ -214,6 +231,7 @@ def simulate(
         values_of(learning_rate, rounds, "learning_rate"),
         values_of(wsa.strength if wsa else 0.0, rounds, "strength"),
     )
+    own_tests = tests_of_clients(options, partition.clients, test, rounds)
     initial = initial_model(key, task, sets, options.get("params"), options.get("model_state"))
     plan, state, left_out = planned(
         task,
@@ -226,14 +244,14 @@ def simulate(
         local=local,
         aggregation=aggregation,
         execution=execution,
+        keep_local=options.get("keep_local"),
     )
     if (given := options.get("state")) is not None:
         state = continued_state(given, state, rounds, recording.directory)
     run, history = None, list[Json]()
     if recording.directory is not None:
-        identity = simulation_identity(
-            key, plan, initial, partition, wsa, state.target, sets | {"evidence": evidence}
-        )
+        looked_at = sets | {"evidence": evidence, "test_partition": own_tests}
+        identity = simulation_identity(key, plan, initial, partition, wsa, state.target, looked_at)
         run = RunDirectory(recording.directory, identity, total=rounds)
         _, state, history = run.resume(state, functools.partial(other_schedules, *schedules))
 
@@ -254,7 +272,9 @@ def simulate(
         recorder = Recorder(
             recording,
             schedules,
-            judge=None if held_out is None else functools.partial(judged, plan, held_out),
+            judge=None
+            if held_out is None
+            else functools.partial(judged, plan, HeldOut(held_out, own_tests)),
             run=run,
             history=history,
             advance=advance,
@@ -266,7 +286,11 @@ def simulate(
 
 def pair_of(examples: Examples | Dataset) -> Examples:
     """Inputs and labels, of a data set as well."""
-    return (examples.images, examples.labels) if isinstance(examples, Dataset) else examples
+    if isinstance(examples, Dataset):
+        return examples.images, examples.labels
+    if len(examples) != 2:
+        raise ValueError(f"{len(examples)} arrays are given; give inputs and labels, a pair")
+    return examples
 
 
 def recording_of(options: Mapping[str, Any]) -> Recording:
@@ -303,6 +327,7 @@ def planned(
     local: LocalSettings,
     aggregation: Aggregation,
     execution: Execution,
+    keep_local: Rule | None = None,
 ) -> tuple[RoundPlan, ServerState, tuple[str, ...]]:
     """What is static in a round, the state of the first one, and the layers left out."""
     participants = partition.clients if participants is None else participants
@@ -310,6 +335,8 @@ def planned(
     params, model_state = initial
     # Layers without spread have no scope, and explicit forms a strength beyond which they diverge.
     select, left_out = diagnosed_layers(params, wsa)
+    if keep_local is not None:
+        select = without(select, check_kept(params, model_state, keep_local))
     scope = weight_scope(params, select=select)
     target = initial_target(scope, wsa)
     form = wsa.static(select) if wsa else None
@@ -327,24 +354,17 @@ def planned(
         fuse_target=wsa is None or isinstance(wsa.target, str),
         aggregation=aggregation,
         execution=execution,
+        keep_local=keep_local,
     )
     state = initial_state(
-        algorithm, params, clients=partition.clients, target=target, model_state=model_state
+        algorithm,
+        params,
+        clients=partition.clients,
+        target=target,
+        model_state=model_state,
+        keep_local=keep_local,
     )
     return plan, state, left_out
-
-
-def judged(plan: RoundPlan, held_out: Examples, state: ServerState) -> Json:
-    """Means of the task's metrics of the model to keep, over held-out examples."""
-    server, params, model_state = local_copy((state.server, state.params, state.model_state))
-    sums = evaluate(
-        plan.task,
-        plan.algorithm.evaluated(server, params),
-        model_state,
-        *held_out,
-        batch_size=plan.execution.evaluation_batch,
-    )
-    return sums.means()
 
 
 def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> PyTree:
@@ -357,12 +377,11 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
 
 def values_of(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
     """The numbers of all rounds, checked."""
-    values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
+    with taken_by(f"the schedule of {name}", "a round's index"):
+        values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
     for index, one in enumerate(values):
-        if np.shape(one):
-            raise ValueError(
-                f"{name} of round {index} is an array of shape {np.shape(one)}; give one number"
-            )
+        if np.ndim(one) or not np.issubdtype(np.asarray(one).dtype, np.number):
+            raise ValueError(f"{name} of round {index} is {shown(one)}; give one number")
     array = np.asarray(values, np.float64)
     check_non_negative(array, name)
     return array

@@ -23,6 +23,7 @@ from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.checks import check_call, check_partition_of
 from wsa_jax.federated.client import LocalSettings
+from wsa_jax.federated.judging import HeldOut, judged
 from wsa_jax.federated.many_runs import AXIS, Run, Shared, run_together
 from wsa_jax.federated.named import (
     AlgorithmName,
@@ -38,7 +39,6 @@ from wsa_jax.federated.run_loop import OnRound, Recorder, Recording, Schedules
 from wsa_jax.federated.simulate import (
     SimulationResult,
     initial_model,
-    judged,
     pair_of,
     planned,
     recording_of,
@@ -303,7 +303,9 @@ def _recorders(
 ) -> list[Recorder]:
     """One a run, all with the same intervals."""
     held_out = jax.tree.map(jnp.asarray, shared.sets.get("test"))
-    judge = None if held_out is None else functools.partial(judged, plan, held_out)
+    judge = None
+    if held_out is not None:
+        judge = functools.partial(judged, plan, HeldOut(held_out, None))
     found = []
     for number, run in enumerate(runs):
         own = recording

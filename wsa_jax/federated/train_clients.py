@@ -26,6 +26,7 @@ from wsa_jax.federated.algorithms.base import FederatedAlgorithm, add_update
 from wsa_jax.federated.client import (
     Broadcast,
     ClientData,
+    ClientResult,
     LocalSettings,
     RoundSettings,
     ScopeForm,
@@ -33,6 +34,8 @@ from wsa_jax.federated.client import (
 )
 from wsa_jax.federated.diagnostics import ClientRow
 from wsa_jax.federated.fusion import scope_moments
+from wsa_jax.federated.krum import check_faulty
+from wsa_jax.federated.local_leaves import ClientMemory, kept_leaves, with_leaves
 from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule
 from wsa_jax.scope.scope import scope_divergence, weight_scope
@@ -98,8 +101,11 @@ class RoundPlan:
     fuse_target: bool
     aggregation: Aggregation
     execution: Execution
+    keep_local: Rule | None = None
 
     def __post_init__(self):
+        if self.aggregation.rule in ("krum", "multi_krum"):
+            check_faulty(self.aggregation.faulty, self.participants)
         if self.local.optimizer is not None and self.algorithm.needs_sgd:
             raise ValueError(
                 f"{self.algorithm.name} is not defined for another local optimizer than SGD: "
@@ -250,9 +256,16 @@ def _train_one(
 ) -> Report:
     """One client's round: local training, what it sends, and its diagnostics."""
     client, size = participant.client, data.sizes[participant.client]
+    began = server
+    if plan.keep_local is not None:
+        began = server._replace(
+            params=with_leaves(server.params, state.params),
+            model_state=with_leaves(server.model_state, state.model_state),
+        )
+        state = state.algorithm
     result = train_client(
         participant.key,
-        server,
+        began,
         ClientData(data.inputs, data.labels, data.indices[client], size, state),
         settings,
         task=plan.task,
@@ -261,7 +274,10 @@ def _train_one(
         scope_form=plan.scope_form,
         epochs=plan.epochs,
         update_clip_norm=plan.aggregation.clip_norm,
+        keep_local=plan.keep_local,
     )
+    if plan.keep_local is not None:
+        result = _keeping(plan.keep_local, server, result)
     # The scope of the model that the server will see: the update may have been changed on its way.
     scope = weight_scope(add_update(server.params, result.update), select=plan.select)
     sent_state = to_numbers(result.model_state, server.model_state)
@@ -297,8 +313,16 @@ def _train_one(
         )
         row = row._replace(stability=used)
     one = accepted.astype(jnp.float32)
-    sent = Sent(by_samples, by_client, one * (size / data.sizes.sum()), one)
+    share = one * (size / data.sizes.sum()) * result.weight
+    sent = Sent(by_samples, by_client, share, one)
     return Report(sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client)
+
+
+def _keeping(rule: Rule, server: Broadcast, result: ClientResult) -> ClientResult:
+    """Put what stays with the client into its state, and the server's own in its place."""
+    memory = ClientMemory(result.client, result.kept, kept_leaves(result.model_state, rule))
+    sent = with_leaves(result.model_state, kept_leaves(server.model_state, rule))
+    return result._replace(client=memory, model_state=sent)
 
 
 def _run(

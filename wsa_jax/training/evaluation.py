@@ -47,7 +47,7 @@ def _evaluate(
     batch_size: int,
 ) -> Metrics:
     count = labels.shape[0]
-    zero = _zero_metrics(task, params, model_state, inputs, labels)
+    zero = zero_metrics(task, params, model_state, inputs, labels)
     if not count:
         return zero
     batch_size = min(batch_size, count)
@@ -64,7 +64,7 @@ def _evaluate(
     return jax.lax.scan(body, zero, jnp.arange(-(-count // batch_size)))[0]
 
 
-def _zero_metrics(
+def zero_metrics(
     task: Task, params: PyTree, model_state: PyTree, inputs: Inputs, labels: Array
 ) -> Metrics:
     """Sums over no examples, of a task's own structure; ``correct`` is None where undefined.

@@ -2,7 +2,9 @@
 
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext, ServerContext
 from wsa_jax.federated.algorithms.fed_avg import fed_avg
+from wsa_jax.federated.algorithms.fed_dyn import fed_dyn
 from wsa_jax.federated.algorithms.fed_exp import fed_exp
+from wsa_jax.federated.algorithms.fed_nova import fed_nova
 from wsa_jax.federated.algorithms.fed_prox import fed_prox
 from wsa_jax.federated.algorithms.scaffold import scaffold
 from wsa_jax.federated.algorithms.server_optimizer import (
@@ -19,7 +21,9 @@ __all__ = [
     "fed_adam",
     "fed_avg",
     "fed_avg_m",
+    "fed_dyn",
     "fed_exp",
+    "fed_nova",
     "fed_prox",
     "fed_yogi",
     "scaffold",

@@ -22,17 +22,19 @@ class LocalContext(NamedTuple):
       server: what the algorithm broadcasts of its server state.
       client: the algorithm's state of this client.
       learning_rate: learning rate of this round's local steps.
-      steps: number of local steps.
+      steps: number of local steps of this client, traced where it depends on its examples.
       key: this client's and this round's own, a different one at each local step, for ``send`` and
         for ``finish``; for algorithms that draw (noise, random coordinates).
+      momentum: momentum of the local steps.
     """
 
     params: PyTree
     server: PyTree
     client: PyTree
     learning_rate: Array
-    steps: int
+    steps: Array | int
     key: Array
+    momentum: float | int = 0.0
 
 
 class ServerContext(NamedTuple):
@@ -47,7 +49,8 @@ class ServerContext(NamedTuple):
       learning_rate: learning rate of this round's local steps.
       round: number of rounds done before this one.
       participants: number of clients whose updates were accepted.
-      share: the share of all samples that these clients hold, in (0, 1].
+      share: the share of all samples that these clients hold, in (0, 1]; the sum of their weights,
+        if the algorithm weighs them.
     """
 
     params: PyTree
@@ -75,6 +78,12 @@ def no_message(update: PyTree, context: LocalContext) -> Examples:
     """Return the client state as it was, and no message besides the update."""
     del update
     return context.client, ()
+
+
+def same_weight(context: LocalContext) -> float:
+    """Weigh a client by its number of samples alone."""
+    del context
+    return 1.0
 
 
 def same_update(update: PyTree, context: LocalContext) -> PyTree:
@@ -132,6 +141,8 @@ class FederatedAlgorithm(NamedTuple):
       correct: ``(gradient, local params, context) -> gradient``, at every local step, before
         weight scope regularization, clipping and weight decay.
       finish: ``(sent update, context) -> (client state, message)``, called once after ``send``.
+      weigh: ``context -> factor`` on this client's share of the samples in all means by samples: of
+        updates, messages and statistics.
       evaluated: ``(server state, params) -> params`` of the model to evaluate and to keep.
       needs_sgd: why its client part is only defined for local SGD, if it is.
     """
@@ -145,6 +156,7 @@ class FederatedAlgorithm(NamedTuple):
     send: Callable[[PyTree, LocalContext], PyTree] = same_update
     correct: Callable[[PyTree, PyTree, LocalContext], PyTree] = same_gradient
     finish: Callable[[PyTree, LocalContext], Examples] = no_message
+    weigh: Callable[[LocalContext], Array | float] = same_weight
     evaluated: Callable[[PyTree, PyTree], PyTree] = current
     needs_sgd: str = ""
 
