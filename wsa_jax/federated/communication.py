@@ -10,7 +10,8 @@ from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import WeightScopeAlignment
-from wsa_jax.scope.layers import select_layers
+from wsa_jax.federated.local_leaves import kept_leaves
+from wsa_jax.scope.layers import Rule, select_layers
 from wsa_jax.tree import wide
 
 
@@ -38,6 +39,7 @@ def bytes_per_round(
     *,
     wsa: WeightScopeAlignment | None = None,
     model_state: PyTree = (),
+    keep_local: Rule | None = None,
 ) -> RoundBytes:
     """Count the bytes one participant receives and sends in a round, uncompressed.
 
@@ -51,6 +53,8 @@ def bytes_per_round(
       params: the model.
       wsa: weight scope alignment, None for the plain algorithm.
       model_state: non-parameter collections that travel with the parameters.
+      keep_local: the leaves that do not travel (`simulate`), or None; what an algorithm sends
+        besides is counted for all leaves.
 
     >>> from wsa_jax.federated import WeightScopeAlignment, fed_avg, scaffold
     >>> params = {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)}
@@ -60,6 +64,8 @@ def bytes_per_round(
     16
     >>> bytes_per_round(scaffold(), params)
     RoundBytes(down=880, up=880)
+    >>> bytes_per_round(fed_avg(), params, keep_local=lambda name, leaf: name == "bias")
+    RoundBytes(down=400, up=400)
     """
     checks.floating(params)
     params, model_state = jax.eval_shape(lambda *trees: trees, params, model_state)
@@ -77,7 +83,13 @@ def bytes_per_round(
     both = _bytes(model_state)
     if wsa is not None:
         both += 2 * 4 * len(select_layers(params, wsa.select))
-    return RoundBytes(down=both + _bytes((params, broadcast)), up=both + _bytes(up))
+    down, up = both + _bytes((params, broadcast)), both + _bytes(up)
+    if keep_local is not None:
+        update = jax.eval_shape(lambda tree: jax.tree.map(wide, tree), params)
+        statistics = _bytes(kept_leaves(model_state, keep_local))
+        down -= statistics + _bytes(kept_leaves(params, keep_local))
+        up -= statistics + _bytes(kept_leaves(update, keep_local))
+    return RoundBytes(down=down, up=up)
 
 
 def _bytes(tree: PyTree) -> int:
