@@ -1,4 +1,4 @@
-"""What trial found beside the listed faults: each is refused in one line, before any work."""
+"""What trial found, listed and beside it: each is refused in one line, before any work."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,14 @@ from wsa_jax.federated import (
     scaffold,
     simulate,
 )
-from wsa_jax.merging import slerp
+from wsa_jax.merging import (
+    LearningSettings,
+    fine_tune,
+    fisher_merge,
+    labelled_examples,
+    np_merge,
+    slerp,
+)
 from wsa_jax.training import FitSettings, classification_task, fit
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
@@ -56,7 +63,26 @@ def data_set(**change):
     return DatasetInfo(**(defaults | change))
 
 
+NAN = {"w": jnp.full((4, 3), jnp.nan)}
+LEARNING = LearningSettings(steps=1, batch_size=4)
 CALLS = {
+    "leaf w of fisher 1 ": lambda: fisher_merge([MODEL, MODEL], [{"w": -jnp.ones(2)}, MODEL]),
+    "array .* of examples holds 48 NaN": lambda: np_merge(
+        jax.random.key(0),
+        TASK.loss,
+        [{"w": jnp.ones((4, 3))}, {"w": jnp.zeros((4, 3))}],
+        labelled_examples(X * np.nan, Y),
+        settings=LEARNING,
+        model_state={},
+    ),
+    "leaf w of .* holds 12 NaN": lambda: fine_tune(
+        jax.random.key(0),
+        TASK.loss,
+        NAN,
+        labelled_examples(X, Y),
+        settings=LEARNING,
+        model_state={},
+    ),
     "steps must be a positive integer, got True": lambda: LocalSettings(steps=True),
     "labels are an array of keys of shape": dealt_by_keys,
     "client 0 of the partition has keys": lambda: as_partition(jax.random.split(jax.random.key(0))),
