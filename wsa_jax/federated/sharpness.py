@@ -51,14 +51,11 @@ def sharpness_aware(
         descent = optax.sgd(rate, momentum=momentum or None)
 
         def update(
-            updates: PyTree,
-            state: Any,
-            params: PyTree,
-            *,
-            grad: PyTree,
-            grad_fn: Callable[..., Any],
+            updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, Any]:
-            del updates  # the gradient where the step begins
+            # The updates are what clip and weight decay make of the gradient where the step begins.
+            del updates
+            grad, grad_fn = extra["grad"], extra["grad_fn"]
             worst = jax.tree.map(lambda w, g: (w + radius * g).astype(w.dtype), params, unit(grad))
             return descent.update(grad_fn(worst, None), state, params)
 
