@@ -192,6 +192,16 @@ def test_errors_say_what_is_wrong(models, spec, evidence, tiny_data, tiny_task):
         merge_table(key, models, spec, mute, test=tiny_data, methods=("activation matching",))
 
 
+def test_heads_of_different_classes_are_told(models, spec, evidence, tiny_data):
+    head = {name: leaf[..., :2] for name, leaf in models[1].params["Dense_1"].items()}
+    fewer = Model({**models[1].params, "Dense_1": head}, {})
+    message = (
+        r"heads of different classes: leaf params/Dense_1/.* in model 2; merge the bodies alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        merge_table(jax.random.key(0), [models[0], fewer], spec, evidence, test=tiny_data)
+
+
 def test_what_the_evidence_is_without_is_named(models, spec, evidence, tiny_data):
     key, few = jax.random.key(0), evidence._replace(labels=None, base=None)
     rows = merge_table(key, models, spec, few, test=tiny_data, budget=BUDGET)

@@ -12,6 +12,7 @@ from wsa_jax import checks
 from wsa_jax.door import door, shown
 from wsa_jax.extras import MissingExtraError
 from wsa_jax.merging.aligns import align_models
+from wsa_jax.merging.combine.own_heads import check_same_heads, head_of
 from wsa_jax.merging.evaluate.ensemble import ensemble
 from wsa_jax.merging.evidence import Budget, Evidence, Model, rows_of
 from wsa_jax.merging.methods import (
@@ -182,6 +183,7 @@ def _check(models: Sequence[Any], spec: AxisSpec, evidence: Evidence, test: Any)
                 "give Model(params, model_state)"
             )
     _check_spec(spec, models[0])
+    check_same_heads([model.variables for model in models], head_of(spec))
     checks.models([model.variables for model in models])
     sets = {"test": test}
     if evidence.labels is None:

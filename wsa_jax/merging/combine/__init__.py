@@ -11,6 +11,7 @@ from wsa_jax.merging.combine.learning import LearningSettings, LearningState
 from wsa_jax.merging.combine.model_stock import model_stock
 from wsa_jax.merging.combine.np_merge import np_merge
 from wsa_jax.merging.combine.np_merge_many import np_merge_joint, np_merge_many
+from wsa_jax.merging.combine.own_heads import head_of, merge_bodies
 from wsa_jax.merging.combine.penalties import Strengths
 from wsa_jax.merging.combine.reg_mean import Gram, gram_matrices, reg_mean
 from wsa_jax.merging.combine.task_vectors import task_arithmetic
@@ -30,7 +31,9 @@ __all__ = [
     "fisher_merge",
     "gram_matrices",
     "greedy_soup",
+    "head_of",
     "labelled_examples",
+    "merge_bodies",
     "model_stock",
     "np_merge",
     "np_merge_joint",
