@@ -30,8 +30,8 @@ from wsa_jax.merging.combine.penalties import (
     NO_PENALTY,
     EarlierKeywords,
     Strengths,
+    learning_from,
     penalise,
-    with_earlier,
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list
@@ -118,11 +118,12 @@ def np_merge(
             f"np_merge takes two models, got {len(models)}; use np_merge_many or np_merge_joint"
         )
     check_learnable(models)
-    settings, strengths = with_earlier(settings, strengths, earlier)
-    learning = Learning(
+    learning, strengths = learning_from(
+        settings,
+        strengths,
+        earlier,
         loss_fn=loss_fn,
         examples=examples,
-        settings=settings,
         learning_rate=learning_rate,
         model_state=model_state,
         held_out=held_out,

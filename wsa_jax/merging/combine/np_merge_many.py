@@ -31,8 +31,8 @@ from wsa_jax.merging.combine.penalties import (
     NO_PENALTY,
     EarlierKeywords,
     Strengths,
+    learning_from,
     penalise,
-    with_earlier,
 )
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list, shares
@@ -113,11 +113,12 @@ def np_merge_many(
     """
     models = _checked(models)
     positions = merge_order(order, scores, len(models))
-    settings, strengths = with_earlier(settings, strengths, earlier)
-    learning = Learning(
+    learning, strengths = learning_from(
+        settings,
+        strengths,
+        earlier,
         loss_fn=loss_fn,
         examples=examples,
-        settings=settings,
         learning_rate=learning_rate,
         model_state=model_state,
         held_out=held_out,
@@ -241,11 +242,12 @@ def np_merge_joint(
             f"init of shape {np.shape(init)} for {len(models)} models; give one share per model"
         )
     checks.shares(init, "init")
-    settings, strengths = with_earlier(settings, strengths, earlier)
-    learning = Learning(
+    learning, strengths = learning_from(
+        settings,
+        strengths,
+        earlier,
         loss_fn=loss_fn,
         examples=examples,
-        settings=settings,
         learning_rate=learning_rate,
         model_state=model_state,
         held_out=held_out,

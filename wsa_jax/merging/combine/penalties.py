@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from wsa_jax.merging.combine.coefficients import (
     entropy_penalty,
     log_shares,
 )
-from wsa_jax.merging.combine.learning import LearningSettings
+from wsa_jax.merging.combine.learning import Learning, LearningSettings
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import scope_penalty
@@ -63,6 +63,17 @@ def with_earlier(
     if "select" in earlier:
         strengths = strengths._replace(select=earlier["select"])
     return settings, strengths
+
+
+def learning_from(
+    settings: LearningSettings, strengths: Strengths, earlier: EarlierKeywords, **others: Any
+) -> tuple[Learning, Strengths]:
+    """What a learned merge's arguments say, with earlier keywords in the fields that they are now.
+
+    ``others`` are the other fields of `Learning`, as the merge was given them.
+    """
+    settings, strengths = with_earlier(settings, strengths, earlier)
+    return Learning(settings=settings, **others), strengths
 
 
 class PenaltyInputs(NamedTuple):
