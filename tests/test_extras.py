@@ -14,6 +14,7 @@ from wsa_jax.extras import _OPTIONAL, MissingExtraError
 from wsa_jax.federated import iid
 from wsa_jax.federated.plots import partition_heatmap
 from wsa_jax.progress import progress_bar
+from wsa_jax.training import equinox_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,6 +36,11 @@ def show_bar():
         ("matplotlib", draw, "a figure needs matplotlib, which is not installed; run pip install"),
         ("rich", show_bar, "a progress bar needs rich, which is not installed; run pip install"),
         ("sklearn", lambda: load_dataset("digits"), "the data set 'digits' needs scikit-learn, "),
+        (
+            "equinox",
+            lambda: equinox_task(len),
+            "equinox_task needs equinox, which is not installed",
+        ),
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_way_out(module, call, message, monkeypatch):

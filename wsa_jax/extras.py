@@ -16,6 +16,7 @@ class _Optional(NamedTuple):
 _OPTIONAL = {
     "PIL": _Optional("pillow", "data"),
     "array_record": _Optional("array-record", "data"),
+    "equinox": _Optional("equinox", "test"),
     "ot": _Optional("POT", "transport"),
     "matplotlib": _Optional("matplotlib", "plots"),
     "rich": _Optional("rich", "cli"),

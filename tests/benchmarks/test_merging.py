@@ -24,7 +24,6 @@ SCRIPTS = {
     "fig7_landscape": [],
     "graphs": [],
     "pretrained": [],
-    "minilm": [],
     "np_merge_table": ["--split", "all"],
     "np_merge_data": [],
     "np_merge_many": [],

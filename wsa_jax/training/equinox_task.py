@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 from wsa_jax.data.augmentation import AugmentMode
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.door import door, shown
+from wsa_jax.extras import require
 from wsa_jax.runs.described import described
 from wsa_jax.training.module_options import Loss, Options
 from wsa_jax.training.task import Task
@@ -44,7 +45,7 @@ def equinox_task(
     one.
 
     Raises:
-      ImportError: Equinox is not installed.
+      MissingExtraError: Equinox is not installed.
       ValueError: what is neither a module nor makes one, augmentation without info, or a padding
         label with the squared error.
 
@@ -54,10 +55,9 @@ def equinox_task(
     >>> task.logits(params, model_state, jnp.ones((2, 4))).shape
     (2, 3)
     """
-    try:
-        import equinox as eqx
-    except ImportError as error:
-        raise ImportError("equinox_task needs Equinox; pip install equinox") from error
+    require("equinox", "equinox_task")
+    import equinox as eqx
+
     options = Options(loss=loss, info=info, augmentation=augmentation, padding_label=padding_label)
     given = isinstance(model, eqx.Module)
     if not given and not callable(model):

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, PyTree
 
 from wsa_jax.data.augmentation import AugmentMode
@@ -48,11 +47,15 @@ def nnx_task(
       ValueError: what is neither a module nor makes one, augmentation without info, or a padding
         label with the squared error.
 
+    >>> from flax import nnx
     >>> task = nnx_task(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
     >>> params, model_state = task.init(jax.random.key(0))
     >>> task.logits(params, model_state, jnp.ones((2, 4))).shape
     (2, 3)
     """
+    # Imported late: it takes a fifth of a second, and no other part needs it.
+    from flax import nnx
+
     options = Options(loss=loss, info=info, augmentation=augmentation, padding_label=padding_label)
     given = isinstance(model, nnx.Module)
     if not given and not callable(model):
@@ -63,7 +66,7 @@ def nnx_task(
     def make(key: Array) -> Any:
         return model if given else model(nnx.Rngs(key))
 
-    def parts(module: nnx.Module) -> Any:
+    def parts(module: Any) -> Any:
         """What defines it, parameters, streams of random numbers, the rest."""
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
