@@ -18,6 +18,8 @@ EXPERIMENTS: Mapping[str, str] = {
     "fig10_windows": "federated.fig10_windows",
     "fig11_scope_trajectories": "federated.fig11_scope_trajectories",
     "fig12_predefined_targets": "federated.fig12_predefined_targets",
+    "what_makes_the_gain": "federated.what_makes_the_gain",
+    "heterogeneous_clients": "federated.heterogeneous_clients",
     "strength_sweep": "federated.strength_sweep",
     "extreme_noniid": "federated.extreme_noniid",
     "rounds_to_accuracy": "federated.rounds_to_accuracy",

@@ -57,6 +57,10 @@ def figure_name(name: str, preset: str) -> str:
     return name if preset in ("smoke", "cpu") else f"{name}_{preset}"
 
 
+class NothingRecordedError(SystemExit):
+    """There is no row to report."""
+
+
 class State(NamedTuple):
     """How much of an experiment is on record."""
 

@@ -71,6 +71,8 @@ class Cell:
     steps: int = 20
     batch_size: int = 50
     augmentation: Literal["none", "batch", "example"] = "batch"
+    differ: Literal["nothing", "rates", "decays", "optimizers"] = "nothing"
+    """What differs from client to client in local training, see `clients_that_differ`."""
     evaluate_on: Literal["test", "validation"] = "test"
     evaluate_every: int = 10
     client_scopes: str = ""
@@ -181,6 +183,8 @@ class Cell:
         if (self.clients, self.participants) != (10, 10):
             drawn = "" if self.clients == self.participants else f", {self.participants} a round"
             parts.append(f"{self.clients} clients{drawn}")
+        if self.differ != "nothing":
+            parts.append(f"clients of different {self.differ}")
         return parts + (["on validation"] if self.evaluate_on == "validation" else [])
 
 

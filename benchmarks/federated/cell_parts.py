@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.federated.cell import Cell
+from benchmarks.federated.differing_clients import clients_that_differ
 from benchmarks.record.data import load_split
 from wsa_jax import federated
 from wsa_jax.data import dataset_info, train_validation_split
@@ -83,7 +84,10 @@ def cell_model(cell: Cell, num_classes: int) -> nn.Module:
 def cell_algorithm(cell: Cell) -> FederatedAlgorithm:
     """The federated algorithm of a cell, with the library's own settings but FedProx's."""
     make = getattr(federated, cell.algorithm)
-    return make(mu=cell.mu) if cell.algorithm == "fed_prox" else make()
+    algorithm = make(mu=cell.mu) if cell.algorithm == "fed_prox" else make()
+    if cell.differ == "nothing":
+        return algorithm
+    return clients_that_differ(algorithm, cell.differ, cell.clients)
 
 
 def cell_wsa(cell: Cell) -> WeightScopeAlignment | None:

@@ -5,7 +5,6 @@ scripts through one ledger: a cell that one table has run, no other runs again.
 """
 
 import dataclasses
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import ALGORITHM_NAMES, DATASET_NAMES, PRESETS, Cell
-from benchmarks.federated.comparison import Comparison, RowsOf, comparison_table, summary
+from benchmarks.federated.comparison import (
+    Comparison,
+    RowsOf,
+    comparison_table,
+    paired_gains,
+    summary,
+)
 from benchmarks.federated.figures import context, paired_figure
 from benchmarks.federated.run_cells import RunOptions, run_cells
 from benchmarks.record.data import missing_data
@@ -23,7 +28,15 @@ from benchmarks.record.figures import caption
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished
 from benchmarks.record.statistics import Row
 from benchmarks.refused import RefusedError
-from benchmarks.script import Findings, Preset, Reported, State, Summary, figure_name
+from benchmarks.script import (
+    Findings,
+    NothingRecordedError,
+    Preset,
+    Reported,
+    State,
+    Summary,
+    figure_name,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +153,22 @@ class Experiment(Reported):
         comparisons, seeds = self.comparisons(args), args.seed or self.seeds[args.preset]
         rows_of = recorded(ledger, seeds)
         if not any(rows_of(cell) for cell in ordered_cells(comparisons, seeds)):
-            sys.exit(f"{ledger.path} holds none of these cells: nothing to report")
+            raise NothingRecordedError(
+                f"{ledger.path} holds none of these cells: nothing to report"
+            )
+        # A baseline without a partner is no picture.
+        paired = any(
+            paired_gains(rows_of(line.treated), rows_of(line.baseline)) for line in comparisons
+        )
+        figures = {
+            figure_name(self.name, args.preset): lambda: caption(
+                self.figure(comparisons, rows_of), self.title, context(comparisons, rows_of)
+            )
+        }
         return Findings(
             title=self.title,
             text=report(self, comparisons, rows_of),
-            figures={
-                figure_name(self.name, args.preset): lambda: caption(
-                    self.figure(comparisons, rows_of), self.title, context(comparisons, rows_of)
-                )
-            },
+            figures=figures if paired else {},
             summary={"lines": summary(comparisons, rows_of)},
         )
 

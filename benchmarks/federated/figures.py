@@ -163,7 +163,8 @@ def gain_dots(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
             names[place] = line.label
             # Settings that are no method of their own are WSA's, or FedAvg's without it.
             own = METHODS["FedAvg +WSA" if line.treated.strength else "FedAvg"]
-            color = colors[line.label] if "WSA" in line.label and line.treated.strength else own
+            known = colors[line.label] in METHODS.values() and not line.label.startswith("+")
+            color = colors[line.label] if known and line.treated.strength else own
             shows_paper |= _gain_line(axes, place, line, rows_of, color)
         place += 1
     axes.set_yticks(list(names), list(names.values()))

@@ -156,4 +156,5 @@ def size_claims(
                     page,
                 )
             )
-    return found
+    missing = Claim(source, claim, setting, "", "", "not run yet", next(iter(sizes.values())))
+    return found or [missing]

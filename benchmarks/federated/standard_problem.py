@@ -5,33 +5,48 @@
 cpu: CIFAR-10 and CIFAR-100 as images of 16x16, all 50,000 + 10,000 of them, the CNN at half its
 width, 1,500 rounds, three seeds. WSA's strength is chosen once, on a validation split, for FedAvg
 at alpha 0.5 of CIFAR-10. Then come settings that could make the paper's gain: initial weights,
-targets, layers and local steps, with and without WSA. Cells run in ranked order: what is most
+targets, layers and local steps, with and without WSA (`what_makes_the_gain`), and clients whose
+scopes really differ (`heterogeneous_clients`). Cells run in ranked order: what is most
 decisive is finished first, and `table2_cross_silo` and `table3_cross_device` report the tables.
 smoke: two strengths, FedAvg on digits.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from benchmarks.federated import table2_cross_silo, table3_cross_device
+from benchmarks.federated import heterogeneous_clients, table2_cross_silo, table3_cross_device
 from benchmarks.federated.cell import PRESETS, Cell
 from benchmarks.federated.chosen_strength import chosen_strength, trials
-from benchmarks.federated.comparison import Comparison
+from benchmarks.federated.comparison import Comparison, comparison_table, summary
 from benchmarks.federated.experiment import (
     Args,
     CommonArgs,
     cells_state,
     failures,
+    ledger_of,
     ordered_cells,
     print_states,
+    recorded,
     resolve,
     with_seed,
 )
+from benchmarks.federated.figures import context, paired_figure
 from benchmarks.federated.run_cells import run_cells
+from benchmarks.federated.what_makes_the_gain import OWN_STRENGTH, PLAIN, WITH_WSA
+from benchmarks.record.figures import caption
 from benchmarks.record.ledger import RESULTS, Ledger, is_finished
-from benchmarks.script import Command, Preset, State, Summary
+from benchmarks.script import (
+    Findings,
+    NothingRecordedError,
+    Preset,
+    Reported,
+    State,
+    Summary,
+    figure_name,
+)
 
 SEEDS = (0, 1, 2)
 
@@ -43,39 +58,6 @@ FIRST: tuple[dict[str, Any], ...] = (
     {"init": "torchvision"},
 )
 
-# The habit of the paper's group in other published code.
-_OWN_HABIT: dict[str, Any] = {
-    "learning_rate": 0.03,
-    "momentum": 0.9,
-    "weight_decay": 1e-5,
-    "clip_norm": 100.0,
-    "augmentation": "example",
-}
-
-# What could make the paper's gain, for FedAvg; those with WSA get the chosen strength.
-PLAIN: tuple[dict[str, Any], ...] = (
-    {"init": "he"},
-    {"init": "torchvision"},
-    {"learning_rate": 0.1},
-    _OWN_HABIT,
-)
-# Where the larger strengths would be unstable as explicit steps, in the proximal form.
-WITH_WSA: tuple[dict[str, Any], ...] = (
-    {"init": "he"},
-    {"init": "torchvision", "form": "proximal"},
-    {"target": "he"},
-    {"target": "he_fused"},
-    {"fusion": "sum"},
-    {"fusion": "pooled"},
-    {"learning_rate": 0.1, "form": "proximal"},
-    _OWN_HABIT,
-)
-# Strengths of their own: small layers make strong explicit steps unstable.
-OWN_STRENGTH: tuple[dict[str, Any], ...] = (
-    {"strength": 1.0, "layers": "all"},
-    {"strength": 1.0, "scale": "size", "form": "proximal"},
-)
-
 
 def first_cells(args: CommonArgs) -> list[Cell]:
     """What answers most in the first hour: FedAvg, one pair, and two controls without WSA."""
@@ -83,16 +65,20 @@ def first_cells(args: CommonArgs) -> list[Cell]:
     return [args.cell(**extra) for extra in chosen]
 
 
-def ranked_cells(args: CommonArgs, strength: float) -> list[Cell]:
-    """The cells of both tables: CIFAR-10 before CIFAR-100, alpha 0.5 before 1, line by line."""
+def with_strength(args: CommonArgs, strength: float) -> Args:
+    """The arguments of scripts that compare one strength."""
     names = {field.name for field in dataclasses.fields(Args)}
     values = {name: getattr(args, name) for name in names - {"strength"}}
-    with_strength = Args(**values, strength=strength)
+    return Args(**values, strength=strength)
+
+
+def ranked_cells(args: CommonArgs, strength: float) -> list[Cell]:
+    """The cells of both tables: CIFAR-10 before CIFAR-100, alpha 0.5 before 1, line by line."""
     tables: Sequence[Callable[[Args], list[Comparison]]] = (
         table2_cross_silo.comparisons,
         table3_cross_device.comparisons,
     )
-    lines = [line for table in tables for line in table(with_strength)]
+    lines = [line for table in tables for line in table(with_strength(args, strength))]
     settings = list(dict.fromkeys((line.baseline.alpha, line.baseline.dataset) for line in lines))
     settings.sort(key=lambda setting: setting[0])
     seeds = seeds_of(args)
@@ -119,14 +105,22 @@ def questions(args: CommonArgs, strength: float) -> list[Cell]:
     return [with_seed(cell, seed) for seed in seeds_of(args) for cell in cells]
 
 
+def differing(args: CommonArgs, strength: float) -> list[Cell]:
+    """Clients whose scopes really differ, with and without WSA."""
+    if args.preset == "smoke":
+        return []
+    lines = heterogeneous_clients.comparisons(with_strength(args, strength))
+    return ordered_cells(lines, seeds_of(args))
+
+
 def following_cells(args: CommonArgs, strength: float | None) -> list[Cell]:
     """What runs once the strength is chosen: both data sets at alpha 0.5 come first."""
     if strength is None:
         return []
     tables, asked = ranked_cells(args, strength), questions(args, strength)
-    # Then the questions, then the rest of the tables.
+    # Then the questions, the clients that differ, and the rest of the tables.
     half = [cell for cell in tables if cell.alpha == 0.5]
-    return list(dict.fromkeys([*half, *asked, *tables]))
+    return list(dict.fromkeys([*half, *asked, *differing(args, strength), *tables]))
 
 
 def count(preset: Preset) -> State | None:
@@ -155,6 +149,47 @@ def run(args: CommonArgs) -> Summary:
     return last | {"cells": len(rest), "finished": finished} | failures([*made, *rows])
 
 
-SCRIPT = Command(
-    name="standard_problem", description=__doc__, arguments=CommonArgs, function=run, count=count
-)
+def found(args: CommonArgs) -> Findings:
+    """Both tables' lines that have a row, at the chosen strength."""
+    ledger = ledger_of(args)
+    strength = chosen_strength(args, ledger)
+    told = "Validation has not chosen the strength of WSA yet: 10, the first record's, stands here."
+    if strength is not None:
+        told = f"WSA has strength {strength:g}, chosen on validation for FedAvg, alpha 0.5."
+    asked = with_strength(args, FIRST[1]["strength"] if strength is None else strength)
+    rows_of = recorded(ledger, seeds_of(args))
+    lines = [
+        dataclasses.replace(line, section=f"{table}: {line.section}")
+        for table, module in (("Table 2", table2_cross_silo), ("Table 3", table3_cross_device))
+        for line in module.comparisons(asked)
+        if rows_of(line.baseline) or rows_of(line.treated)
+    ]
+    if not lines:
+        raise NothingRecordedError(f"{ledger.path} holds none of these cells: nothing to report")
+    return Findings(
+        title="The standard problem",
+        text=f"{comparison_table(lines, rows_of)}\n\n{told}",
+        figures={
+            figure_name("standard_problem", args.preset): lambda: caption(
+                paired_figure(lines, rows_of), context(lines, rows_of)
+            )
+        },
+        summary={"lines": summary(lines, rows_of)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardProblem(Reported):
+    """A queue of cells, and what it has found so far."""
+
+    def run(self, args: CommonArgs) -> Summary:
+        return run(args)
+
+    def state(self, preset: Preset) -> State | None:
+        return count(preset)
+
+    def findings(self, args: CommonArgs) -> Findings:
+        return found(args)
+
+
+SCRIPT = StandardProblem(name="standard_problem", description=__doc__, arguments=CommonArgs)

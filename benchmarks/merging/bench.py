@@ -19,7 +19,7 @@ from benchmarks.record.failure import FAILURES, reason
 from benchmarks.record.figures import caption
 from benchmarks.record.ledger import RESULTS, RUNS, Ledger, cell_id, is_finished, provenance
 from benchmarks.record.statistics import Row
-from benchmarks.script import Findings, Reported, State, Summary
+from benchmarks.script import Findings, NothingRecordedError, Reported, State, Summary
 
 Preset = Literal["smoke", "cpu", "paper"]
 
@@ -159,7 +159,9 @@ class MergingExperiment(Reported):
     def _found(self, bench: Bench, args: MergingArgs) -> Findings:
         found = self.collect(bench, args)
         if not found:
-            sys.exit(f"{bench.rows.path} holds none of these rows: nothing to report")
+            raise NothingRecordedError(
+                f"{bench.rows.path} holds none of these rows: nothing to report"
+            )
         findings = self.report(bench, args, found)
         chosen = "digits" if args.preset == "smoke" else getattr(args, "dataset", None)
         named = DATASET_NAMES.get(chosen or "cifar10", "digits")

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -115,6 +116,9 @@ def caption(figure: Figure, *lines: str, join: str = "\n") -> Figure:
     """Say above all panels what is drawn: data, model and setting. Keeps a title that is there."""
     own = figure.get_suptitle()
     title = join.join(["\n".join(lines), *([own] if own else [])])
+    # Ten points are about 0.08 inches wide.
+    wide = int(figure.get_figwidth() / 0.085)
+    title = "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, wide))
     figure.suptitle(title, fontsize=10, color=INK)
     return figure
 

@@ -23,7 +23,7 @@ from benchmarks.record.claims import Claim
 from benchmarks.record.ledger import ROOT
 from benchmarks.record.statistics import markdown_table
 from benchmarks.registry import EXPERIMENTS, TOOLS, full_name, script
-from benchmarks.script import Command, Findings, Reported, Summary, save
+from benchmarks.script import Command, Findings, NothingRecordedError, Reported, Summary, save
 from benchmarks.speed.claims import SPEED, speed_claims
 
 if TYPE_CHECKING:
@@ -136,7 +136,10 @@ def run_directive(command: str) -> tuple[str, Findings]:
     if not isinstance(found, Reported):
         raise ValueError(f"{name} keeps no table for a page; name an experiment")
     prog = f"python -m benchmarks {name}"
-    findings = found.findings(tyro.cli(found.arguments, prog=prog, args=settings))
+    try:
+        findings = found.findings(tyro.cli(found.arguments, prog=prog, args=settings))
+    except NothingRecordedError:
+        findings = Findings(title=name, text="Not run yet.")
     return f"    {prog} {' '.join(settings)}".rstrip(), findings
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from benchmarks.federated import standard_problem
+from benchmarks.federated import standard_problem, what_makes_the_gain
 from benchmarks.federated.check_cells import check_cells
 from benchmarks.federated.chosen_strength import STRENGTHS
 from benchmarks.federated.experiment import CommonArgs
@@ -63,6 +63,23 @@ def test_questions_are_asked_of_one_seed_after_another():
     # Controls that ran first are not run again.
     assert set(first[2:]) < set(plain)
     assert {cell.target for cell in cells} == {"none", "fused", "he", "he_fused"}
+    # The table of the questions compares these cells, and each with WSA to the same one without.
+    args = dataclasses.replace(standard_problem.with_strength(CommonArgs(preset="cpu"), 5.0))
+    lines = what_makes_the_gain.comparisons(args)
+    assert {line.treated for line in lines} == set(cells[:14])
+    with_wsa = [line for line in lines if line.treated.strength]
+    assert not any(line.baseline.strength for line in with_wsa)
+    assert {line.baseline for line in with_wsa} <= {args.cell(), *plain}
+
+
+def test_clients_that_differ_come_before_the_rest_of_the_tables():
+    args = CommonArgs(preset="cpu")
+    following = standard_problem.following_cells(args, 5.0)
+    differing = [cell for cell in following if cell.differ != "nothing"]
+    assert len(differing) == 3 * 3 * 3
+    assert {cell.alpha for cell in following[following.index(differing[-1]) + 1 :]} == {0.5, 1.0}
+    assert all(cell.alpha == 0.5 for cell in following[: following.index(differing[0])])
+    assert {cell.form for cell in differing} == {"none", "gradient", "proximal"}
 
 
 def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):

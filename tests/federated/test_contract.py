@@ -209,3 +209,18 @@ def test_one_round_with_alignment(federation, assert_close, name):
         # Clients that are not accepted remember nothing.
         assert not np.any(flat(jax.tree.map(lambda leaf: leaf[2], state.clients)))
         assert np.any(flat(jax.tree.map(lambda leaf: leaf[0], state.clients)))
+
+
+def test_clients_know_their_numbers(federation):
+    def remembered(update, context):
+        return 1.0 + context.number, ()
+
+    algorithm = algorithms.fed_avg()._replace(
+        name="numbered", init_client=lambda params: jnp.float32(0), finish=remembered
+    )
+    run = federation.round(algorithm)
+    state, _ = run(
+        federation.key, federation.start(algorithm), federation.data, federation.settings()
+    )
+    # The third client has no examples, is not accepted, and remembers nothing.
+    assert state.clients.tolist() == [1, 2, 0, 4]

@@ -123,6 +123,7 @@ class ClientData(NamedTuple):
       indices: rows that are this client's, padded, ``[capacity]``.
       size: number of its rows.
       state: the algorithm's state of this client.
+      number: which client this is.
     """
 
     inputs: PyTree
@@ -130,6 +131,7 @@ class ClientData(NamedTuple):
     indices: Integer[Array, " capacity"]
     size: Int[Array, ""]
     state: Any = ()
+    number: Array | int = 0
 
 
 class ClientResult(NamedTuple):
@@ -221,6 +223,7 @@ def train_client(
         done,
         own_key,
         local.momentum,
+        client.number,
     )
 
     def at(step: Array | int) -> LocalContext:

@@ -266,7 +266,7 @@ def _train_one(
     result = train_client(
         participant.key,
         began,
-        ClientData(data.inputs, data.labels, data.indices[client], size, state),
+        ClientData(data.inputs, data.labels, data.indices[client], size, state, client),
         settings,
         task=plan.task,
         algorithm=plan.algorithm,

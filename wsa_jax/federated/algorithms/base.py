@@ -26,6 +26,7 @@ class LocalContext(NamedTuple):
       key: this client's and this round's own, a different one at each local step, for ``send`` and
         for ``finish``; for algorithms that draw (noise, random coordinates).
       momentum: momentum of the local steps.
+      number: which client this is, in ``[0, clients)``, for what differs from client to client.
     """
 
     params: PyTree
@@ -35,6 +36,7 @@ class LocalContext(NamedTuple):
     steps: Array | int
     key: Array
     momentum: float | int = 0.0
+    number: Array | int = 0
 
 
 class ServerContext(NamedTuple):
