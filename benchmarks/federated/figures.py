@@ -163,7 +163,7 @@ def gain_dots(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
             names[place] = line.label
             # Settings that are no method of their own are WSA's, or FedAvg's without it.
             own = METHODS["FedAvg +WSA" if line.treated.strength else "FedAvg"]
-            known = colors[line.label] in METHODS.values() and not line.label.startswith("+")
+            known = "WSA" in line.label and not line.label.startswith("+")
             color = colors[line.label] if known and line.treated.strength else own
             shows_paper |= _gain_line(axes, place, line, rows_of, color)
         place += 1

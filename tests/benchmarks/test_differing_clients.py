@@ -15,7 +15,7 @@ PARAMS = {"w": jnp.array([1.0, -1.0])}
 
 def corrected(what, number, **settings):
     algorithm = cell_algorithm(Cell(differ=what, clients=3, **settings).canonical())
-    context = LocalContext(PARAMS, (), (), jnp.float32(0.1), 2, None, number)
+    context = LocalContext(PARAMS, (), (), jnp.float32(0.1), 2, None, number=number)
     return np.asarray(algorithm.correct(GRADIENT, PARAMS, context)["w"])
 
 
@@ -36,7 +36,7 @@ def test_a_client_has_its_own_step(what, number, expected):
 def test_the_algorithms_own_correction_stays():
     # At the global parameters FedProx adds nothing; away from them mu times the distance.
     algorithm = cell_algorithm(Cell(differ="rates", clients=2, algorithm="fed_prox", mu=2.0))
-    context = LocalContext({"w": jnp.zeros(2)}, (), (), jnp.float32(0.1), 2, None, 0)
+    context = LocalContext({"w": jnp.zeros(2)}, (), (), jnp.float32(0.1), 2, None, number=0)
     found = algorithm.correct(GRADIENT, PARAMS, context)["w"]
     np.testing.assert_allclose(found, RATES[0] * np.array([5.0, 2.0]), rtol=1e-6)
     assert ("differ", "rates") in algorithm.settings
