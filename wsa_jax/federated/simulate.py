@@ -381,7 +381,8 @@ def values_of(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> 
         values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
     for index, one in enumerate(values):
         if np.ndim(one) or not np.issubdtype(np.asarray(one).dtype, np.number):
-            raise ValueError(f"{name} of round {index} is {shown(one)}; give one number")
+            what = f"an array of shape {np.shape(one)}" if np.ndim(one) else shown(one)
+            raise ValueError(f"{name} of round {index} is {what}; give one number")
     array = np.asarray(values, np.float64)
     check_non_negative(array, name)
     return array
