@@ -72,7 +72,7 @@ def test_every_optional_module_is_in_the_extra_that_is_named():
 def test_the_library_imports_and_merges_without_any_extra():
     code = f"""
 import sys
-import flax.linen  # shows tables by rich
+import flax.linen, flax.nnx  # which show tables by rich
 for module in {sorted(_OPTIONAL)}:
     sys.modules[module] = None
 import wsa_jax, wsa_jax.data, wsa_jax.models, wsa_jax.training, wsa_jax.federated, wsa_jax.merging
