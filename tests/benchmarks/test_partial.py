@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.federated import (
     fig11_scope_trajectories,
@@ -35,6 +36,7 @@ from benchmarks.merging.pairs import PathCell, barriers, pair_cells
 from benchmarks.record.figures import METHODS
 from benchmarks.record.ledger import Ledger, cell_id
 from tests.benchmarks.planting import planted_row
+from wsa_jax.plots import draw_curves
 from wsa_jax.scope.scope import weight_scope
 
 DIVERGED = {"id": "x", "status": "diverged", "config": {"seed": 0}}
@@ -279,3 +281,14 @@ def test_every_setting_of_the_small_resnet_is_stable_near_its_target(monkeypatch
     check_cells([dataclasses.replace(base, width=0.25, **settings[0])])
     with pytest.raises(SystemExit, match=r"x0.25.*uses 1.25 of the stable range"):
         check_cells([dataclasses.replace(base, width=0.25, **settings[0] | {"strength": 1.0})])
+
+
+def test_a_label_without_a_colour_is_refused():
+    with pytest.raises(ValueError, match="colors lack 'b'; give each label one"):
+        draw_curves(
+            Figure().subplots(),
+            {"a": [([0], [1.0])], "b": [([0], [1.0])]},
+            xlabel="x",
+            ylabel="y",
+            colors={"a": "black"},
+        )
