@@ -61,7 +61,7 @@ def test_the_first_of_several_differing_leaves_is_named():
         checks.same_structure({"a": 1.0, "b": 1.0, "c": 1.0}, {"d": 1.0, "e": 1.0})
 
 
-@pytest.mark.parametrize("t", [0, 1, 0.25, -0.5, 1.5, np.float32(0.75), jnp.float32(0.1)])
+@pytest.mark.parametrize("t", [0, 1, 0.25, -0.5, 1.5, np.float32(0.75), jnp.float32(0.1), 10**12])
 def test_lerp_equals_numpy(t):
     found = lerp(model(0), model(1), t)
     w, v = (np.asarray(m["dense"]["kernel"], np.float64) for m in (model(0), model(1)))

@@ -95,6 +95,9 @@ def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
     1.5
     """
     checks.pair(first, second)
+    if isinstance(t, int):
+        checks.number("t", t, -1e38, 1e38, "a share of the second, 0.5 for the middle")
+        t = float(t)  # integers of Python are wider than those of JAX
 
     def mix(a: Leaf, b: Leaf) -> Leaf:
         if not is_inexact(a):

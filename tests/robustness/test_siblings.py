@@ -9,6 +9,7 @@ import pytest
 from wsa_jax.data import DatasetInfo
 from wsa_jax.federated import (
     LocalSettings,
+    WeightScopeAlignment,
     as_partition,
     clients_mesh,
     dirichlet_equal,
@@ -28,6 +29,7 @@ from wsa_jax.merging import (
     slerp,
 )
 from wsa_jax.training import FitSettings, classification_task, fit
+from wsa_jax.tree import lerp
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 Y = np.arange(12, dtype=np.int32) % 3
@@ -102,6 +104,10 @@ CALLS = {
     "the schedule of learning_rate does not take a round's index": lambda: simulated(
         learning_rate=lambda one, two: 0.1
     ),
+    r"target an array of float64 of shape \(2, 3\) is not": lambda: WeightScopeAlignment(
+        target=np.zeros((2, 3))
+    ),
+    "t 1000000.*000 is not in": lambda: lerp(MODEL, MODEL, 10**40),
     "3 arrays are given; give inputs and labels, a pair": lambda: simulated(test=(X, Y, Y)),
     r"on_round takes \(\); give a function of \(row\)": lambda: simulated(on_round=lambda: None),
 }

@@ -49,7 +49,8 @@ class ScopeForm:
         checks.one_of("fusion", self.fusion, get_args(Fusion))
         if not callable(self.select):
             raise ValueError(
-                f"select {self.select!r} is no rule; give kernels, matrices or matching(pattern)"
+                f"select {shown(self.select)} is no rule; "
+                "give kernels, matrices or matching(pattern)"
             )
 
 
@@ -81,7 +82,7 @@ class WeightScopeAlignment(ScopeForm):
             not isinstance(self.target, tuple) or len(self.target) != 2
         ):
             raise ValueError(
-                f"target {self.target!r} is not a tuple (mean, std); give one of two numbers"
+                f"target {shown(self.target)} is not a tuple (mean, std); give one of two numbers"
             )
         if self.start is not None and not isinstance(self.target, str):
             raise ValueError("a start is the first of fused targets; a fixed one takes none")

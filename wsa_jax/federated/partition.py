@@ -335,7 +335,7 @@ def checked_labels(
 
 def generator(seed: int) -> np.random.Generator:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"seed {seed!r} is no integer of 0 or more; give one")
+        raise ValueError(f"seed {shown(seed)} is no integer of 0 or more; give one")
     return np.random.default_rng(int(seed))
 
 

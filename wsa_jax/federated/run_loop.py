@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, shown
 from wsa_jax.federated.client import RoundSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.round import RoundFn, ServerState
@@ -259,7 +259,7 @@ def _json_value(name: str, value: Any, number: int) -> Any:
         json.dumps(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"on_round put {name} = {value!r} into the row of round {number}, which JSON lacks; "
-            "give a number, a string, or a list of them"
+            f"on_round put {name} = {shown(value)} into the row of round {number}, "
+            "which JSON lacks; give a number, a string, or a list of them"
         ) from None
     return value
