@@ -66,9 +66,13 @@ def costs(size: int, steps: int) -> dict[str, np.ndarray]:
     hidden, rows = [], []
     for seed in (0, 1):
         model = fit(
-            jax.random.key(seed), task, data.images, data.labels, settings=settings,
+            jax.random.key(seed),
+            task,
+            data.images,
+            data.labels,
+            settings=settings,
             learning_rate=0.05,
-        ).params  # fmt: skip
+        ).params
         first, second = (model[f"Dense_{layer}"] for layer in range(2))
         x = data.images.reshape(len(data.images), -1) / 16.0 - 0.5
         hidden.append(np.asarray(jnp.maximum(x @ first["kernel"] + first["bias"][None], 0.0)))

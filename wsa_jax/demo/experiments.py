@@ -161,9 +161,13 @@ def _pairs(
 def _path(material: _Material, first: PyTree, second: PyTree) -> Json:
     test = material.test
     path = interpolate_path(
-        material.task, first, second, jnp.asarray(test.images), jnp.asarray(test.labels),
+        material.task,
+        first,
+        second,
+        jnp.asarray(test.images),
+        jnp.asarray(test.labels),
         num_points=11,
-    )  # fmt: skip
+    )
     return {
         "t": np.asarray(path.t).tolist(),
         "loss": np.asarray(path.loss).tolist(),
@@ -234,9 +238,14 @@ def _learn(
 ) -> PyTree:
     """Learn from the few examples; the best step is chosen on others."""
     return method(
-        key, task.loss, models, few, settings=LearningSettings(steps=300, batch_size=batch_size),
-        learning_rate=rate, held_out=held_out,
-    ).params  # fmt: skip
+        key,
+        task.loss,
+        models,
+        few,
+        settings=LearningSettings(steps=300, batch_size=batch_size),
+        learning_rate=rate,
+        held_out=held_out,
+    ).params
 
 
 def _accuracy(material: _Material, params: PyTree) -> float:

@@ -1,13 +1,15 @@
-"""Which examples a client's local steps look at: drawn without replacement, in static shapes."""
+"""What a client draws: examples without replacement, in static shapes, and keys of its own."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer, Key
+from jaxtyping import Array, Float, Int, Integer, Key, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door
+from wsa_jax.leaves import is_key
+from wsa_jax.types import Leaf
 
 
 def draw_batches(
@@ -76,3 +78,23 @@ def steps_of_an_epoch(size: Any, batch_size: int) -> Any:
     """
     batches = -(-size // batch_size)
     return max(batches, 1) if isinstance(size, int) else jnp.maximum(batches, 1)
+
+
+def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
+    """Make the keys in a model state specific to this client and round; other leaves stay.
+
+    Otherwise all clients would draw the same noise, and the same again in every round. Legacy keys
+    (``jax.random.PRNGKey``) are plain integers to JAX: they cannot be told from counters.
+
+    >>> own_keys(jax.random.key(0), {"step": 3})
+    {'step': 3}
+    """
+    salt = jax.random.bits(jax.random.fold_in(key, 2))
+
+    def fold(leaf: Leaf) -> Leaf:
+        if not is_key(leaf):
+            return leaf
+        folded = jax.vmap(lambda k: jax.random.fold_in(k, salt))(leaf.reshape(-1))
+        return folded.reshape(leaf.shape)
+
+    return jax.tree.map(fold, model_state)

@@ -17,15 +17,14 @@ from wsa_jax.federated.algorithms.base import FederatedAlgorithm, LocalContext
 from wsa_jax.federated.alignment import ScopeForm
 from wsa_jax.federated.batches import draw_batches as draw_batches
 from wsa_jax.federated.batches import epochs_needed as epochs_needed
-from wsa_jax.federated.batches import steps_of_an_epoch
+from wsa_jax.federated.batches import own_keys, steps_of_an_epoch
 from wsa_jax.federated.local_leaves import kept_leaves, without_moves
 from wsa_jax.scope.layers import Rule
 from wsa_jax.scope.proximal import proximal_scope
 from wsa_jax.scope.regularization import regularize_scope, scope_penalty
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training.task import Batch, Task
-from wsa_jax.tree import clip_gradient, is_key, wide
-from wsa_jax.types import Leaf
+from wsa_jax.tree import clip_gradient, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,26 +149,6 @@ class ClientResult(NamedTuple):
     kept: PyTree = ()
 
 
-def own_keys(key: Key[Array, ""], model_state: PyTree) -> PyTree:
-    """Make the keys in a model state specific to this client and round; other leaves stay.
-
-    Otherwise all clients would draw the same noise, and the same again in every round. Legacy keys
-    (``jax.random.PRNGKey``) are plain integers to JAX: they cannot be told from counters.
-
-    >>> own_keys(jax.random.key(0), {"step": 3})
-    {'step': 3}
-    """
-    salt = jax.random.bits(jax.random.fold_in(key, 2))
-
-    def fold(leaf: Leaf) -> Leaf:
-        if not is_key(leaf):
-            return leaf
-        folded = jax.vmap(lambda k: jax.random.fold_in(k, salt))(leaf.reshape(-1))
-        return folded.reshape(leaf.shape)
-
-    return jax.tree.map(fold, model_state)
-
-
 def train_client(
     key: Key[Array, ""],
     server: Broadcast,
@@ -229,38 +208,17 @@ def train_client(
     def at(step: Array | int) -> LocalContext:
         return context._replace(key=jax.random.fold_in(own_key, step))
 
-    loss_fn = _loss_with_penalty(task, settings, server.target, scope_form)
-    optimizer = local_optimizer(local, settings, scope_form)
-    before = _before_optimizer(local, settings, scope_form)
-
-    def prepare(grads: PyTree, params: PyTree) -> PyTree:
-        return before.update(grads, before.init(params), params, target=server.target)[0]
-
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
-        params, model_state, opt_state = carry
-        index, positions, mask = xs
-        rows, loss_key = client.indices[positions], jax.random.fold_in(steps_key, index)
-        inputs = jax.tree.map(lambda leaf: leaf[rows], client.inputs)
-        batch = Batch(inputs, client.labels[rows], mask)
-        loss_of = functools.partial(loss_fn, key=loss_key, model_state=model_state, batch=batch)
-
-        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
-            found, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-            return found, algorithm.correct(grads, params, at(index))
-
-        (value, (loss, model_state)), grads = gradient(params)
-        updates, opt_state = optimizer.update(
-            grads,
-            opt_state,
-            params,
-            target=server.target,
-            value=value,
-            grad=grads,
-            value_fn=lambda params: loss_of(params)[0],
-            grad_fn=lambda params, _: prepare(gradient(params)[1], params),
-        )
-        return (optax.apply_updates(params, updates), model_state, opt_state), loss
-
+    optimizer, step = _local_step(
+        server,
+        client,
+        settings,
+        steps_key,
+        at,
+        task=task,
+        algorithm=algorithm,
+        local=local,
+        scope_form=scope_form,
+    )
     # All batches are drawn before the scan, so its shapes are static whatever the client's size.
     positions, mask = draw_batches(
         data_key,
@@ -286,6 +244,54 @@ def train_client(
     loss = jnp.mean(losses) if local.epochs is None else jnp.sum(losses) / done
     weight = algorithm.weigh(context)
     return ClientResult(update, model_state, message, state, loss, weight, kept)
+
+
+def _local_step(
+    server: Broadcast,
+    client: ClientData,
+    settings: RoundSettings,
+    key: Key[Array, ""],
+    at: Callable[[Array | int], LocalContext],
+    *,
+    task: Task,
+    algorithm: FederatedAlgorithm,
+    local: LocalSettings,
+    scope_form: ScopeForm | None,
+) -> tuple[optax.GradientTransformationExtraArgs, Callable[[tuple, tuple], tuple[tuple, Array]]]:
+    """The optimizer of a client, and one step of its scan."""
+    loss_fn = _loss_with_penalty(task, settings, server.target, scope_form)
+    optimizer = local_optimizer(local, settings, scope_form)
+    before = _before_optimizer(local, settings, scope_form)
+
+    def prepare(grads: PyTree, params: PyTree) -> PyTree:
+        return before.update(grads, before.init(params), params, target=server.target)[0]
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+        params, model_state, opt_state = carry
+        index, positions, mask = xs
+        rows, loss_key = client.indices[positions], jax.random.fold_in(key, index)
+        inputs = jax.tree.map(lambda leaf: leaf[rows], client.inputs)
+        batch = Batch(inputs, client.labels[rows], mask)
+        loss_of = functools.partial(loss_fn, key=loss_key, model_state=model_state, batch=batch)
+
+        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
+            found, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+            return found, algorithm.correct(grads, params, at(index))
+
+        (value, (loss, model_state)), grads = gradient(params)
+        updates, opt_state = optimizer.update(
+            grads,
+            opt_state,
+            params,
+            target=server.target,
+            value=value,
+            grad=grads,
+            value_fn=lambda params: loss_of(params)[0],
+            grad_fn=lambda params, _: prepare(gradient(params)[1], params),
+        )
+        return (optax.apply_updates(params, updates), model_state, opt_state), loss
+
+    return optimizer, step
 
 
 def _step_counts(local: LocalSettings, client: ClientData) -> tuple[int, Array | int]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -255,15 +255,10 @@ def simulate(
         run = RunDirectory(recording.directory, identity, total=rounds)
         _, state, history = run.resume(state, functools.partial(other_schedules, *schedules))
 
-    # From here on, what a round takes lies on the devices that run it.
     place = functools.partial(_placed, execution)
     arrays = (*train, partition.indices, partition.sizes, evidence)
-    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, test))
-    state = dataclasses.replace(
-        place(dataclasses.replace(state, clients=())),
-        clients=place(state.clients, clients=partition.clients),
-    )
-    data, round_key = place((FederatedData(*arrays), jax.random.fold_in(key, 1)))
+    state, data, held_out = _on_devices(place, state, arrays, test, partition.clients)
+    round_key = place(jax.random.fold_in(key, 1))
     shows = recording.progress and jax.process_index() == 0
     with (
         run or contextlib.nullcontext(),
@@ -365,6 +360,21 @@ def planned(
         keep_local=keep_local,
     )
     return plan, state, left_out
+
+
+def _on_devices(
+    place: Callable[..., PyTree],
+    state: ServerState,
+    arrays: tuple[PyTree, ...],
+    test: Examples | None,
+    clients: int,
+) -> tuple[ServerState, FederatedData, Examples | None]:
+    """What a round takes, on the devices that run it."""
+    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, test))
+    state = dataclasses.replace(
+        place(dataclasses.replace(state, clients=())), clients=place(state.clients, clients=clients)
+    )
+    return state, place(FederatedData(*arrays)), held_out
 
 
 def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> PyTree:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Integer, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Key, PyTree, Shaped
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields
@@ -38,7 +38,7 @@ from wsa_jax.federated.krum import check_faulty
 from wsa_jax.federated.local_leaves import ClientMemory, kept_leaves, with_leaves
 from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule
-from wsa_jax.scope.scope import scope_divergence, weight_scope
+from wsa_jax.scope.scope import WeightScope, scope_divergence, weight_scope
 from wsa_jax.scope.stability import stability
 from wsa_jax.training.task import Task
 
@@ -297,25 +297,30 @@ def _train_one(
         mean=jnp.asarray(scope.mean),
         std=jnp.asarray(scope.std),
         target_divergence=scope_divergence(scope, server.target),
-        stability=jnp.zeros_like(scope.mean),
+        stability=_stability(plan, scope, server, settings),
         update_norm=update_norm,
         accepted=accepted,
         finite=finite,
     )
-    # The bound is that of SGD's explicit step.
-    if plan.scope_form is not None and plan.local.optimizer is None:
-        used = stability(
-            scope,
-            server.target,
-            learning_rate=settings.learning_rate,
-            strength=settings.strength,
-            scale=plan.scope_form.scale,
-        )
-        row = row._replace(stability=used)
     one = accepted.astype(jnp.float32)
     share = one * (size / data.sizes.sum()) * result.weight
     sent = Sent(by_samples, by_client, share, one)
     return Report(sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client)
+
+
+def _stability(
+    plan: RoundPlan, scope: WeightScope, server: Broadcast, settings: RoundSettings
+) -> Float[Array, " layers"]:
+    """The share of the stable range that a step uses; 0 where the bound of SGD's is not its own."""
+    if plan.scope_form is None or plan.local.optimizer is not None:
+        return jnp.zeros_like(scope.mean)
+    return stability(
+        scope,
+        server.target,
+        learning_rate=settings.learning_rate,
+        strength=settings.strength,
+        scale=plan.scope_form.scale,
+    )
 
 
 def _keeping(rule: Rule, server: Broadcast, result: ClientResult) -> ClientResult:

@@ -203,9 +203,14 @@ def merge_report(
     for name in names:
         first, second = align_models(key, spec, models, evidence, name)
         losses = path_losses(
-            task, tuple(first), tuple(second), data,
-            num_points=num_points, calibration=calibration, batch_size=batch_size,
-        )  # fmt: skip
+            task,
+            tuple(first),
+            tuple(second),
+            data,
+            num_points=num_points,
+            calibration=calibration,
+            batch_size=batch_size,
+        )
         found = barrier_interval(losses, resamples=resamples, seed=_SEED)
         barriers.append(
             {"align": name, "barrier": found.value, "low": found.low, "high": found.high}
@@ -216,9 +221,11 @@ def merge_report(
         _group(group, {name: moments[name][group] for name in names}) for group in moments["none"]
     ]
     return MergeReport(
-        layers=layers, groups=groups, barriers=barriers,
+        layers=layers,
+        groups=groups,
+        barriers=barriers,
         findings=_findings(layers, groups, barriers),
-    )  # fmt: skip
+    )
 
 
 def _layers(models: Sequence[Model], select: Rule) -> list[Json]:
