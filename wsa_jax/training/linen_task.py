@@ -14,7 +14,7 @@ from wsa_jax.models.graph import Graph
 from wsa_jax.runs.described import described
 from wsa_jax.training.module_options import Loss, Options
 from wsa_jax.training.task import Apply, Task
-from wsa_jax.types import Inputs, Json
+from wsa_jax.types import Inputs, Json, Leaf
 
 
 @door
@@ -130,6 +130,6 @@ def _linen_functions(
     return init, apply
 
 
-def _example(leaf: Any) -> Array:
+def _example(leaf: Leaf) -> Array:
     shape_only = isinstance(leaf, jax.ShapeDtypeStruct)
     return jnp.zeros(leaf.shape, leaf.dtype) if shape_only else leaf

@@ -25,7 +25,7 @@ from wsa_jax.merging.combine.learning import (
 from wsa_jax.merging.combine.task_vectors import check_base
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import as_list, is_traced, wide
-from wsa_jax.types import Inputs, LearningRate
+from wsa_jax.types import Inputs, Leaf, LearningRate
 
 LogitsFn = Callable[[PyTree, PyTree, Any], Float[Array, "batch ... classes"]]
 """``(params, model_state, inputs) -> logits``, in evaluation mode."""
@@ -168,7 +168,7 @@ def _combine(scales: Coefficients, models: tuple[PyTree, ...]) -> PyTree:
     base, *others = models
     clipped = _clipped(scales)
 
-    def mix(path: Any, origin: Any, *leaves: Any) -> Any:
+    def mix(path: tuple, origin: Leaf, *leaves: Leaf) -> Leaf:
         if not is_weight(origin):
             return leaves[0]
         return _add(of_leaf(clipped, key_path(path)), origin, *leaves)

@@ -112,7 +112,7 @@ def interpolate(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     """
     first, second = models
 
-    def mix(path: Any, a: Any, b: Any) -> Any:
+    def mix(path: tuple, a: Any, b: Any) -> Leaf:
         if not is_weight(a):
             return a
         return _interpolate_leaf(of_leaf(logits, key_path(path)), a, b)
@@ -134,7 +134,7 @@ def mixture(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     3.0
     """
 
-    def mix(path: Any, *leaves: Any) -> Any:
+    def mix(path: tuple, *leaves: Leaf) -> Leaf:
         if not is_weight(leaves[0]):
             return leaves[0]
         return _mix_leaves(of_leaf(logits, key_path(path)), *leaves)

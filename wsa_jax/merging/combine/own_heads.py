@@ -14,6 +14,7 @@ from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.scope.layers import Rule
 from wsa_jax.tree import as_list
+from wsa_jax.types import Leaf
 
 
 @door
@@ -117,7 +118,7 @@ class _Head:
     def __init__(self, body: frozenset[str]) -> None:
         self.body = body
 
-    def __call__(self, name: str, leaf: Any) -> bool:
+    def __call__(self, name: str, leaf: Leaf) -> bool:
         """Whether a leaf is a head's."""
         del leaf
         return name not in self.body
@@ -129,7 +130,7 @@ def _shapes(model: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def _body(model: PyTree, heads: Rule, what: str) -> PyTree:
-    def body(path: Any, leaf: Any) -> Any:
+    def body(path: tuple, leaf: Leaf) -> Leaf:
         return None if is_array(leaf) and heads(key_path(path), leaf) else leaf
 
     found = jax.tree_util.tree_map_with_path(body, model)

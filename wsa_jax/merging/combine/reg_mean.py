@@ -18,7 +18,7 @@ from wsa_jax.merging.symmetry.affine import Linear, find_linear
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
 from wsa_jax.tree import as_list, stack, weighted_mean
-from wsa_jax.types import Inputs, JaxprEqn
+from wsa_jax.types import Inputs, JaxprEqn, Leaf
 
 
 class Gram(NamedTuple):
@@ -137,7 +137,7 @@ def reg_mean(
     averaged: list[str] = []
     mean = weighted_mean(stack(models), np.ones(len(models)))
 
-    def merge(path: Any, plain: Any, *leaves: Any) -> Any:
+    def merge(path: tuple, plain: Leaf, *leaves: Leaf) -> Leaf:
         name = key_path(path)
         if name not in grams[0]:
             averaged.extend([name] if is_weight(plain) else [])

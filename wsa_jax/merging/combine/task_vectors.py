@@ -12,6 +12,7 @@ from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.leaves import is_array, is_inexact, is_traced, key_path
 from wsa_jax.tree import as_list, wide
+from wsa_jax.types import Leaf
 
 Mix = Callable[[str, Array, list[Array]], Array]
 """``(name, base leaf, task vectors of the leaf) -> what is added to the base``, all in at least
@@ -131,7 +132,7 @@ def add_to_base(mix: Mix, models: Sequence[PyTree], base: PyTree) -> PyTree:
     {'w': Array([1.], dtype=float32)}
     """
 
-    def merged(path: Any, first: Any, origin: Any, *others: Any) -> Any:
+    def merged(path: tuple, first: Leaf, origin: Leaf, *others: Leaf) -> Leaf:
         if not is_inexact(first):
             return first
         start = wide(origin)
@@ -146,5 +147,5 @@ def _leaves(model: PyTree) -> dict[str, Any]:
     return {f"leaf {key_path(path)}" if path else "a leaf": leaf for path, leaf in named}
 
 
-def _kind(leaf: Any) -> str:
+def _kind(leaf: Leaf) -> str:
     return str(jnp.result_type(leaf)) if is_array(leaf) else "no array"

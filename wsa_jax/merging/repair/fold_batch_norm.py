@@ -16,6 +16,7 @@ from wsa_jax.merging.symmetry.affine import Producers, Scaled, Site, find_sites
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.steps import Elementwise, Value
 from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, flatten, is_statistic, trace
+from wsa_jax.types import Leaf
 
 
 class Folded(NamedTuple):
@@ -101,13 +102,13 @@ def fold_batch_norm(apply_fn: Callable[..., PyTree], variables: PyTree, *inputs:
     changed = _folded_leaves(traced, folds, arrays)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
 
-    def without(path: Any, leaf: Any) -> Any:
+    def without(path: tuple, leaf: Leaf) -> Leaf:
         name = key_path(path)
         return None if name in unused else changed.get(name, leaf)
 
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
         # What is left out is read by nothing that the result depends on.
-        def filled(shape: Any, leaf: Any) -> Any:
+        def filled(shape: Any, leaf: Leaf) -> Leaf:
             return jnp.zeros(shape.shape, shape.dtype) if leaf is None else leaf
 
         whole = jax.tree.map(filled, like, params)

@@ -15,7 +15,7 @@ from wsa_jax.merging.symmetry.affine import Site, find_sites
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
 from wsa_jax.tree import shares
-from wsa_jax.types import Inputs
+from wsa_jax.types import Inputs, Leaf
 
 Apply = Callable[..., PyTree]
 """``(variables, inputs) -> outputs``, in evaluation mode."""
@@ -116,7 +116,7 @@ def moved(
     alive = std > 1e-6 * np.maximum(goal_std, np.abs(mean))
     factor = np.where(alive, goal_std / np.where(alive, std, 1.0), 1.0)
 
-    def change(path: Any, leaf: Any) -> Any:
+    def change(path: tuple, leaf: Leaf) -> Leaf:
         name = key_path(path)
         if name not in (site.weight.leaf, site.bias.leaf):
             return leaf
