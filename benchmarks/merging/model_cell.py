@@ -7,6 +7,7 @@ records that validation part beside the test set.
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from benchmarks.record.data import data_digests, load_split
 from benchmarks.record.ledger import Ledger, cell_id, is_finished, provenance
@@ -63,6 +64,8 @@ class ModelCell:
     seed: int = 0
     side: int = 0
     """Height and width of smaller images, means of blocks; 0 is the images' own."""
+    initialization: Literal["normal", "uniform"] = "normal"
+    """He's weights: N(0, 2/fan_in), or uniform with the same variance."""
 
     @property
     def label(self) -> str:
@@ -183,6 +186,21 @@ def cell_task(cell: ModelCell) -> Task:
     return classification(module, info, augmentation=cell.augmentation, padding=padding)
 
 
+def initial_params(cell: ModelCell) -> PyTree:
+    """The weights that a cell is trained from: those `fit` draws from its seed."""
+    params = cell_task(cell).init(jax.random.split(jax.random.key(cell.seed), 3)[0])[0]
+    if cell.initialization == "normal":
+        return params
+
+    def uniform(weights: Array) -> Array:
+        # The std of a normal draw times √3, the half width of a uniform one, at its own quantile.
+        std = math.sqrt(2 / math.prod(weights.shape[:-1]))
+        share = jax.scipy.special.erf(weights / (std * math.sqrt(2)))
+        return math.sqrt(3) * std * share
+
+    return jax.tree.map(lambda leaf: uniform(leaf) if leaf.ndim > 1 else leaf, params)
+
+
 @functools.cache
 def _initial_scope(network: ModelCell) -> WeightScope:
     """The weight scope of a network's initial weights of seed 0."""
@@ -235,6 +253,7 @@ def train_model(
         ),
         target=_scopes(cell)[1] if cell.strength else None,
         strength=cell.strength,
+        params=None if cell.initialization == "normal" else initial_params(cell),
         directory=runs / "models" / cell_id(cell),
         checkpoint_every=max(1, steps // 8),
     )

@@ -20,6 +20,7 @@ from benchmarks.script import Findings
 SCRIPTS = {
     "fig6_rebasin": [],
     "fig5_otfusion": [],
+    "fig3_gaussianity": [],
     "fig4_scaling": [],
     "fig7_landscape": [],
     "graphs": [],

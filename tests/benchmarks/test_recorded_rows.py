@@ -8,6 +8,7 @@ import pytest
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.np_merge_federated import FederatedMerge
 from benchmarks.merging.coefficients import CoefficientCell
+from benchmarks.merging.fig3_gaussianity import LayerShapes
 from benchmarks.merging.fig4_scaling import ScaledPath
 from benchmarks.merging.fig7_landscape import PlaneCell
 from benchmarks.merging.graphs import GraphPair
@@ -20,7 +21,15 @@ from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 LEDGERS = {path.name: Ledger(path).rows() for path in sorted(RESULTS.glob("*.jsonl"))}
 KINDS = {
     kind.__name__: kind
-    for kind in (PathCell, ScaledPath, PlaneCell, TableCell, CoefficientCell, FederatedMerge)
+    for kind in (
+        LayerShapes,
+        PathCell,
+        ScaledPath,
+        PlaneCell,
+        TableCell,
+        CoefficientCell,
+        FederatedMerge,
+    )
 }
 # These train what they merge themselves.
 WITHOUT_MODELS = {FederatedMerge, GraphPair, PretrainedCell}
