@@ -34,7 +34,7 @@ from benchmarks.merging.fig6_rebasin import setting
 from benchmarks.merging.model_cell import ModelCell, Trained, initial_params
 from benchmarks.merging.pairs import plain
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import figure_legend, panels, plain_axes
+from benchmarks.record.figures import caption, figure_legend, panels, plain_axes
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, Summary, figure_name
@@ -122,16 +122,13 @@ def shapes_row(bench: Bench, cell: ModelCell) -> Row | None:
 
 def collect(bench: Bench, args: MergingArgs) -> Rows:
     """All models; those of even and odd seeds are the halves of Figure 5's pairs."""
-    base = NETWORKS[args.preset]
-    rows: Rows = {
-        kind: [
-            shapes_row(
-                bench, setting(base, {"initialization": kind, "seed": seed, "part": seed % 2})
-            )
-            for seed in seeds_of(args, SEEDS)
-        ]
-        for kind in ("normal", "uniform")
-    }
+    base, seeds = NETWORKS[args.preset], seeds_of(args, SEEDS)
+
+    def row(kind: str, seed: int) -> Row | None:
+        extra = {"initialization": kind, "seed": seed, "part": seed % base.parts}
+        return shapes_row(bench, setting(base, extra))
+
+    rows: Rows = {kind: [row(kind, seed) for seed in seeds] for kind in ("normal", "uniform")}
     there = any(row is not None and "after" in row for found in rows.values() for row in found)
     return rows if there else {}
 
@@ -191,9 +188,9 @@ def draw(rows: Rows, label: str) -> Figure:
     count = min(len(row["after"]) for row in shown.values())
     # Where there are more than three layers: the first, the middle and the last one.
     layers = sorted({0, count // 2, count - 1})
-    figure, axes = panels(3 * len(shown), width=4.2, height=3.4)
     places = [(name, row, index) for name, row in shown.items() for index in layers]
-    for panel, (name, row, index) in zip(axes, places, strict=False):
+    figure, axes = panels(len(places), width=4.2, height=3.4)
+    for panel, (name, row, index) in zip(axes, places, strict=True):
         for when, color in zip(("before", "after"), PALETTE, strict=False):
             layer = row[when][index]
             z = np.linspace(-REACH, REACH, len(layer["density"]) + 1)
@@ -203,11 +200,11 @@ def draw(rows: Rows, label: str) -> Figure:
             gaussian = stats.norm(layer["mean"], layer["std"]).pdf(x)
             panel.plot(x, gaussian, color=color, linewidth=1.5, label=f"Gaussian, {when} training")
         plain_axes(panel)
-        panel.set_title(f"{name}: {row['after'][index]['layer']}, {label}", fontsize=8)
+        panel.set_title(f"{name} initial weights, {row['after'][index]['layer']}", fontsize=9)
         panel.set_xlabel("weight")
         panel.set_ylabel("density")
     figure_legend(figure, columns=2)
-    return figure
+    return caption(figure, label)
 
 
 def claims() -> list[Claim]:

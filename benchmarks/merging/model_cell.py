@@ -21,6 +21,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
+from benchmarks.merging.adam import fit_by_adam
 from benchmarks.record.data import data_digests, load_split
 from benchmarks.record.ledger import Ledger, cell_id, is_finished, provenance
 from benchmarks.record.statistics import Row
@@ -66,6 +67,14 @@ class ModelCell:
     """Height and width of smaller images, means of blocks; 0 is the images' own."""
     initialization: Literal["normal", "uniform"] = "normal"
     """He's weights: N(0, 2/fan_in), or uniform with the same variance."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD has momentum 0.9."""
+    imbalance: float = 1.0
+    """Share of its training examples that the last class keeps; those before it keep more."""
+    label_noise: float = 0.0
+    """Share of the training labels that are drawn anew, of all classes alike."""
+    feature_noise: float = 0.0
+    """Std of normal noise on the training images, as a share of the range of pixels."""
 
     @property
     def label(self) -> str:
@@ -120,10 +129,31 @@ def model_data(cell: ModelCell, data_dir: str | None) -> Data:
         kept = np.random.default_rng(0).permutation(kept)[: cell.examples]
     kept = kept[part_indices(cell, train.labels[kept], info.num_classes)]
     return Data(
-        (train.images[kept], train.labels[kept]),
+        worsened(cell, train.images[kept], train.labels[kept], info.num_classes),
         (train.images[held_out], train.labels[held_out]),
         (test.images, test.labels),
     )
+
+
+def worsened(
+    cell: ModelCell, images: np.ndarray, labels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training data with a cell's imbalance and noise, the same for all seeds.
+
+    Class c of C keeps the share imbalance^(c / (C - 1)) of its examples.
+    """
+    rng = np.random.default_rng(0)
+    if cell.imbalance < 1:
+        shares = cell.imbalance ** (np.arange(num_classes) / (num_classes - 1))
+        kept = rng.random(len(labels)) < shares[labels]
+        images, labels = images[kept], labels[kept]
+    if cell.label_noise:
+        drawn = rng.integers(num_classes, size=len(labels)).astype(labels.dtype)
+        labels = np.where(rng.random(len(labels)) < cell.label_noise, drawn, labels)
+    if cell.feature_noise:
+        noise = rng.standard_normal(images.shape, np.float32) * (255 * cell.feature_noise)
+        images = np.clip(np.rint(images + noise), 0, 255).astype(images.dtype)
+    return images, labels
 
 
 def part_indices(cell: ModelCell, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -218,6 +248,8 @@ def _scopes(cell: ModelCell) -> tuple[WeightScope, WeightScope]:
 def check_cells(cells: Iterable[ModelCell]) -> None:
     """Exit where WSA's step would be unstable in a cell, before any of them is trained."""
     for cell in cells:
+        if cell.optimizer == "adam" and (cell.strength or cell.initialization != "normal"):
+            raise RefusedError(f"{cell.label}: Adam takes no WSA and normal initial weights only")
         rate, strength = (np.full(1, value) for value in (cell.learning_rate, cell.strength))
         try:
             check_bound(*_scopes(cell), rate, strength)
@@ -237,26 +269,37 @@ def train_model(
     images, labels = data.train
     steps = max(1, cell.epochs * (len(labels) // cell.batch_size))
     begin = time.perf_counter()
-    result = training.fit(
-        jax.random.key(cell.seed),
-        task,
-        images,
-        labels,
-        settings=FitSettings(
-            steps=steps,
-            batch_size=cell.batch_size,
-            weight_decay=cell.weight_decay,
-            clip_norm=5.0,
-        ),
-        learning_rate=optax.warmup_cosine_decay_schedule(
-            0.0, cell.learning_rate, max(1, steps // 10), steps
-        ),
-        target=_scopes(cell)[1] if cell.strength else None,
-        strength=cell.strength,
-        params=None if cell.initialization == "normal" else initial_params(cell),
-        directory=runs / "models" / cell_id(cell),
-        checkpoint_every=max(1, steps // 8),
+    settings = FitSettings(
+        steps=steps, batch_size=cell.batch_size, weight_decay=cell.weight_decay, clip_norm=5.0
     )
+    learning_rate = optax.warmup_cosine_decay_schedule(
+        0.0, cell.learning_rate, max(1, steps // 10), steps
+    )
+    key, directory = jax.random.key(cell.seed), runs / "models" / cell_id(cell)
+    if cell.optimizer == "adam":
+        result = fit_by_adam(
+            key,
+            task,
+            images,
+            labels,
+            settings=settings,
+            learning_rate=learning_rate,
+            directory=directory,
+        )
+    else:
+        result = training.fit(
+            key,
+            task,
+            images,
+            labels,
+            settings=settings,
+            learning_rate=learning_rate,
+            target=_scopes(cell)[1] if cell.strength else None,
+            strength=cell.strength,
+            params=None if cell.initialization == "normal" else initial_params(cell),
+            directory=directory,
+            checkpoint_every=max(1, steps // 8),
+        )
     trained = digest(*jax.tree.leaves((result.params, result.model_state)))
     row = ledger.find(cell_id(cell))
     if row is None or not is_finished(row):

@@ -20,6 +20,7 @@ from benchmarks.merging.model_cell import (
 )
 from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row
+from wsa_jax.files import flatten, unflatten
 from wsa_jax.merging import (
     AxisSpec,
     Evidence,
@@ -37,7 +38,13 @@ from wsa_jax.merging import (
 from wsa_jax.scope.scope import scope_divergence, weight_scope
 
 Align = Literal[
-    "none", "weight", "rescale+weight", "rescale", "activation transport", "weight transport"
+    "none",
+    "weight",
+    "rescale+weight",
+    "rescale",
+    "equal stds",
+    "activation transport",
+    "weight transport",
 ]
 SAMPLES = 1_000
 """Training examples that aligns by activations look at."""
@@ -102,6 +109,8 @@ def aligned(
         rescaling = rescale(spec, first, second)
         second = scale_units(spec, second, rescaling.scales)
         info |= plain(rescaling.info)
+    if align == "equal stds":
+        second, info["temperature"] = with_equal_stds(cell, first, second)
     if "weight" in align:
         # One start, the published one, as on record.
         matching = weight_matching(key, spec, first, second, restarts=1)
@@ -114,11 +123,41 @@ def aligned(
     return second, info
 
 
+def with_equal_stds(cell: ModelCell, first: PyTree, second: PyTree) -> tuple[PyTree, float]:
+    """The second model with the std of each layer made the first's, and what its logits rise by.
+
+    For ReLU networks without norms in which every layer feeds the next one: W_l becomes c_l W_l
+    and b_l becomes (c_1 ... c_l) b_l, so the logits are multiplied by c_1 ... c_L > 0 and all
+    predictions stay. `rescale` keeps the logits, and so the product of the stds, as they are.
+    """
+    if cell.model == "resnet" or cell.norm != "none":
+        raise ValueError(f"{cell.label}: stds are made equal in plain networks without norms only")
+    scopes = [weight_scope(tree["params"]) for tree in (first, second)]
+    leaves, product = dict(flatten(second["params"])), 1.0
+    for name, std, own in zip(scopes[0].names, scopes[0].std, scopes[1].std, strict=True):
+        scale = float(std) / float(own)
+        product *= scale
+        kernel = name.replace("/", ".")
+        bias = kernel.removesuffix("kernel") + "bias"
+        leaves |= {kernel: leaves[kernel] * scale, bias: leaves[bias] * product}
+    return second | {"params": unflatten(leaves)}, product
+
+
 def path_row(
-    bench: Bench, cell: ModelCell, seed: int, align: Align, *, points: int, examples: int
+    bench: Bench,
+    cell: ModelCell,
+    seed: int,
+    align: Align,
+    *,
+    points: int,
+    examples: int,
+    other: ModelCell | None = None,
 ) -> Row | None:
-    """Train or read the pair, align, and evaluate the line; one ledger row."""
-    pair = pair_cells(cell, seed)
+    """Train or read the pair, align, and evaluate the line; one ledger row.
+
+    Where ``other`` is given, the second model is trained in its setting.
+    """
+    pair = [pair_cells(cell, seed)[0], pair_cells(other or cell, seed)[1]]
     config = PathCell(
         model=cell.label,
         first=cell_id(pair[0]),

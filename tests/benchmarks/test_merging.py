@@ -21,6 +21,7 @@ SCRIPTS = {
     "fig6_rebasin": [],
     "fig5_otfusion": [],
     "fig3_gaussianity": [],
+    "table1_conditions": [],
     "fig4_scaling": [],
     "fig7_landscape": [],
     "graphs": [],
