@@ -129,20 +129,20 @@ def model_data(cell: ModelCell, data_dir: str | None) -> Data:
         kept = np.random.default_rng(0).permutation(kept)[: cell.examples]
     kept = kept[part_indices(cell, train.labels[kept], info.num_classes)]
     return Data(
-        worsened(cell, train.images[kept], train.labels[kept], info.num_classes),
+        worsened(cell, train.images[kept], train.labels[kept], info),
         (train.images[held_out], train.labels[held_out]),
         (test.images, test.labels),
     )
 
 
 def worsened(
-    cell: ModelCell, images: np.ndarray, labels: np.ndarray, num_classes: int
+    cell: ModelCell, images: np.ndarray, labels: np.ndarray, info: DatasetInfo
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training data with a cell's imbalance and noise, the same for all seeds.
 
     Class c of C keeps the share imbalance^(c / (C - 1)) of its examples.
     """
-    rng = np.random.default_rng(0)
+    rng, num_classes = np.random.default_rng(0), info.num_classes
     if cell.imbalance < 1:
         shares = cell.imbalance ** (np.arange(num_classes) / (num_classes - 1))
         kept = rng.random(len(labels)) < shares[labels]
@@ -151,8 +151,8 @@ def worsened(
         drawn = rng.integers(num_classes, size=len(labels)).astype(labels.dtype)
         labels = np.where(rng.random(len(labels)) < cell.label_noise, drawn, labels)
     if cell.feature_noise:
-        noise = rng.standard_normal(images.shape, np.float32) * (255 * cell.feature_noise)
-        images = np.clip(np.rint(images + noise), 0, 255).astype(images.dtype)
+        noise = rng.standard_normal(images.shape, np.float32) * (info.scale * cell.feature_noise)
+        images = np.clip(np.rint(images + noise), 0, info.scale).astype(images.dtype)
     return images, labels
 
 
