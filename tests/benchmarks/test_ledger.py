@@ -86,7 +86,7 @@ def test_bytes_a_folder_and_a_missing_field_are_named(tmp_path):
 def test_a_damaged_ledger_is_one_line_of_the_command(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("{")
     with pytest.raises(SystemExit) as error:
-        main(["report", "--results", str(tmp_path / "rows.jsonl")])
+        main(["on_the_way", "--results", str(tmp_path / "rows.jsonl")])
     assert error.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -22,7 +22,7 @@ def test_damaged_directories_resume_bitwise_or_say_so_in_one_line(trials):
 
 
 def test_a_flipped_bit_changes_nothing_or_is_named(trials):
-    counts, bad = count(trials, flips(trials, 12, seed=0))
+    counts, bad = count(trials, flips(trials, 16, seed=0))
     assert not bad
-    assert counts["clear"] >= 6  # Most bits are weights.
-    assert counts.total() == 12
+    assert counts["clear"] >= 5  # Weights: two thirds of all bits, and of a larger draw.
+    assert counts.total() == 16
