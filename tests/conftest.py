@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,9 @@ jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
 # Most of the tests' time is compilation; results differ by rounding at most.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # also in the processes that tests start
+# A shell's background jobs ignore Ctrl-C, and so would what the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The longest files, longest first: a worker that began one of them last would end alone.
