@@ -119,6 +119,19 @@ def as_list(models: PyTree) -> list[PyTree]:
     return list(models) if type(models) in (list, tuple) else unstack(as_stack(models))
 
 
+def at_least_one(models: PyTree) -> list[PyTree]:
+    """Return models to merge as a list, as `as_list` does, and refuse none.
+
+    >>> at_least_one([])
+    Traceback (most recent call last):
+    ValueError: no models to merge; give at least one
+    """
+    listed = as_list(models)
+    if not listed:
+        raise ValueError("no models to merge; give at least one")
+    return listed
+
+
 def as_stack(models: PyTree) -> PyTree:
     """Return a stack ``[models, ...]`` as it is, and stack a plain list or tuple of models.
 

@@ -24,7 +24,7 @@ from wsa_jax.merging.combine.learning import (
 )
 from wsa_jax.merging.combine.task_vectors import check_base
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.tree import as_list, is_traced, wide
+from wsa_jax.tree import at_least_one, is_traced, wide
 from wsa_jax.types import Inputs, Leaf, LearningRate
 
 LogitsFn = Callable[[PyTree, PyTree, Any], Float[Array, "batch ... classes"]]
@@ -95,9 +95,7 @@ def ada_merge(
     Source: Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning", ICLR 2024,
     section 3.2; the other granularities are ours.
     """
-    models = as_list(models)
-    if not models:
-        raise ValueError("no models to merge; give at least one")
+    models = at_least_one(models)
     check_learnable(models)
     check_base(base, models[0])
     scales = _initial(init, len(models))

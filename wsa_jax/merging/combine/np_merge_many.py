@@ -35,7 +35,7 @@ from wsa_jax.merging.combine.penalties import (
     penalise,
 )
 from wsa_jax.merging.result import MergeResult
-from wsa_jax.tree import as_list, shares
+from wsa_jax.tree import at_least_one, shares
 from wsa_jax.types import Json, LearningRate
 
 Order = Literal["given", "accuracy", "tree"]
@@ -289,9 +289,7 @@ def _shares(logits: Coefficients) -> Coefficients:
 
 
 def _checked(models: PyTree) -> list[PyTree]:
-    models = as_list(models)
-    if not models:
-        raise ValueError("no models to merge; give at least one")
+    models = at_least_one(models)
     check_learnable(models)
     return models
 

@@ -13,7 +13,7 @@ from wsa_jax.leaves import is_array, key_path
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.scope.layers import Rule
-from wsa_jax.tree import as_list
+from wsa_jax.tree import at_least_one
 from wsa_jax.types import Leaf
 
 
@@ -54,9 +54,7 @@ def merge_bodies(
 
     Source: how multi-task merges are evaluated, for example by Ilharco et al., ICLR 2023.
     """
-    models = as_list(models)
-    if not models:
-        raise ValueError("no models to merge; give at least one")
+    models = at_least_one(models)
     bodies = [_body(model, heads, f"model {i + 1}") for i, model in enumerate(models)]
     checks.models(bodies)
     given = (bodies,) if base is None else (bodies, _body(base, heads, "the base"))

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, PyTree, Real
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.leaves import is_array, is_inexact, is_traced, key_path
-from wsa_jax.tree import as_list, wide
+from wsa_jax.tree import at_least_one, wide
 from wsa_jax.types import Leaf
 
 Mix = Callable[[str, Array, list[Array]], Array]
@@ -70,9 +70,7 @@ def checked_models(models: PyTree, base: PyTree) -> list[PyTree]:
     Traceback (most recent call last):
     ValueError: a leaf has shape (3,) in the base and (2,) in model 1; give the model that ...
     """
-    models = as_list(models)
-    if not models:
-        raise ValueError("no models to merge; give at least one")
+    models = at_least_one(models)
     checks.models(models)
     check_base(base, models[0])
     return models
