@@ -24,6 +24,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "extreme_noniid": "federated.extreme_noniid",
     "rounds_to_accuracy": "federated.rounds_to_accuracy",
     "best_against_best": "federated.best_against_best",
+    "sanity_matching": "merging.sanity_matching",
     "table1_conditions": "merging.table1_conditions",
     "fig3_gaussianity": "merging.fig3_gaussianity",
     "fig4_scaling": "merging.fig4_scaling",

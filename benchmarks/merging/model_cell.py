@@ -75,6 +75,8 @@ class ModelCell:
     """Share of the training labels that are drawn anew, of all classes alike."""
     feature_noise: float = 0.0
     """Std of normal noise on the training images, as a share of the range of pixels."""
+    whole: bool = False
+    """Whether the validation part is trained on, too, where no setting is chosen by it."""
 
     @property
     def label(self) -> str:
@@ -125,6 +127,8 @@ def model_data(cell: ModelCell, data_dir: str | None) -> Data:
     train = load_split(cell.dataset, info.splits[0], data_dir, cell.side)
     test = load_split(cell.dataset, "test", data_dir, cell.side)
     kept, held_out = train_validation_split(train.labels, fraction=0.1, seed=0)
+    if cell.whole:
+        kept = np.arange(len(train.labels))
     if cell.examples:
         kept = np.random.default_rng(0).permutation(kept)[: cell.examples]
     kept = kept[part_indices(cell, train.labels[kept], info.num_classes)]

@@ -19,6 +19,7 @@ from benchmarks.script import Findings
 # In an order in which later scripts find the models of earlier ones.
 SCRIPTS = {
     "fig6_rebasin": [],
+    "sanity_matching": [],
     "fig5_otfusion": [],
     "fig3_gaussianity": [],
     "table1_conditions": [],

@@ -114,7 +114,9 @@ def test_unknown_split_names_the_known_ones():
         load_dataset("digits", split="valid")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "svhn_cropped", "cinic10", "cub", "imagenet"])
+@pytest.mark.parametrize(
+    "name", ["cifar100", "svhn_cropped", "fashion-mnist", "cinic10", "cub", "imagenet"]
+)
 def test_missing_data_says_where_it_looked_and_what_to_do(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(name, data_dir=tmp_path)

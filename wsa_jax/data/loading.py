@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
+from wsa_jax.data.idx import read_idx
 from wsa_jax.data.registry import DatasetInfo, dataset_info
 from wsa_jax.data.trust import check_features
 from wsa_jax.door import door
@@ -76,8 +77,8 @@ def load_dataset(
     Raises:
       ValueError: unknown dataset or split, prepared features that name a class of another library
         (no code that data names is imported), a folder with a different number of classes than the
-        info or without an image, a file that is no image (it is named), prepared images of a
-        different shape, or a side that does not divide theirs.
+        info or without an image, a file that is no image or a damaged one (it is named), prepared
+        images of a different shape, or a side that does not divide theirs.
       FileNotFoundError: the data is not there; the message says what to run or set.
 
     >>> train = load_dataset("digits")
@@ -98,7 +99,7 @@ def load_dataset(
     else:
         root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
         folder = root.expanduser() / info.name
-        read = _read_tfds if info.source == "tfds" else _read_folder
+        read = {"tfds": _read_tfds, "idx": read_idx, "folder": _read_folder}[info.source]
         images, labels = read(folder, info, split)
     if side is None:
         return Dataset(images, labels, info)

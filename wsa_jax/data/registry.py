@@ -24,7 +24,8 @@ class DatasetInfo:
       mean: per-channel mean, in units of `scale`.
       std: per-channel standard deviation, in units of `scale`.
       source: "tfds" (a prepared `tensorflow_datasets` folder), "sklearn" (shipped with
-        scikit-learn) or "folder" (`<data_dir>/<name>/<split>/<class>/*.png|jpg|jpeg`).
+        scikit-learn), "idx" (MNIST's own files, `<data_dir>/<name>/train-images-idx3-ubyte.gz` and
+        so on) or "folder" (`<data_dir>/<name>/<split>/<class>/*.png|jpg|jpeg`).
       scale: stored value that stands for full intensity.
 
     Raises:
@@ -45,7 +46,7 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: tuple[str, ...] = ("train", "test")
-    source: Literal["tfds", "sklearn", "folder"] = "folder"
+    source: Literal["tfds", "sklearn", "idx", "folder"] = "folder"
     scale: float = 255.0
 
     def __post_init__(self) -> None:
@@ -122,6 +123,17 @@ _ENTRIES = (
         std=(0.3081,),
         source="tfds",
     ),
+    # Statistics of the 60,000 training images. The name is that of the folder in which Debian's
+    # package has them.
+    DatasetInfo(
+        name="fashion-mnist",
+        num_classes=10,
+        image_shape=(28, 28, 1),
+        splits=("train", "test"),
+        mean=(0.2860,),
+        std=(0.3530,),
+        source="idx",
+    ),
     # Statistics stated in CINIC-10's own README.
     DatasetInfo(
         name="cinic10",
@@ -179,7 +191,7 @@ def dataset_info(name: str) -> DatasetInfo:
     Traceback (most recent call last):
     ...
     ValueError: unknown dataset 'cifar11': choose from cifar10, cifar100, svhn_cropped, mnist, \
-cinic10, cub, imagenet, digits
+fashion-mnist, cinic10, cub, imagenet, digits
     """
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
