@@ -140,7 +140,8 @@ def run_directive(command: str) -> tuple[str, Findings]:
         findings = found.findings(tyro.cli(found.arguments, prog=prog, args=settings))
     except NothingRecordedError:
         findings = Findings(title=name, text="Not run yet.")
-    return f"    {prog} {' '.join(settings)}".rstrip(), findings
+    typed = " ".join([prog, *settings])
+    return f"```sh\n{typed}\n```", findings
 
 
 def render(template: str, path: Path, claims: list[Claim]) -> Page:

@@ -31,7 +31,8 @@ def as_markdown(text: str, linked: dict[str, str]) -> str:
     for found in _DOCTEST.finditer(text):
         indent = found[1]
         pieces.append(_prose(text[end : found.start()], linked))
-        pieces.append(f"{indent}```pycon\n{found[0]}\n{indent}```")
+        session = found[0].replace("<BLANKLINE>", "")
+        pieces.append(f"{indent}```pycon\n{session}\n{indent}```")
         end = found.end()
     return "".join([*pieces, _prose(text[end:], linked)])
 

@@ -42,6 +42,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace(f"]({up}../{beside}", f"]({up}{beside}")
     markdown = markdown.replace("](README.md)", "](about.md)")
     markdown = markdown.replace("benchmarks/README.md)", "benchmarks/about.md)")
+    # Sessions of Python, whose prompts and output the copy button leaves out.
+    markdown = markdown.replace("```python\n>>>", "```pycon\n>>>").replace("<BLANKLINE>\n", "\n")
     return _REST.sub(_rest_of, markdown)
 
 
