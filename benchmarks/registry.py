@@ -38,6 +38,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "np_merge_data": "merging.np_merge_data",
     "np_merge_many": "merging.np_merge_many",
     "coefficients": "merging.coefficients",
+    "align_settings": "merging.align_settings",
     "np_merge_federated": "federated.np_merge_federated",
 }
 """Tables and figures, in the order of RESULTS.md."""

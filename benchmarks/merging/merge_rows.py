@@ -19,7 +19,7 @@ from benchmarks.record.ledger import cell_id
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, figure_name
 from wsa_jax.merging import METHODS, Budget, Evidence, Model, merge_table
-from wsa_jax.merging.methods import Pipeline
+from wsa_jax.merging.table import Method
 
 Line = dict[str, Any]
 Growth = Mapping[int, Mapping[int, Row]]
@@ -61,7 +61,7 @@ def table_row(
     steps: int,
     rates: tuple[float, float] = (0.1, 1e-3),
     part: str = "test",
-    extra: Mapping[str, Pipeline] | None = None,
+    extra: Mapping[str, Method] | None = None,
 ) -> Row | None:
     """Train or read the models, merge by every method, record the table as one row.
 
@@ -82,7 +82,7 @@ def table_row(
     def make(*trained: Trained) -> Row:
         models = [Model(one.params, one.model_state) for one in trained]
         spec = model_spec(cells[0], models[0].variables)
-        known = METHODS | dict(extra or {})
+        known = {**METHODS, **(extra or {})}
         # Matched from one start, the published one, as on record.
         budget = Budget(
             steps=steps, np_learning_rate=rates[0], fine_tuning_rate=rates[1], restarts=1

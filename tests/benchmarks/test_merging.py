@@ -29,6 +29,7 @@ SCRIPTS = {
     "pretrained": [],
     "np_merge_table": ["--split", "all"],
     "np_merge_data": [],
+    "align_settings": [],
     "np_merge_many": [],
     "coefficients": [],
     "np_merge_federated": [],
