@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated, max_pool
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of
 from wsa_jax.models.initializers import layer_initializers
 
@@ -79,9 +80,4 @@ class CNN(nn.Module):
             # The maximum of rectified values is the rectified maximum, at a quarter of the work.
             x = nn.relu(max_pool(x))
         x = x.reshape(x.shape[0], -1)
-        for index, width in enumerate((*self.units, self.num_classes)):
-            if index:
-                x = nn.relu(x)
-            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
-            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
-        return x
+        return dense_layers(x, (*self.units, self.num_classes), self.initialization)

@@ -7,9 +7,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from wsa_jax import checks
-from wsa_jax.models.fields import counts_of
 from wsa_jax.models.graph import Graph, degrees, sum_of_neighbors
+from wsa_jax.models.graph_layers import graph_layers, layer_widths
 
 __all__ = ["GCN"]
 
@@ -51,12 +50,11 @@ class GCN(nn.Module):
     def __call__(self, graph: Graph, train: bool = False) -> Float[Array, "nodes classes"]:
         x = jnp.asarray(graph.nodes)
         inverse_root = lax.rsqrt(1 + degrees(graph))[:, None].astype(x.dtype)
-        for index, width in enumerate(self.features):
-            if index:
-                x = nn.relu(x)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = _Layer(width, name=f"Layer_{index}")(x, inverse_root, graph)
-        return x
+
+        def layer(x: Array, width: int, name: str) -> Array:
+            return _Layer(width, name=name)(x, inverse_root, graph)
+
+        return graph_layers(x, self.features, layer, dropout=self.dropout if train else 0.0)
 
 
 class _Layer(nn.Module):
@@ -75,17 +73,3 @@ class _Layer(nn.Module):
         # Narrow first, then sum: the two commute, and edges carry fewer numbers.
         sent = x @ kernel.astype(x.dtype) * inverse_root
         return (sum_of_neighbors(sent, graph) + sent) * inverse_root + bias.astype(x.dtype)[None]
-
-
-def layer_widths(features: Sequence[int], dropout: float) -> tuple[int, ...]:
-    """Return the widths of a graph network's layers as a tuple, or refuse them or the dropout.
-
-    >>> layer_widths((), 0.5)
-    Traceback (most recent call last):
-    ValueError: features must name at least one layer's width, got ()
-    """
-    checks.number("dropout", dropout, 0, 1, "0 for none")
-    widths = counts_of("features", features)
-    if not widths:
-        raise ValueError("features must name at least one layer's width, got ()")
-    return widths

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from wsa_jax.models.gcn import layer_widths
 from wsa_jax.models.graph import Graph, degrees, sum_of_neighbors
+from wsa_jax.models.graph_layers import graph_layers, layer_widths
 
 __all__ = ["GraphSAGE"]
 
@@ -50,12 +50,11 @@ class GraphSAGE(nn.Module):
     def __call__(self, graph: Graph, train: bool = False) -> Float[Array, "nodes classes"]:
         x = jnp.asarray(graph.nodes)
         share = (1 / jnp.maximum(degrees(graph), 1))[:, None].astype(x.dtype)
-        for index, width in enumerate(self.features):
-            if index:
-                x = nn.relu(x)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = _Layer(width, name=f"Layer_{index}")(x, share, graph)
-        return x
+
+        def layer(x: Array, width: int, name: str) -> Array:
+            return _Layer(width, name=name)(x, share, graph)
+
+        return graph_layers(x, self.features, layer, dropout=self.dropout if train else 0.0)
 
 
 class _Layer(nn.Module):

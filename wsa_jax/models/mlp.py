@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of
-from wsa_jax.models.initializers import layer_initializers
 
 __all__ = ["MLP"]
 
@@ -46,9 +46,4 @@ class MLP(nn.Module):
         if not self.features:
             raise ValueError("features must name at least one layer's width, got ()")
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        for index, width in enumerate(self.features):
-            if index:
-                x = nn.relu(x)
-            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
-            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
-        return x
+        return dense_layers(x, self.features, self.initialization)

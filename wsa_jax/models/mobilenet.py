@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.models.convolutions import convolution, symmetric
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of, sequence_of
-from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
 
 __all__ = ["MobileNetV2", "mobilenet_v2"]
@@ -109,8 +109,7 @@ class MobileNetV2(nn.Module):
             )(x, train)
         x = convolution(x, self.last, 1, 1, 1, self.initialization)
         x = nn.relu6(normalize_channels(x, self.norm, 1, train=train)).mean(axis=(1, 2))
-        kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return dense_layers(x, (self.num_classes,), self.initialization)
 
 
 class _Block(nn.Module):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from wsa_jax import checks
 from wsa_jax.conv import conv_general_dilated, max_pool
 from wsa_jax.door import door
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of, sequence_of
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
@@ -91,12 +92,7 @@ class VGG(nn.Module):
             if follower != "M":
                 x = nn.relu(x)
         x = x.reshape(x.shape[0], -1)
-        for index, width in enumerate((*self.dense, self.num_classes)):
-            if index:
-                x = nn.relu(x)
-            kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
-            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
-        return x
+        return dense_layers(x, (*self.dense, self.num_classes), self.initialization)
 
 
 @door

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.models.convolutions import convolution, symmetric
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of
-from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
 
 __all__ = ["WideResNet", "wide_resnet", "wrn16_4"]
@@ -76,8 +76,7 @@ class WideResNet(nn.Module):
                 name=f"Block_{index}",
             )(x, train)
         x = nn.relu(normalize_channels(x, self.norm, 0, train=train)).mean(axis=(1, 2))
-        kernel_init, bias_init = layer_initializers(self.initialization, x.shape[-1])
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return dense_layers(x, (self.num_classes,), self.initialization)
 
 
 class _Block(nn.Module):
