@@ -12,6 +12,7 @@ last line that a script prints is one JSON object.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,19 @@ def list_all(args: ListArgs) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads what is printed has gone, as head does; nothing is left to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def run(given: list[str]) -> None:
+    """List, or run what is named; refusals, damaged files and Ctrl-C are told in one line."""
     try:
         if not given or given[0].startswith("-"):
             prog = "python -m benchmarks"

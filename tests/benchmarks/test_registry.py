@@ -3,6 +3,7 @@
 import ast
 import doctest
 import json
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,18 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "interrupted; what is recorded stays: start again to resume\n"
     )
+
+
+def test_a_reader_that_has_gone_is_told_nothing(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(command, "script", lambda *_: lambda _: print("a row"))
+        with pytest.raises(SystemExit) as ended:
+            command.main(["table2"])
+    assert ended.value.code == 141
+    assert capsys.readouterr().err == ""
 
 
 def test_the_list_counts_the_cells_on_record(capsys):
