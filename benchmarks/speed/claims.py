@@ -15,6 +15,7 @@ _ROUND = ("one-federated-round-against-other-simulators", "a round of 10 clients
 _MATCHING = ("weight-matching-against-its-solver", "VGG16")
 _MERGE = ("a-step-of-np-merge-and-a-path", "VGG11 x0.25, batch 50")
 _PATH = (_MERGE[0], "the CNN, 25 points")
+_ASSIGNMENT = ("solvers-of-the-assignment-problem", "512 to 4,096 units")
 
 
 def as_fast(ratio: float, aim: float) -> str:
@@ -41,10 +42,12 @@ def timed(
     values: Iterable[float],
     aim: float,
     judge: Callable[[float, float], str],
+    several: str = "runs",
 ) -> Claim:
-    """One line; several runs are told by their least and greatest."""
+    """One line; several runs, or sizes, are told by their least and greatest."""
     found = sorted(values)
-    ours = f"{found[0]:.2f}" + (f" to {found[-1]:.2f} ({len(found)} runs)" if found[1:] else "")
+    ours = f"{found[0]:.2f}"
+    ours += f" to {found[-1]:.2f} ({len(found)} {several})" if found[1:] else ""
     verdict = together([judge(value, aim) for value in found])
     return Claim(SPEED, claim, where[1], ours, f"{aim:g}", verdict, f"speed.md#{where[0]}")
 
@@ -64,6 +67,7 @@ def speed_claims() -> list[Claim]:
     """The timings' lines of the table of results."""
     steps, rounds, merges = (rows_of(n) for n in ("client_step", "federated_round", "np_merge"))
     (*_, matching), (*_, path) = rows_of("matching"), rows_of("path")
+    *_, assigned = rows_of("assignment")
     copies = merges[-1]["memory_copies"]["beyond_fine_tuning"]
     peers = {
         "PyTorch, channels_last": (steps, "torch_channels_last", _STEP),
@@ -75,12 +79,21 @@ def speed_claims() -> list[Claim]:
     }
     solver = ratios([matching], "total_over_solver_vgg16")
     tuned, plain = ratios(merges, "fine_tuning"), ratios([path], "barrier_over_plain")
+    # By solver, SciPy's time over it at each size.
+    solvers = {
+        name: [1 / row["ratios"][name] for row in assigned["sizes"].values()]
+        for name in ("lapjv", "lapjvc", "lapjvs")
+    }
     return [
         *(
             timed(f"as fast as {peer}", where, ratios(rows, key), 1, as_fast)
             for peer, (rows, key, where) in peers.items()
         ),
         timed("matching over its solver's time", _MATCHING, solver, 2, within),
+        *(
+            timed(f"SciPy's solver over lapx's {name}", _ASSIGNMENT, found, 1, as_fast, "sizes")
+            for name, found in solvers.items()
+        ),
         timed("a step of NP Merge over fine-tuning's", _MERGE, tuned, 1.15, within),
         timed("its memory beyond that, in models", _MERGE, [copies], 3, within),
         timed("a barrier over its evaluations", _PATH, plain, 1.1, within),
