@@ -58,6 +58,7 @@ def save_demo(results: Json) -> tuple[Path, Path]:
     make_folder(output)
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     path, merges, scopes = figure.subplots(1, 3, width_ratios=[1.2, 1, 1])
+    # One panel a question, in the order in which the demo tells its story.
     draw_curves(
         path,
         {
@@ -76,6 +77,7 @@ def save_demo(results: Json) -> tuple[Path, Path]:
     merges.set_xlim(0, 112)
     merges.set_xlabel("test accuracy on all digits, %")
     merges.set_title("Two specialists, merged", fontsize=10)
+    # Points, not means: what one scope does is in how pairs of networks scatter.
     for index, (name, label) in enumerate((("plain", "without WSA"), ("held", "with WSA"))):
         x = [row["scope_divergence"] for row in results[name]]
         for how, marker in (("as trained", "o"), ("matched", "s")):

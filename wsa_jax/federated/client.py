@@ -269,6 +269,7 @@ def _local_step(
     def step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
         params, model_state, opt_state = carry
         index, positions, mask = xs
+        # Keys by the step's number: a step draws the same whatever ran before it.
         rows, loss_key = client.indices[positions], jax.random.fold_in(key, index)
         inputs = jax.tree.map(lambda leaf: leaf[rows], client.inputs)
         batch = Batch(inputs, client.labels[rows], mask)
@@ -279,6 +280,7 @@ def _local_step(
             return found, algorithm.correct(grads, params, at(index))
 
         (value, (loss, model_state)), grads = gradient(params)
+        # Line searches and sharpness look elsewhere; the gradient is corrected there, too.
         updates, opt_state = optimizer.update(
             grads,
             opt_state,

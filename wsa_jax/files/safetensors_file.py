@@ -76,12 +76,14 @@ def open_sharded(index: Path) -> ModelFile:
         listing = json.loads(index.read_text(encoding="utf-8"))
         places = {str(name): str(shard) for name, shard in listing["weight_map"].items()}
         metadata = {k: v for k, v in listing.get("metadata", {}).items() if isinstance(v, str)}
+    # An index from elsewhere must not name files of other folders.
     outside = [shard for shard in places.values() if Path(shard).name != shard]
     if outside:
         raise ModelFileError(f"{index} names {outside[0]}, which is in another folder; move it")
     shards = {
         name: open_safetensors(index.with_name(name)) for name in sorted(set(places.values()))
     }
+    # A download that broke off is told now, not when its last leaf is read.
     absent = [name for name, shard in places.items() if name not in shards[shard]]
     if absent:
         raise ModelFileError(

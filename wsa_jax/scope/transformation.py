@@ -122,7 +122,6 @@ def targeted_transformation(
     >>> int(transform.init({"kernel": jnp.eye(2)}).count)
     0
     """
-    # A target given once is checked once; one that comes with an update, at each.
     # A target given here is checked once; one that comes with an update, at each.
     given = target
     if target is not None:

@@ -13,7 +13,15 @@ from jaxtyping import Float, PyTree
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.merging.align import scale_fit
-from wsa_jax.merging.align.scale_fit import ScaleGranularity
+from wsa_jax.merging.align.scale_tables import (
+    ScaleGranularity,
+    frozen,
+    layer_tables,
+    leaf_tables,
+    log_scales_of,
+    movable,
+    scales_of,
+)
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
@@ -117,13 +125,11 @@ def rescale(
     check_spec(spec, second)
     checks.finite(first, "first")
     checks.finite(second, "second")
-    variables = scale_fit.log_scales_of(spec, granularity, groups)
-    layers = scale_fit.layer_tables(spec, variables, first, second, granularity, select, weight_by)
-    tables = (
-        layers if objective != "distance" else scale_fit.leaf_tables(spec, variables, first, second)
-    )
+    variables = log_scales_of(spec, granularity, groups)
+    layers = layer_tables(spec, variables, first, second, granularity, select, weight_by)
+    tables = layers if objective != "distance" else leaf_tables(spec, variables, first, second)
     # A unit that is all 0 on one side says nothing of its scale, and would run away.
-    free = scale_fit.movable(tables, variables.size)
+    free = movable(tables, variables.size)
 
     # From the better of no scaling and a fit of log stds, which is convex: divergence is not.
     starts = [np.zeros(variables.size)]
@@ -140,12 +146,12 @@ def rescale(
     x, info = scale_fit.minimise(fun, starts, max_steps)
 
     # Reported in WSA's own terms, whatever was minimised.
-    scales = scale_fit.scales_of(variables, x)
+    scales = scales_of(variables, x)
     target = weight_scope(first, select=select)
     before = weight_scope(second, select=select)
     after = weight_scope(scale_units(spec, second, scales), select=select)
     info |= {
-        "frozen": scale_fit.frozen(variables, free),
+        "frozen": frozen(variables, free),
         "layers": target.names,
         "divergence_before": np.asarray(scope_divergence(before, target)),
         "divergence_after": np.asarray(scope_divergence(after, target)),
@@ -188,18 +194,19 @@ def normalize_scales(
     check_spec(spec, params)
     checks.real(params, "a rescaling")
     checks.finite(params)
-    variables = scale_fit.log_scales_of(spec, granularity, None)
+    variables = log_scales_of(spec, granularity, None)
     # The distance to a model of zeros is the squared norm.
     tables = [
         table._replace(first_square=np.zeros_like(table.count), cross=np.zeros_like(table.count))
-        for table in scale_fit.leaf_tables(spec, variables, params, params)
+        for table in leaf_tables(spec, variables, params, params)
     ]
-    free = scale_fit.movable(tables, variables.size, of_first=False)
+    free = movable(tables, variables.size, of_first=False)
     x, info = scale_fit.minimise(
         scale_fit.distance_fun(tables, free), [np.zeros(variables.size)], max_steps
     )
     return Rescaling(
-        scale_fit.scales_of(variables, x), info | {"frozen": scale_fit.frozen(variables, free)}
+        scales_of(variables, x),
+        info | {"frozen": frozen(variables, free)},
     )
 
 

@@ -13,7 +13,7 @@ from wsa_jax.merging.align.assignment import moving_leaves, permuted
 from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, tree
 from wsa_jax.merging.align.views import Matrices, View, lay, products, views_of
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, check_spec, ties_by_leaf
-from wsa_jax.merging.symmetry.units import unstack_layers
+from wsa_jax.merging.symmetry.unstack_layers import unstack_layers
 from wsa_jax.types import Leaf
 
 __all__ = ["Block", "WeightSimilarity", "compare", "lay_out", "prepare", "summed"]

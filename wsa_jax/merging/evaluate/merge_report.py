@@ -62,6 +62,7 @@ class MergeReport:
     def table(self) -> str:
         """The report as Markdown: barriers, units, layers, then what they say."""
         aligns = [row["align"] for row in self.barriers]
+        # From the whole to the part: a reader whose barriers are low may stop at the first table.
         parts = [
             _markdown(
                 ["align", "loss barrier", "at least (95 %)", "at most (95 %)"],
@@ -254,6 +255,7 @@ def _findings(layers: list[Json], groups: list[Json], barriers: list[Json]) -> l
     """What the numbers say; thresholds are rules of thumb, and the numbers stand beside them."""
     plain, best = barriers[0], min(barriers, key=lambda row: row["barrier"])
     said = []
+    # Verdicts on barriers compare intervals: a difference within them is told as none.
     if plain["low"] <= 1e-3:
         said.append(f"no barrier to be told from 0 ({plain['barrier']:.3f}): average as they are")
     elif best is not plain and best["high"] < plain["low"]:
@@ -266,6 +268,7 @@ def _findings(layers: list[Json], groups: list[Json], barriers: list[Json]) -> l
             f"aligning does not help for certain ({plain['barrier']:.3f} before, "
             f"{best['barrier']:.3f} at best): repair activations or learn coefficients (NP Merge)"
         )
+    # What an order of the units cannot mend comes after what it can.
     worst = max(layers, key=lambda row: row["divergence"])
     if worst["divergence"] > 0.1:
         said.append(
