@@ -60,6 +60,8 @@ class Cell:
     he_fused, in the first round alone."""
     fusion: Literal["mean_square", "pooled", "sum"] = "mean_square"
     """How a fused target's std is made of the clients': see `WeightScopeAlignment`."""
+    direction: Literal["weights||target", "target||weights"] = "weights||target"
+    """Which way round WSA's divergence is."""
     target_mean: float = 0.0
     target_std: float = 0.1
     window: tuple[int, int] = (0, -1)
@@ -94,7 +96,7 @@ class Cell:
         }
         if self.strength == 0:
             fixed |= {"form": "none", "scale": "none", "target": "none", "window": (0, -1)}
-            fixed["layers"] = "kernels"
+            fixed |= {"layers": "kernels", "direction": "weights||target"}
         if self.strength == 0 or self.target != "fixed":
             fixed |= {"target_mean": 0.0, "target_std": 0.0}
         if self.strength == 0 or self.target not in ("fused", "he_fused"):
@@ -127,6 +129,7 @@ class Cell:
             parts += {"he": ["He's scope"], "he_fused": ["He's scope first"]}.get(self.target, [])
             fusions = {"pooled": ["pooled target"], "sum": ["target times √clients"]}
             parts += fusions.get(self.fusion, [])
+            parts += ["KL(target‖weights)"] if self.direction == "target||weights" else []
             parts += ["biases too"] if self.layers == "all" else []
             if self.window != (0, -1):
                 end = "T" if self.window[1] < 0 else self.window[1]

@@ -104,6 +104,7 @@ def cell_wsa(cell: Cell) -> WeightScopeAlignment | None:
         target=cell_target(cell),
         start=he_scope(cell) if cell.target == "he_fused" else None,
         fusion=cell.fusion,
+        direction=cell.direction,
     )
 
 

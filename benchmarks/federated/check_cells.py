@@ -137,7 +137,14 @@ def _check_strength(cell: Cell) -> None:
     rates = cell.learning_rate * cell.decay ** (rounds + 1.0)
     first, last = cell.window
     on = (rounds >= first) & ((last < 0) | (rounds < last))
-    check_bound(scope, initial_target(scope, wsa), rates, cell.strength * on, scale=wsa.scale)
+    check_bound(
+        scope,
+        initial_target(scope, wsa),
+        rates,
+        cell.strength * on,
+        scale=wsa.scale,
+        direction=wsa.direction,
+    )
 
 
 @functools.cache

@@ -5,8 +5,8 @@
 FedAvg on CIFAR-10, alpha 0.5. First what changes without WSA (initial weights, learning rate, the
 habit of the paper's group in other code), over plain FedAvg: a control that gains as much as the
 paper's pair could stand behind it. Then WSA under each of these and with other targets, layers,
-forms and scales, over the same setting without WSA. The divergence the other way round is not
-among them: the library has no such form. cpu: the standard problem, three seeds. smoke: one pair.
+forms, scales and with its divergence the other way round, over the same setting without WSA. cpu:
+the standard problem, three seeds. smoke: one pair.
 """
 
 from typing import Any
@@ -42,6 +42,7 @@ WITH_WSA: tuple[dict[str, Any], ...] = (
     {"target": "he_fused"},
     {"fusion": "sum"},
     {"fusion": "pooled"},
+    {"direction": "target||weights"},
     {"learning_rate": 0.1, "form": "proximal"},
     _OWN_HABIT,
 )
@@ -51,7 +52,7 @@ OWN_STRENGTH: tuple[dict[str, Any], ...] = (
     {"strength": 1.0, "scale": "size", "form": "proximal"},
 )
 # What of a setting is WSA's own, and of no matter without it.
-_OF_WSA = ("strength", "form", "scale", "layers", "target", "fusion")
+_OF_WSA = ("strength", "form", "scale", "layers", "target", "fusion", "direction")
 
 
 def comparisons(args: Args) -> list[Comparison]:

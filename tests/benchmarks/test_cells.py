@@ -93,6 +93,8 @@ def test_he_scope_is_that_of_the_model_drawn_with_hes_initialisation():
         np.testing.assert_allclose(scope.std, [np.std(w) for w in stds.values()], rtol=1e-5)
     assert cell_wsa(cell).start is None
     assert cell_wsa(dataclasses.replace(cell, target="fused", fusion="sum")).fusion == "sum"
+    other = dataclasses.replace(cell, direction="target||weights")
+    assert cell_wsa(other).direction == "target||weights"
 
 
 def test_layers_and_local_steps_reach_the_library(monkeypatch, tmp_path):
@@ -140,6 +142,7 @@ def test_canonical_cells_ignore_what_cannot_matter():
     assert Cell(model="vgg8", kernel_size=3).canonical() == Cell(model="vgg8").canonical()
     for useless in ({"strength": 0.0}, {"strength": 1.0, "target": "he"}):
         assert Cell(fusion="sum", **useless).canonical() == Cell(**useless).canonical()
+    assert Cell(direction="target||weights").canonical() == Cell().canonical()
     assert cell_id(Cell(alpha=1).canonical()) == cell_id(Cell(alpha=1.0).canonical())
     assert Cell(algorithm="fed_prox", dataset="cinic10").canonical().mu == 1.0
     prox = Cell(algorithm="fed_prox").canonical()
@@ -167,6 +170,10 @@ def test_canonical_cells_ignore_what_cannot_matter():
         (
             {"strength": 1.0, "fusion": "sum"},
             "FedAvg +WSA 1, target times √clients",
+        ),
+        (
+            {"strength": 1.0, "direction": "target||weights"},
+            "FedAvg +WSA 1, KL(target‖weights)",
         ),
         (
             {"strength": 1.0, "target": "he_fused", "layers": "all", "weight_decay": 1e-5},

@@ -35,6 +35,7 @@ FORMS = {
     "gradient": ScopeForm(form="gradient"),
     "penalty": ScopeForm(form="penalty"),
     "proximal": ScopeForm(form="proximal"),
+    "other direction": ScopeForm(direction="target||weights"),
 }
 
 

@@ -89,6 +89,8 @@ class TestTrainClient:
     def oracle(self, federation, grad_fn, params, target, scope_form, strength):
         form = scope_form and scope_form.form
         which = scope_form and {"select": scope_form.select, "scale": scope_form.scale}
+        if form in ("gradient", "penalty"):
+            which["direction"] = scope_form.direction
         data, client = federation.data, 0
         data_key, _ = jax.random.split(federation.key)
         positions, mask = draw(
@@ -121,6 +123,7 @@ class TestTrainClient:
         [
             (None, 0.0),
             *((ScopeForm(form=form), 3.0) for form in ("gradient", "penalty", "proximal")),
+            (ScopeForm(form="penalty", direction="target||weights"), 3.0),
             # By size a divergence counts up to 648 times, and a bias is a layer as well.
             *(
                 (ScopeForm(form=form, scale="size", select=all_leaves), 0.01)

@@ -35,7 +35,7 @@ ALGORITHMS = {
 BRIEF = {"fed_dyn": algorithms.fed_dyn, "fed_nova": algorithms.fed_nova}
 # The forms differ inside the local steps alone: all of them once, and one with every algorithm.
 CASES = [(name, "gradient") for name in ALGORITHMS]
-CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal")]
+CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal"), ("fed_avg", "other direction")]
 CASES += [("fed_avg", "plain"), ("scaffold", "plain")]
 # With a plain round to compare with.
 WITH_WSA = [case for case in CASES if case[0] in ("fed_avg", "scaffold") and case[1] != "plain"]

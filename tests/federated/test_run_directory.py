@@ -109,6 +109,9 @@ class TestResume:
         pooled = WeightScopeAlignment(form="proximal", fusion="pooled")
         with pytest.raises(ValueError, match=r"holds a run with form = \['proximal', 'sum'\]"):
             federate(directory=tmp_path / "none", rounds=1, wsa=pooled)
+        other = WeightScopeAlignment(strength=0.1, direction="target||weights")
+        with pytest.raises(ValueError, match=r"has \['gradient', 'sum', 'target\|\|weights'\]"):
+            federate(directory=tmp_path / "none", rounds=1, wsa=other)
 
     def test_directory_of_other_data_model_or_key(
         self, federate, tmp_path, tiny_info, tiny_task, tiny_data, tiny_partition

@@ -409,6 +409,12 @@ class TestErrors:
             (ScopeForm(), {"form": "hard"}, "form 'hard' is unknown"),
             (ScopeForm(), {"scale": "mean"}, "scale 'mean' is unknown"),
             (ScopeForm(), {"fusion": "mean"}, "fusion 'mean' is unknown"),
+            (ScopeForm(), {"direction": "reverse"}, "direction 'reverse' is unknown"),
+            (
+                ScopeForm(direction="target||weights"),
+                {"form": "proximal"},
+                r"direction 'target\|\|weights' has no proximal form, .* give form='gradient' or",
+            ),
             (WeightScopeAlignment(), {"target": "median"}, "target 'median' is unknown"),
             (WeightScopeAlignment(), {"target": [0, 0.5]}, r"target \[0, 0.5\] is not a tuple"),
         ],

@@ -61,6 +61,21 @@ class TestPenalty:
         by_size = scope_penalty(PARAMS, target, scale="size")
         np.testing.assert_allclose(by_size, (kl * [24, 24]).sum(), rtol=1e-5)
 
+    def test_the_other_direction_is_the_targets_divergence_from_the_weights(self):
+        scope = weight_scope(PARAMS)
+        m, s = np.asarray(scope.mean, np.float64), np.asarray(scope.std, np.float64)
+        kl = np.log(s / 0.7) + (0.7**2 + (m - 0.1) ** 2) / (2 * s**2) - 0.5
+        found = scope_penalty(PARAMS, target_for(), direction="target||weights", scale="size")
+        np.testing.assert_allclose(found, (kl * [24, 24]).sum(), rtol=1e-5)
+
+    @pytest.mark.parametrize("function", [scope_penalty, scope_gradient])
+    def test_unknown_direction(self, function):
+        message = r"direction 'reverse' is unknown; give .*target\|\|weights"
+        with pytest.raises(ValueError, match=message):
+            function(PARAMS, target_for(), direction="reverse")
+        with pytest.raises(ValueError, match=message):
+            regularize_scope(1.0, direction="reverse")
+
     def test_shape_mismatch_names_the_layer_and_both_sizes(self):
         other = PARAMS | {"a": {"kernel": jnp.ones((6, 5))}}
         with pytest.raises(ValueError, match=r"layer a/kernel has 30 weights, .* has 24"):
@@ -82,13 +97,26 @@ class TestOneGradient:
         by_autodiff = jax.jit(jax.grad(lambda p: scope_penalty(p, target, **settings)))(PARAMS)
         assert_close(scope_gradient(PARAMS, target, **settings), by_autodiff)
 
-    def test_closed_form_equals_finite_differences_in_float64(self):
+    def test_closed_form_equals_autodiff_in_the_other_direction(self):
+        settings = {"select": RULES["stacked"], "scale": "size", "direction": "target||weights"}
+        target = target_for(settings["select"])
+        by_autodiff = jax.jit(jax.grad(lambda p: scope_penalty(p, target, **settings)))(PARAMS)
+        assert_close(scope_gradient(PARAMS, target, **settings), by_autodiff)
+        settings.pop("select")
+        transform = regularize_scope(3.0, select=RULES["stacked"], **settings)
+        added = step(transform, grads=jax.tree.map(jnp.zeros_like, GRADS), target=target)
+        assert_close(added, jax.tree.map(lambda g: 3 * g, by_autodiff))
+
+    @pytest.mark.parametrize("direction", ["weights||target", "target||weights"])
+    def test_closed_form_equals_finite_differences_in_float64(self, direction):
         w = np.asarray(PARAMS["a"]["kernel"], np.float64)
 
         def kl(w):
-            return np.log(0.7 / w.std()) + (w.var() + (w.mean() - 0.1) ** 2) / (2 * 0.7**2) - 0.5
+            one, other = (w.mean(), w.std()), (0.1, 0.7)
+            (m, s), (q, r) = (one, other) if direction == "weights||target" else (other, one)
+            return np.log(r / s) + (s**2 + (m - q) ** 2) / (2 * r**2) - 0.5
 
-        found = scope_gradient(PARAMS, target_for())["a"]["kernel"]
+        found = scope_gradient(PARAMS, target_for(), direction=direction)["a"]["kernel"]
         for place in [(0, 0), (3, 2), (5, 3)]:
             shift = np.zeros_like(w)
             shift[place] = 1e-5
@@ -106,6 +134,16 @@ class TestOneGradient:
         np.testing.assert_allclose(found, found[0, 0], rtol=1e-6)
         assert found[0, 0] > 0
         assert_close({"w": found}, jax.grad(scope_penalty)(params, target))
+
+    def test_constant_layer_stays_in_the_other_direction(self):
+        params = {"w": jnp.full((2, 2), 0.5)}
+        target = constant_target(weight_scope(params), std=0.1)
+        settings = {"direction": "target||weights"}
+        value = scope_penalty(params, target, **settings)
+        by_autodiff = jax.grad(lambda p: scope_penalty(p, target, **settings))(params)
+        assert np.isfinite(value)
+        for found in (by_autodiff, scope_gradient(params, target, **settings)):
+            np.testing.assert_array_equal(found["w"], 0)
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
     def test_low_precision_weights_keep_their_dtype(self, dtype):

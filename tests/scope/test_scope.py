@@ -266,12 +266,18 @@ class TestDivergence:
     def test_equal_to_the_integral(self, mean, std, target_mean, target_std):
         p, q = stats.norm(mean, std), stats.norm(target_mean, target_std)
 
-        def integrand(x):
-            return p.pdf(x) * (p.logpdf(x) - q.logpdf(x))
+        def integral(p, q):
+            def integrand(x):
+                return p.pdf(x) * (p.logpdf(x) - q.logpdf(x))
 
-        oracle, _ = integrate.quad(integrand, mean - 12 * std, mean + 12 * std, limit=200)
-        found = scope_divergence(scope_of([mean], [std]), scope_of([target_mean], [target_std]))
-        np.testing.assert_allclose(found[0], oracle, rtol=1e-5, atol=1e-7)
+            wide = 12 * p.std()
+            return integrate.quad(integrand, p.mean() - wide, p.mean() + wide, limit=200)[0]
+
+        scope, target = scope_of([mean], [std]), scope_of([target_mean], [target_std])
+        found = scope_divergence(scope, target)
+        np.testing.assert_allclose(found[0], integral(p, q), rtol=1e-5, atol=1e-7)
+        other = scope_divergence(scope, target, direction="target||weights")
+        np.testing.assert_allclose(other[0], integral(q, p), rtol=1e-5, atol=1e-7)
 
     def test_zero_at_the_target_and_positive_elsewhere(self):
         rng = np.random.default_rng(0)
@@ -290,9 +296,11 @@ class TestDivergence:
         stack = scope_of([[0.0, 1.0], [2.0, 3.0]], [[1.0, 2.0], [3.0, 4.0]])
         target = scope_of([0.5, 0.5], [1.0, 1.0])
         found = scope_divergence(stack, target)
+        other = scope_divergence(stack, target, direction="target||weights")
         for i in range(2):
             row = scope_of(stack.mean[i], stack.std[i])
             np.testing.assert_array_equal(found[i], scope_divergence(row, target))
+            np.testing.assert_array_equal(other[i], scope_divergence(target, row))
 
     @pytest.mark.parametrize(("std", "target_std"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
     def test_constant_layers_are_finite_and_move_the_mean_only(self, std, target_std):

@@ -66,6 +66,54 @@ def test_away_from_the_target_both_precisions_count():
     np.testing.assert_allclose(share, 0.5 * 6 / SIZE * (1 / 0.4**2 + 1 / 0.1**2), rtol=1e-5)
 
 
+class TestOtherDirection:
+    """`direction="target||weights"`."""
+
+    def used(self, mean, std, rate, target=(0.3, 0.5)):
+        settings = {"learning_rate": rate, "strength": 1, "direction": "target||weights"}
+        target = scope_of([target[0]], [target[1]])
+        return float(stability(scope_of([mean], [std]), target, **settings)[0])
+
+    def steps(self, mean, std, rate, count):
+        """Descent of weights in float64, on the divergence alone: mean, std and divergence."""
+        w, rows = weights_with(mean, std)["kernel"], []
+        for _ in range(count):
+            m, v = w.mean(), w.var()
+            wanted = 0.5**2 + (m - 0.3) ** 2
+            rows.append((m, v**0.5, 0.5 * (wanted / v - 1 + np.log(v / 0.5**2))))
+            w = w - rate / SIZE * ((m - 0.3) / v + (w - m) * (1 / v - wanted / v**2))
+        return np.array(rows).T
+
+    def test_is_its_formula_and_the_papers_near_the_target(self):
+        wanted = np.hypot(0.5, 0.2)
+        expected = 0.5 * 2 / SIZE * (1 / 0.1**2 + wanted / 0.1**3)
+        np.testing.assert_allclose(self.used(0.5, 0.1, 2.0), expected, rtol=1e-5)
+        papers = stability(
+            scope_of([0.3], [0.5]), scope_of([0.3], [0.5]), learning_rate=2, strength=1
+        )
+        np.testing.assert_allclose(self.used(0.3, 0.5, 2.0), papers[0], rtol=1e-6)
+
+    @pytest.mark.parametrize("start", [(0.3, 0.1), (0.3, 3.0), (-1.2, 0.2), (1.0, 0.6)])
+    def test_below_the_bound_the_divergence_falls_to_0(self, start):
+        at_target = 0.9 * SIZE * 0.5**2
+        rate = min(at_target, 0.9 / self.used(*start, 1.0))
+        _, stds, divergence = self.steps(*start, rate, 20_000)
+        assert (np.diff(divergence) <= 1e-12).all()
+        assert divergence[-1] < 1e-3 * max(divergence[0], 1.0)
+        assert (stds > 0).all()
+
+    def test_just_above_the_bound_the_std_leaves_its_target(self):
+        below, above = (self.steps(0.3, 0.502, a * SIZE * 0.5**2, 50)[1][-1] for a in (0.97, 1.03))
+        assert abs(below - 0.5) < 0.002 < 0.004 < abs(above - 0.5)
+
+    def test_narrow_weights_are_refused_where_the_papers_direction_is_not(self):
+        narrow, target = scope_of([0.3], [0.1]), scope_of([0.3], [0.5])
+        settings = {"learning_rate": 0.1, "strength": 3.0}
+        check_stability(narrow, target, **settings)
+        with pytest.raises(ValueError, match="unstable in layer kernel.* uses 2.25 of"):
+            check_stability(narrow, target, direction="target||weights", **settings)
+
+
 def test_scale_size_drops_the_n():
     scope = scope_of([0.0], [0.5])
     settings = {"learning_rate": 0.1, "strength": 1.0}

@@ -147,6 +147,21 @@ class TestFit:
 
         assert distance(0) > distance(0.5) > distance(2)
 
+    def test_a_step_in_the_other_direction(self, tiny_task, tiny_data):
+        params, _ = tiny_task.init(KEYS[1])
+        target = constant_target(weight_scope(params), mean=0.1, std=0.3)
+        settings = FitSettings(steps=1, batch_size=20, momentum=0, direction="target||weights")
+        pulled, free = (
+            fit(
+                KEYS[1], tiny_task, *tiny_data,
+                settings=settings, target=target, params=params, strength=strength,
+            ).params
+            for strength in (0.5, 0.0)
+        )  # fmt: skip
+        slope = scope_gradient(params, target, direction="target||weights")
+        expected = jax.tree.map(lambda w, g: w - 0.1 * 0.5 * g, free, slope)
+        assert_close(pulled, expected, rtol=1e-4, atol=1e-6)
+
     def test_strength_0_equals_no_target(self, tiny_task, tiny_data, alone):
         target = weight_scope(tiny_task.init(KEYS[1])[0])
         found = fit(KEYS[1], tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=0.0)

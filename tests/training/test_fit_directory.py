@@ -127,6 +127,7 @@ def test_sigkill_at_a_random_step(whole, tmp_path):
         ({"key": KEYS[::-1]}, "key"),
         ({"rows": 120}, "data"),
         ({"settings": FitSettings(steps=STEPS, batch_size=10)}, "settings"),
+        ({"settings": dataclasses.replace(SETTINGS, direction="target||weights")}, "settings"),
     ],
 )
 def test_a_directory_of_another_run_is_refused(saved, changed, name):

@@ -15,7 +15,13 @@ from wsa_jax.door import check_fields, shown
 from wsa_jax.federated.fusion import Fusion
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.scope import WeightScope, check_same_layers, constant_target
+from wsa_jax.scope.scope import (
+    Direction,
+    WeightScope,
+    check_same_layers,
+    constant_target,
+    is_paper_direction,
+)
 from wsa_jax.scope.transformation import Scale
 from wsa_jax.types import Schedule
 
@@ -33,12 +39,15 @@ class ScopeForm:
       fusion: how scopes become the next target's std: ``"mean_square"``, the root of the variances'
         mean (Eq. 4); ``"pooled"``, with the spread between the clients' means; or ``"sum"``, the
         root of the variances' sum, the square root of the number of participants times as wide.
+      direction: ``"weights||target"``, the paper's divergence, or ``"target||weights"``, which has
+        no proximal form: see `wsa_jax.scope_divergence`. Diagnostics stay in the paper's direction.
     """
 
     form: Form = "gradient"
     scale: Scale = "sum"
     select: Rule = kernels
     fusion: Fusion = "mean_square"
+    direction: Direction = "weights||target"
 
     def __post_init__(self):
         checks.one_of("form", self.form, get_args(Form))
@@ -47,6 +56,11 @@ class ScopeForm:
                 f"scale {shown(self.scale)} is unknown; give 'sum' (the paper's) or 'size'"
             )
         checks.one_of("fusion", self.fusion, get_args(Fusion))
+        if not is_paper_direction(self.direction) and self.form == "proximal":
+            raise ValueError(
+                f"direction {self.direction!r} has no proximal form, since its step may have "
+                "several minima; give form='gradient' or 'penalty'"
+            )
         if not callable(self.select):
             raise ValueError(
                 f"select {shown(self.select)} is no rule; "
@@ -59,7 +73,7 @@ class WeightScopeAlignment(ScopeForm):
     """Weight scope alignment on top of any federated algorithm ("+WSA"): a form, how much, to what.
 
     Attributes:
-      form: see `ScopeForm`, as for ``scale``, ``select`` and ``fusion``.
+      form: see `ScopeForm`, as for ``scale``, ``select``, ``fusion`` and ``direction``.
       strength: the paper's lambda, a number or a schedule of the round (`wsa_jax.scope_window`).
       target: ``"fused"`` after each round (Eq. 4), starting from the initial model's own scope;
         ``(mean, std)`` for one fixed Gaussian in all layers; or a fixed `WeightScope`.
@@ -91,7 +105,13 @@ class WeightScopeAlignment(ScopeForm):
 
     def static(self, select: Rule) -> ScopeForm:
         """The form alone, on the layers that have a scope."""
-        return ScopeForm(form=self.form, scale=self.scale, select=select, fusion=self.fusion)
+        return ScopeForm(
+            form=self.form,
+            scale=self.scale,
+            select=select,
+            fusion=self.fusion,
+            direction=self.direction,
+        )
 
 
 def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> WeightScope:

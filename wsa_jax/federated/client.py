@@ -328,7 +328,11 @@ def _loss_with_penalty(
         total = loss
         if scope_form is not None and scope_form.form == "penalty":
             penalty = scope_penalty(
-                params, target, select=scope_form.select, scale=scope_form.scale
+                params,
+                target,
+                select=scope_form.select,
+                scale=scope_form.scale,
+                direction=scope_form.direction,
             )
             total = loss + settings.strength * penalty
         return total, (loss, model_state)
@@ -381,7 +385,12 @@ def _before_optimizer(
     parts: list[optax.GradientTransformation] = []
     if scope_form is not None and scope_form.form == "gradient":
         parts.append(
-            regularize_scope(settings.strength, select=scope_form.select, scale=scope_form.scale)
+            regularize_scope(
+                settings.strength,
+                select=scope_form.select,
+                scale=scope_form.scale,
+                direction=scope_form.direction,
+            )
         )
     if local.clip_norm is not None:
         parts.append(clip_gradient(local.clip_norm))

@@ -56,9 +56,10 @@ def simulation_identity(
 
 
 def _form(form: ScopeForm) -> list[str]:
-    # Runs from before there was a choice of fusions do not say theirs, and resume.
-    usual = form.fusion == ScopeForm.fusion
-    return [form.form, form.scale, *([] if usual else [form.fusion])]
+    # Runs from before there was a choice of fusions or directions do not say theirs, and resume.
+    said = [form.form, form.scale]
+    said += [form.fusion] if form.fusion != ScopeForm.fusion else []
+    return said + ([form.direction] if form.direction != ScopeForm.direction else [])
 
 
 def _target(wsa: WeightScopeAlignment) -> Any:

@@ -336,7 +336,7 @@ def planned(
     target = initial_target(scope, wsa)
     form = wsa.static(select) if wsa else None
     if form is not None and form.form != "proximal" and local.optimizer is None:
-        check_bound(scope, target, schedules.rates, schedules.strengths, scale=form.scale)
+        check_bound(scope, target, *schedules, scale=form.scale, direction=form.direction)
     smallest = int(partition.sizes[partition.sizes > 0].min())
     plan = RoundPlan(
         task=task,

@@ -320,6 +320,7 @@ def _stability(
         learning_rate=settings.learning_rate,
         strength=settings.strength,
         scale=plan.scope_form.scale,
+        direction=plan.scope_form.direction,
     )
 
 

@@ -30,7 +30,9 @@ def proximal_scope_step(
               \mu' = \frac{\mu + k \tilde\mu / \tilde\sigma^2}{1 + k / \tilde\sigma^2},\quad
               (1 + k/\tilde\sigma^2) \sigma'^2 - \sigma \sigma' - k = 0
 
-    The minimiser keeps the standardised weights ``(w - mean) / std``; only mean and std move.
+    The minimiser keeps the standardised weights ``(w - mean) / std``; only mean and std move. The
+    divergence is the paper's, of the weights from the target: of the other direction there is no
+    proximal form, since its step may have several minima.
 
     Args:
       params: any pytree of arrays.

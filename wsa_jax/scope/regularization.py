@@ -8,6 +8,7 @@ gradient (`regularize_scope`), and a proximal step that no strength can make uns
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
@@ -17,8 +18,10 @@ from wsa_jax.schedules import check_non_negative, value_at
 from wsa_jax.scope.layers import Rule, kernels, map_layers, select_layers
 from wsa_jax.scope.scope import (
     STD_FLOOR,
+    Direction,
     WeightScope,
     check_same_layers,
+    is_paper_direction,
     scope_divergence,
     scope_in_a_step,
 )
@@ -38,7 +41,12 @@ from wsa_jax.types import Strength
 
 @door
 def scope_penalty(
-    params: PyTree, target: WeightScope, *, select: Rule = kernels, scale: Scale = "sum"
+    params: PyTree,
+    target: WeightScope,
+    *,
+    select: Rule = kernels,
+    scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> Float[Array, ""]:
     r"""Sum over layers of the divergence from the target: the second term of the local loss.
 
@@ -51,16 +59,19 @@ def scope_penalty(
       select: the rule the target was estimated with.
       scale: ``"sum"`` (the paper's) or ``"size"`` (each divergence times its layer's size: the same
         pull on every weight, whatever the size of its layer).
+      direction: ``"weights||target"`` (the paper's) or ``"target||weights"``, the divergence the
+        other way round: see `scope_divergence`.
 
     Returns:
       A scalar, in nats. Multiply it by the strength and add it to the loss.
 
     Edge cases: a layer with std below `STD_FLOOR` has a finite value, and a gradient on its mean
-      only. A layer whose target is constant is refused by name; under a trace it counts 0.
+      only; in the direction ``"target||weights"`` no gradient, since its slope has no bound there.
+      A layer whose target is constant is refused by name; under a trace it counts 0.
 
     Raises:
       ValueError: params and target differ in layers, the target has constant layers, or the scale
-        is unknown.
+        or the direction is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax import weight_scope
@@ -73,19 +84,31 @@ def scope_penalty(
     check_target(target, select)
     scope = scope_in_a_step(params, select)
     weights = held_layers(target, scale)
+    divergence = scope_divergence(scope, target, direction=direction)
+    if not is_paper_direction(direction):
+        divergence = jnp.where(scope.std > STD_FLOOR, divergence, jax.lax.stop_gradient(divergence))
     # Not 0 times a divergence, which may be infinite.
-    divergence = jnp.where(weights > 0, scope_divergence(scope, target), 0.0)
-    return jnp.sum(divergence * weights)
+    return jnp.sum(jnp.where(weights > 0, divergence, 0.0) * weights)
 
 
 @door
 def scope_gradient(
-    params: PyTree, target: WeightScope, *, select: Rule = kernels, scale: Scale = "sum"
+    params: PyTree,
+    target: WeightScope,
+    *,
+    select: Rule = kernels,
+    scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> PyTree:
     r"""Gradient of `scope_penalty` in closed form, without a backward pass.
 
     .. math:: \frac{1}{n}\Big[\frac{\mu - \tilde\mu}{\tilde\sigma^2}
               + (w - \mu)\Big(\frac{1}{\tilde\sigma^2} - \frac{1}{\sigma^2}\Big)\Big]
+
+    or, in the direction ``"target||weights"``,
+
+    .. math:: \frac{1}{n \sigma^2}\Big[\mu - \tilde\mu
+              + (w - \mu)\Big(1 - \frac{\tilde\sigma^2 + (\mu - \tilde\mu)^2}{\sigma^2}\Big)\Big]
 
     Returns:
       The structure, shapes and dtypes of params; zeros where a leaf is not selected.
@@ -101,21 +124,33 @@ def scope_gradient(
     True
     """
     check_target(target, select)
-    return _gradient(params, target, 1.0, select, scale)
+    return _gradient(params, target, 1.0, select, scale, direction)
 
 
 def _gradient(
-    params: PyTree, target: WeightScope, strength: Any, select: Rule, scale: Scale
+    params: PyTree,
+    target: WeightScope,
+    strength: Any,
+    select: Rule,
+    scale: Scale,
+    direction: Direction,
 ) -> PyTree:
     """``strength`` times the gradient: 1/n alone would be rounded to 0 in half precision."""
     scope = scope_in_a_step(params, select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)
     per_weight = strength * held_layers(target, scale) / size
-    target_precision = 1.0 / jnp.square(jnp.maximum(target.std, STD_FLOOR))
+    spread, shift = scope.std > STD_FLOOR, scope.mean - target.mean
     precision = 1.0 / jnp.square(jnp.maximum(scope.std, STD_FLOOR))
-    slope = per_weight * jnp.where(scope.std > STD_FLOOR, target_precision - precision, 0.0)
-    pull = per_weight * (scope.mean - target.mean) * target_precision
+    if is_paper_direction(direction):
+        target_precision = 1.0 / jnp.square(jnp.maximum(target.std, STD_FLOOR))
+        slope = per_weight * jnp.where(spread, target_precision - precision, 0.0)
+        pull = per_weight * shift * target_precision
+    else:
+        # What the target spreads about the weights' mean. Without spread no pull has a bound.
+        wanted = jnp.square(jnp.maximum(target.std, STD_FLOOR)) + jnp.square(shift)
+        held = per_weight * jnp.where(spread, precision, 0.0)
+        slope, pull = held * (1.0 - wanted * precision), held * shift
     return map_layers(
         lambda weight, mean, pull, slope: pull + (weight - mean) * slope,
         params,
@@ -132,6 +167,7 @@ def regularize_scope(
     target: WeightScope | None = None,
     select: Rule = kernels,
     scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``strength`` times the gradient of the scope penalty to the updates.
 
@@ -150,6 +186,7 @@ def regularize_scope(
         call ``update(updates, state, params)``; an update's own target takes precedence.
       select: rule that says which leaves are layers.
       scale: see `scope_penalty`.
+      direction: see `scope_penalty`.
 
     Guarantees: equal to the loss term by autodiff up to rounding; composes under ``optax.chain``,
     ``jit``, ``vmap`` and ``scan``; dtypes of the updates are kept, and so are updates that are None
@@ -157,9 +194,9 @@ def regularize_scope(
     ``optax.inject_hyperparams`` give ``static_args=("select",)``.
 
     Raises:
-      ValueError: strength is negative or NaN, an update lacks params or target, or known
-        parameters (in ``init``) or a known target have constant layers, such as biases that start
-        at 0: they are named, and left out by `without`.
+      ValueError: strength is negative or NaN, the direction is unknown, an update lacks params or
+        target, or known parameters (in ``init``) or a known target have constant layers, such as
+        biases that start at 0: they are named, and left out by `without`.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.eye(2)}  # mean 0.5, std 0.5
@@ -175,9 +212,10 @@ def regularize_scope(
     Source: WSA, Eq. 10 and its gradient.
     """
     check_non_negative(strength)
+    is_paper_direction(direction)
 
     def change(updates: PyTree, count: Array, params: PyTree, target: WeightScope) -> PyTree:
-        gradient = _gradient(params, target, value_at(strength, count), select, scale)
+        gradient = _gradient(params, target, value_at(strength, count), select, scale, direction)
         return map_updates(lambda u, g: u + g.astype(u.dtype), updates, gradient)
 
     return targeted_transformation("regularize_scope", change, select, target, check_start)

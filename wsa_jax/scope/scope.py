@@ -5,7 +5,7 @@ Weight Scope Alignment (Xu et al., 2024), Eq. 1-4. Training-time use is in `regu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from wsa_jax.scope.layers import Layer, Rule, kernels, select_layers
 
 STD_FLOOR = 1e-6
 """Standard deviations below this are treated as this in divergences and their gradients."""
+
+Direction = Literal["weights||target", "target||weights"]
+"""Which Gaussian a divergence averages over: the weights' (the paper's Eq. 3) or the target's."""
 
 
 @jax.tree_util.register_dataclass
@@ -163,15 +166,22 @@ def fuse_scopes(
 
 
 @door
-def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*models layers"]:
+def scope_divergence(
+    scope: WeightScope, target: WeightScope, *, direction: Direction = "weights||target"
+) -> Float[Array, "*models layers"]:
     r"""Kullback-Leibler divergence of each layer's scope from its target, in nats.
 
-    .. math:: \mathrm{KL} = \log\frac{\tilde\sigma}{\sigma}
+    .. math:: \mathrm{KL}(p \,\|\, \tilde p) = \log\frac{\tilde\sigma}{\sigma}
               + \frac{\sigma^2 + (\mu - \tilde\mu)^2}{2 \tilde\sigma^2} - \frac12
+
+    and the same with weights and target exchanged for ``"target||weights"``.
 
     Args:
       scope: the scope of a model, or of several on leading axes.
       target: the target scope of the same layers; leading axes must be equal or absent.
+      direction: ``"weights||target"`` (the paper's) or ``"target||weights"``. Near the target both
+        are the same; far from it, the first makes much of weights that are wider than the target,
+        the second of those that are narrower.
 
     Returns:
       ``[..., layers]``, never negative beyond rounding, 0 where scope and target agree.
@@ -187,14 +197,19 @@ def scope_divergence(scope: WeightScope, target: WeightScope) -> Float[Array, "*
     >>> target = WeightScope(mean=jnp.array([1.0]), std=jnp.array([2.0]), names=("w",), sizes=(9,))
     >>> round(float(scope_divergence(scope, target)[0]), 4)  # log 2 + (1 + 1)/8 - 1/2
     0.4431
+    >>> other = scope_divergence(scope, target, direction="target||weights")
+    >>> round(float(other[0]), 4)  # -log 2 + (4 + 1)/2 - 1/2
+    1.3069
 
     Source: WSA, Eq. 3.
     """
     check_same_layers(scope, target)
-    std = jnp.maximum(scope.std, STD_FLOOR)
-    target_std = jnp.maximum(target.std, STD_FLOOR)
-    ratio = std / lift(target_std, std.ndim)
-    shift = (scope.mean - lift(target.mean, std.ndim)) / lift(target_std, std.ndim)
+    averaged = jnp.maximum(scope.std, STD_FLOOR)
+    other = lift(jnp.maximum(target.std, STD_FLOOR), averaged.ndim)
+    if not is_paper_direction(direction):
+        averaged, other = other, averaged
+    ratio = averaged / other
+    shift = (scope.mean - lift(target.mean, scope.mean.ndim)) / other
     return 0.5 * (jnp.square(ratio) + jnp.square(shift) - 1.0) - jnp.log(ratio)
 
 
@@ -219,6 +234,16 @@ def constant_target(
         names=scope.names,
         sizes=scope.sizes,
     )
+
+
+def is_paper_direction(direction: str) -> bool:
+    """Whether a divergence is the paper's, of the weights from the target.
+
+    >>> is_paper_direction("target||weights")
+    False
+    """
+    checks.one_of("direction", direction, get_args(Direction))
+    return direction == "weights||target"
 
 
 def lift(values: Float[ArrayLike, "..."], ndim: int) -> Array:

@@ -5,7 +5,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from wsa_jax.door import door
-from wsa_jax.scope.scope import STD_FLOOR, WeightScope, check_same_layers, lift
+from wsa_jax.scope.scope import (
+    STD_FLOOR,
+    Direction,
+    WeightScope,
+    check_same_layers,
+    is_paper_direction,
+    lift,
+)
 from wsa_jax.scope.transformation import Scale, layer_weights
 
 
@@ -17,6 +24,7 @@ def stability(
     learning_rate: Real[ArrayLike, ""],
     strength: Real[ArrayLike, ""],
     scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> Float[Array, "*models layers"]:
     r"""Share of the stable range that an explicit step uses in each layer; below 1 is stable.
 
@@ -24,7 +32,13 @@ def stability(
 
     Near the target this is a = η λ / (n σ̃²): a step moves the mean by the factor 1 - a and
     the std by 1 - 2a, so both shrink towards the target only for a < 1.
-    ``scale="size"`` drops the n.
+    ``scale="size"`` drops the n. In the direction ``"target||weights"`` the bound is
+
+    .. math:: \frac{\eta \lambda}{2 n} \Big(\frac{1}{\sigma^2} + \frac{s}{\sigma^3}\Big) < 1,
+              \qquad s^2 = \tilde\sigma^2 + (\mu - \tilde\mu)^2
+
+    the same near the target, but far smaller where weights are narrower than their target, and
+    wider where they are wider.
 
     >>> import jax.numpy as jnp
     >>> scope = WeightScope(mean=jnp.zeros(1), std=jnp.full(1, 0.1), names=("w",), sizes=(10,))
@@ -37,7 +51,12 @@ def stability(
     # A constant layer has no std to overshoot: only its mean moves.
     target_std = lift(jnp.maximum(target.std, STD_FLOOR), scope.std.ndim)
     std = jnp.where(scope.std <= STD_FLOOR, target_std, scope.std)
-    return 0.5 * lift(rate, std.ndim) * (target_std**-2.0 + std**-2.0)
+    if is_paper_direction(direction):
+        bound = target_std**-2.0 + std**-2.0
+    else:
+        wanted = jnp.hypot(target_std, scope.mean - lift(target.mean, std.ndim))
+        bound = std**-2.0 * (1.0 + wanted / std)
+    return 0.5 * lift(rate, std.ndim) * bound
 
 
 @door
@@ -48,6 +67,7 @@ def check_stability(
     learning_rate: Real[ArrayLike, ""],
     strength: Real[ArrayLike, ""],
     scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> None:
     """Refuse an explicit gradient step that would overshoot its target: a host check.
 
@@ -62,7 +82,14 @@ def check_stability(
     ValueError: weight scope regularization is unstable in layer bias: ...
     """
     used = np.asarray(
-        stability(scope, target, learning_rate=learning_rate, strength=strength, scale=scale)
+        stability(
+            scope,
+            target,
+            learning_rate=learning_rate,
+            strength=strength,
+            scale=scale,
+            direction=direction,
+        )
     )
     used = used.reshape(-1, used.shape[-1]).max(axis=0)
     if np.isnan(used).any():
@@ -86,6 +113,7 @@ def check_bound(
     strengths: np.ndarray,
     *,
     scale: Scale = "sum",
+    direction: Direction = "weights||target",
 ) -> None:
     """`check_stability` for a run: at its largest step, from its initial scope and at its target.
 
@@ -105,4 +133,5 @@ def check_bound(
             learning_rate=float(rates[worst]),
             strength=float(strengths[worst]),
             scale=scale,
+            direction=direction,
         )

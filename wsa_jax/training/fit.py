@@ -23,7 +23,7 @@ from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import regularize_scope
-from wsa_jax.scope.scope import WeightScope, weight_scope
+from wsa_jax.scope.scope import Direction, WeightScope, is_paper_direction, weight_scope
 from wsa_jax.scope.stability import check_bound
 from wsa_jax.scope.transformation import check_target
 from wsa_jax.training.checks import check_data, check_statistics
@@ -34,7 +34,11 @@ from wsa_jax.types import Inputs
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Static settings of `fit`: steps, examples per step, clipping, decay and the layers of WSA."""
+    """Static settings of `fit`: steps, examples per step, clipping, decay and WSA's own.
+
+    ``select`` and ``direction`` are those of `wsa_jax.scope_penalty`: its layers, and which way
+    round its divergence is.
+    """
 
     steps: int
     batch_size: int = 50
@@ -42,10 +46,12 @@ class FitSettings:
     weight_decay: float | int = 0.0
     clip_norm: float | int | None = None
     select: Rule = kernels
+    direction: Direction = "weights||target"
 
     def __post_init__(self):
         checks.sgd_settings(self)
         check_fields(self)
+        is_paper_direction(self.direction)
 
 
 class Running(TypedDict, total=False):
@@ -149,7 +155,7 @@ def fit(
         if strengths.any():
             check_target(target, settings.select)
             check_target(scope, settings.select, "the initial model")
-        check_bound(scope, target, rates, strengths)
+        check_bound(scope, target, rates, strengths, direction=settings.direction)
 
     # A run is cut into segments only where it is kept or shown: one executable serves them all.
     kept: contextlib.AbstractContextManager[RunDirectory | None] = contextlib.nullcontext()
@@ -300,7 +306,9 @@ def _optimizer(
     settings: FitSettings, rate: Array | float, strength: Array | float, target: Any
 ) -> optax.GradientTransformationExtraArgs:
     parts: list[Any] = (
-        [] if target is None else [regularize_scope(strength, select=settings.select)]
+        []
+        if target is None
+        else [regularize_scope(strength, select=settings.select, direction=settings.direction)]
     )
     if settings.clip_norm is not None:
         parts.append(clip_gradient(settings.clip_norm))

@@ -34,9 +34,13 @@ def fit_identity(
             "mean": np.asarray(target.mean).tolist(),
             "std": np.asarray(target.std).tolist(),
         }
+    # The selection rule is a function; the target's layers say what it selects. Runs from before
+    # there was a choice of directions do not say theirs.
+    said: Json = {k: v for k, v in dataclasses.asdict(settings).items() if k != "select"}
+    if said.get("direction") == "weights||target":
+        del said["direction"]
     parts = {
-        # The selection rule is a function; the target's layers say what it selects.
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "select"},
+        "settings": said,
         "learning rates": digest(rates),
         "weight scope regularization": wsa,
         "initial model": digest(*jax.tree.leaves(initial)),
