@@ -57,7 +57,7 @@ def simulation_identity(
 
 def _form(form: ScopeForm) -> list[str]:
     # Runs from before there was a choice of fusions or directions do not say theirs, and resume.
-    said = [form.form, form.scale]
+    said: list[str] = [form.form, form.scale]
     said += [form.fusion] if form.fusion != ScopeForm.fusion else []
     return said + ([form.direction] if form.direction != ScopeForm.direction else [])
 
