@@ -1,7 +1,9 @@
 """Steps of `mkdocs build`: formulae as MathML, pages from outside docs/, a complete reference."""
 
 import ast
+import base64
 import html
+import json
 import logging
 import re
 from pathlib import Path
@@ -24,12 +26,34 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = [ROOT / "benchmarks" / "RESULTS.md", ROOT / "benchmarks" / "README.md"]
     found += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
     found += sorted((ROOT / "benchmarks" / "results").glob("*.png"))
-    found += sorted((ROOT / "examples").glob("*.md"))
     for path in found:
         if path.exists():
             name = path.relative_to(ROOT).as_posix().replace("README.md", "about.md")
             files.append(File.generated(config, name, abs_src_path=str(path)))
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        for name, content in notebook(path).items():
+            files.append(File.generated(config, f"examples/{name}", content=content))
     return files
+
+
+def notebook(path: Path) -> dict[str, str | bytes]:
+    """A notebook's page, and the figures that it shows, by the names of their files."""
+    parts, figures = list[str](), dict[str, bytes]()
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append("```text\n" + "".join(output["text"]).rstrip() + "\n```")
+            elif "image/png" in output["data"]:
+                name = f"{path.stem}_{len(figures) + 1}.png"
+                figures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![What the cell above draws]({name})")
+    parts.append(f"This page is the notebook `examples/{path.name}` of the repository.")
+    return {f"{path.stem}.md": "\n\n".join(parts) + "\n", **figures}
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -42,6 +66,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace(f"]({up}../{beside}", f"]({up}{beside}")
     markdown = markdown.replace("](README.md)", "](about.md)")
     markdown = markdown.replace("benchmarks/README.md)", "benchmarks/about.md)")
+    markdown = re.sub(r"(examples/\w+)\.ipynb\)", r"\1.md)", markdown)
     # Sessions of Python, whose prompts and output the copy button leaves out.
     markdown = markdown.replace("```python\n>>>", "```pycon\n>>>").replace("<BLANKLINE>\n", "\n")
     return _REST.sub(_rest_of, markdown)
