@@ -1,6 +1,6 @@
 """Federated simulation: partitions, algorithms, rounds, and weight scope alignment on top."""
 
-from wsa_jax.federated.aggregate import Aggregation, coordinate_median, trimmed_mean
+from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import (
     FederatedAlgorithm,
     LocalContext,
@@ -40,6 +40,7 @@ from wsa_jax.federated.partition import (
 )
 from wsa_jax.federated.partition_sizes import dirichlet_lognormal, split_clients
 from wsa_jax.federated.partition_table import partition_table
+from wsa_jax.federated.robust_rules import coordinate_median, trimmed_mean
 from wsa_jax.federated.round import ServerState, initial_state, make_round
 from wsa_jax.federated.run_loop import STOP
 from wsa_jax.federated.sharpness import sharpness_aware
