@@ -37,6 +37,8 @@ EXPERIMENTS: Mapping[str, str] = {
     "np_merge_table": "merging.np_merge_table",
     "np_merge_data": "merging.np_merge_data",
     "np_merge_many": "merging.np_merge_many",
+    "merging_grid": "merging.merging_grid",
+    "repair_anchors": "merging.repair_anchors",
     "coefficients": "merging.coefficients",
     "align_settings": "merging.align_settings",
     "np_merge_federated": "federated.np_merge_federated",

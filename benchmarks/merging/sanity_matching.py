@@ -74,8 +74,8 @@ PLANTED: dict[Preset, Sequence[ModelCell]] = {
 }
 SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3, 4)}
 ALIGNS: dict[Align, str] = {"none": "as they are", "weight": "matched"}
-POINTS = 25
-"""Git Re-Basin's."""
+POINTS: dict[Preset, int] = {"smoke": 11, "cpu": 25, "paper": 25}
+"""25 are Git Re-Basin's."""
 PLANTED_POINTS = 11
 PLANTED_EXAMPLES = 1_000
 LITTLE = 0.1
@@ -133,7 +133,7 @@ def collect(bench: Bench, args: MergingArgs) -> Found | None:
     own = dataclasses.replace(bench, data_dir=fashion)
     pairs: dict[str, list[Row | None]] = {
         align: [
-            path_row(own, base, seed, align, points=POINTS, examples=0)
+            path_row(own, base, seed, align, points=POINTS[args.preset], examples=0)
             for seed in seeds_of(args, SEEDS)
         ]
         for align in ALIGNS

@@ -28,6 +28,8 @@ SCRIPTS = {
     "graphs": [],
     "pretrained": [],
     "np_merge_table": ["--split", "all"],
+    "merging_grid": [],
+    "repair_anchors": [],
     "np_merge_data": [],
     "align_settings": [],
     "np_merge_many": [],
