@@ -71,15 +71,15 @@ def positive(name: str, value: object, way_out: str = "a number above 0") -> Non
         raise ValueError(f"{name} {shown(value)} is not positive; give {way_out}")
 
 
-def sgd_settings(settings: Any) -> None:
-    """Raise a ValueError if steps, batch_size, clip_norm, weight_decay or momentum is invalid.
+def sgd_settings(settings: Any, counts: Sequence[str] = ("steps", "batch_size")) -> None:
+    """Raise a ValueError if a count, clip_norm, weight_decay or momentum is invalid.
 
     >>> from wsa_jax.training.fit import FitSettings
     >>> FitSettings(steps=10, momentum=-0.9)
     Traceback (most recent call last):
     ValueError: momentum -0.9 is not in [0, 1); give 0 for none
     """
-    for name in ("steps", "batch_size"):
+    for name in counts:
         count(name, getattr(settings, name))
     if settings.clip_norm is not None:
         positive("clip_norm", settings.clip_norm, "None for no clipping")

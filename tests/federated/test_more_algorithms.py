@@ -176,6 +176,58 @@ def test_fed_nova_gives_each_step_the_same_weight(wells):
     np.testing.assert_allclose(run(fed_nova(), epochs=1)[0], expected, rtol=1e-5)
 
 
+def by_a_loop(start, place, steps, momentum):
+    """A client's update in float64, one step after another, and its mean loss."""
+    w, velocity, losses = start.copy(), np.zeros_like(start), []
+    for _ in range(steps):
+        losses.append(np.square(w - place).sum() / 2)
+        velocity = momentum * velocity + (w - place)
+        w = w - RATE * velocity
+    return w - start, np.mean(losses)
+
+
+class TestOwnSteps:
+    """Clients that are given different numbers of steps; the third has no examples."""
+
+    STEPS = (5, 1, 3, 2)
+
+    def of_a_loop(self, start, places):
+        steps = [self.STEPS[client] for client in (0, 1, 3)]
+        pairs = [by_a_loop(start, place, k, 0.5) for place, k in zip(places, steps, strict=True)]
+        updates, losses = zip(*pairs, strict=True)
+        return np.array(updates), losses
+
+    @pytest.mark.parametrize("clients", ["map", "vmap"])
+    def test_equal_a_loop(self, wells, clients):
+        run, start, places = wells
+        updates, losses = self.of_a_loop(start, places)
+        found, info = run(fed_avg(), clients, steps=self.STEPS, momentum=0.5)
+        np.testing.assert_allclose(found, start + np.einsum("c,cij", SHARES, updates), rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(info.loss)[[0, 1, 3]], losses, rtol=1e-5)
+
+    def test_fed_nova_weighs_by_them(self, wells):
+        run, start, places = wells
+        updates, _ = self.of_a_loop(start, places)
+        # How often gradients enter an update of 5, 1 and 2 steps of momentum 0.5.
+        counted = np.array([1 + 1.5 + 1.75 + 1.875 + 1.9375, 1.0, 2.5])
+        expected = start + (SHARES @ counted) * np.einsum("c,cij", SHARES / counted, updates)
+        found, _ = run(fed_nova(), steps=self.STEPS, momentum=0.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def test_another_number_of_clients_is_refused(self, wells, federate):
+        run, _, _ = wells
+        message = "steps are of 2 clients, but there are 4; give a number each"
+        with pytest.raises(ValueError, match=message):
+            run(fed_avg(), steps=(1, 2))
+        with pytest.raises(ValueError, match=message):
+            federate(local=LocalSettings(steps=(1, 2), batch_size=8))
+
+    @pytest.mark.parametrize("steps", [(), (3, 0), (3, 1.5), [3, 2]])
+    def test_what_are_no_steps(self, rejected, steps):
+        with pytest.raises(ValueError, match=r"steps .*positive"):
+            rejected(LocalSettings(), steps=steps)
+
+
 class TestSharpnessAware:
     def test_it_descends_by_the_gradient_of_the_worst_point_nearby(self):
         curvature = jnp.array([1.0, 4.0])

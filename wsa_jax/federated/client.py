@@ -32,7 +32,8 @@ class LocalSettings:
     """Scientific settings of local training; the defaults are those of the reference experiments.
 
     Attributes:
-      steps: local steps per round, of every client; not looked at if epochs are given.
+      steps: local steps per round, of every client; or a tuple, of each client its own (the loop is
+        as for epochs). Not looked at if epochs are given.
       batch_size: examples per step.
       clip_norm: bound on the global norm of the gradient, None for no clipping.
       weight_decay: added after the clip, as PyTorch's SGD does.
@@ -58,7 +59,7 @@ class LocalSettings:
     0.0
     """
 
-    steps: int = 20
+    steps: int | tuple[int, ...] = 20
     batch_size: int = 50
     clip_norm: float | int | None = 10.0
     weight_decay: float | int = 1e-4
@@ -67,7 +68,9 @@ class LocalSettings:
     epochs: int | None = None
 
     def __post_init__(self):
-        checks.sgd_settings(self)
+        checks.sgd_settings(self, ("batch_size",))
+        for steps in self.steps if isinstance(self.steps, tuple) and self.steps else (self.steps,):
+            checks.count("steps", steps)
         if self.epochs is not None:
             checks.count("epochs", self.epochs)
         if self.optimizer is None:
@@ -81,6 +84,33 @@ class LocalSettings:
             raise ValueError(
                 f"momentum {self.momentum} is that of SGD, but an optimizer is given; give the "
                 "momentum to the optimizer"
+            )
+
+    @property
+    def longest(self) -> int:
+        """The largest number of steps that a client takes, unless epochs say it.
+
+        >>> LocalSettings(steps=(3, 5)).longest
+        5
+        """
+        return max(self.steps) if isinstance(self.steps, tuple) else self.steps
+
+    @property
+    def differ(self) -> bool:
+        """Whether clients may take different numbers of steps."""
+        return self.epochs is not None or isinstance(self.steps, tuple)
+
+    def check_clients(self, clients: int) -> None:
+        """Raise a ValueError unless there are steps for each of so many clients.
+
+        >>> LocalSettings(steps=(3, 5)).check_clients(3)
+        Traceback (most recent call last):
+        ValueError: steps are of 2 clients, but there are 3; give a number each, or one for all
+        """
+        if isinstance(self.steps, tuple) and len(self.steps) != clients:
+            raise ValueError(
+                f"steps are of {len(self.steps)} clients, but there are {clients}; give a number "
+                "each, or one for all"
             )
 
 
@@ -229,7 +259,7 @@ def train_client(
         epochs=epochs if local.epochs is None else local.epochs,
     )
     carry = (server.params, own_keys(key, server.model_state), optimizer.init(server.params))
-    if local.epochs is not None:
+    if local.differ:
         step = _until(done, step)
     (trained, model_state, _), losses = jax.lax.scan(
         step, carry, (jnp.arange(steps), positions, mask)
@@ -241,7 +271,7 @@ def train_client(
         kept, update = kept_leaves(trained, keep_local), without_moves(update, keep_local)
     update = algorithm.send(clip_update(update, update_clip_norm), at(steps))
     state, message = algorithm.finish(update, at(steps + 1))
-    loss = jnp.mean(losses) if local.epochs is None else jnp.sum(losses) / done
+    loss = jnp.sum(losses) / done if local.differ else jnp.mean(losses)
     weight = algorithm.weigh(context)
     return ClientResult(update, model_state, message, state, loss, weight, kept)
 
@@ -299,7 +329,10 @@ def _local_step(
 def _step_counts(local: LocalSettings, client: ClientData) -> tuple[int, Array | int]:
     """How long the loop over local steps is, and how many of them this client takes."""
     if local.epochs is None:
-        return local.steps, local.steps
+        own = local.steps
+        if isinstance(own, tuple):
+            own = jnp.asarray(own)[client.number]
+        return local.longest, own
     longest, own = (
         local.epochs * steps_of_an_epoch(examples, local.batch_size)
         for examples in (client.indices.shape[0], client.size)

@@ -205,7 +205,8 @@ def make_round(
     does one whose sums, parameters or server state would no longer be finite (`Aggregation`).
 
     Raises:
-      ValueError: at the first call, participants is not in [1, clients].
+      ValueError: at the first call, participants is not in [1, clients], or local settings give
+        steps of another number of clients.
 
     Source: WSA, Algorithm 1.
     """
@@ -275,6 +276,7 @@ def _round(
 def _draw(plan: RoundPlan, key: Key[Array, ""], clients: int) -> Participants:
     """Draw the participants of a round, and their keys."""
     check_participants(plan.participants, clients)
+    plan.local.check_clients(clients)
     draw_key, train_key = jax.random.split(key)
     chosen = jnp.arange(clients)
     if plan.participants < clients:

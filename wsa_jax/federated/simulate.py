@@ -3,19 +3,17 @@
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real
 
 from wsa_jax import checks
 from wsa_jax.data.loading import Dataset
-from wsa_jax.door import door, shown, taken_by
+from wsa_jax.door import door
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.alignment import WeightScopeAlignment, initial_target
@@ -31,12 +29,12 @@ from wsa_jax.federated.local_leaves import check_kept
 from wsa_jax.federated.mesh import place_on_mesh, state_spec
 from wsa_jax.federated.named import (
     AlgorithmName,
-    ClientsName,
     RuleName,
     aggregation_of,
     algorithm_of,
     execution_of,
 )
+from wsa_jax.federated.options import SimulationOptions, recording_of, schedules_of, sets_of
 from wsa_jax.federated.partition import Partition, as_partition
 from wsa_jax.federated.round import (
     ServerState,
@@ -47,16 +45,13 @@ from wsa_jax.federated.round import (
 )
 from wsa_jax.federated.run_directory import other_schedules, simulation_identity
 from wsa_jax.federated.run_loop import (
-    OnRound,
     Recorder,
-    Recording,
     Schedules,
     run_rounds,
 )
 from wsa_jax.federated.train_clients import Execution, FederatedData, RoundPlan
 from wsa_jax.progress import progress_bar
 from wsa_jax.runs.run_directory import RunDirectory
-from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, without
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.scope.stability import check_bound
@@ -90,25 +85,6 @@ def reference_learning_rate(round_index: int) -> float:
     0.00998
     """
     return 0.01 * 0.998 ** (round_index + 1)
-
-
-class SimulationOptions(TypedDict, total=False):
-    """Further keywords of `simulate`, where they are described."""
-
-    participants: int | None
-    params: PyTree | None
-    model_state: PyTree | None
-    state: ServerState | None
-    execution: Execution | ClientsName
-    evidence: PyTree | None
-    keep_local: Rule | None
-    test_partition: Partition | Sequence[Any] | Mapping[int, Any] | None
-    evaluate_every: int
-    directory: str | os.PathLike[str] | None
-    checkpoint_every: int | None
-    on_round: OnRound | None
-    client_scopes: bool
-    progress: bool
 
 
 @door
@@ -220,18 +196,14 @@ def simulate(
     evidence = options.get("evidence")
     aggregation = aggregation_of(aggregation)
     check_call(key, evidence, aggregation)
-    train, test = pair_of(train), None if test is None else pair_of(test)
+    sets = sets_of(train, test)
     execution = execution_of(options.get("execution", Execution()))
     recording = recording_of(options)
     # All arguments are checked before anything is compiled or written.
     partition = as_partition(partition)
-    check_partition_of(partition, len(train[1]), rounds)
-    sets = {"train": train} if test is None else {"train": train, "test": test}
-    schedules = Schedules(
-        values_of(learning_rate, rounds, "learning_rate"),
-        values_of(wsa.strength if wsa else 0.0, rounds, "strength"),
-    )
-    own_tests = tests_of_clients(options, partition.clients, test, rounds)
+    check_partition_of(partition, len(sets["train"][1]), rounds)
+    schedules = schedules_of(learning_rate, wsa, rounds)
+    own_tests = tests_of_clients(options, partition.clients, sets.get("test"), rounds)
     initial = initial_model(key, task, sets, options.get("params"), options.get("model_state"))
     plan, state, left_out = planned(
         task,
@@ -256,8 +228,8 @@ def simulate(
         _, state, history = run.resume(state, functools.partial(other_schedules, *schedules))
 
     place = functools.partial(_placed, execution)
-    arrays = (*train, partition.indices, partition.sizes, evidence)
-    state, data, held_out = _on_devices(place, state, arrays, test, partition.clients)
+    arrays = (*sets["train"], partition.indices, partition.sizes, evidence)
+    state, data, held_out = _on_devices(place, state, arrays, sets.get("test"), partition.clients)
     round_key = place(jax.random.fold_in(key, 1))
     shows = recording.progress and jax.process_index() == 0
     with (
@@ -277,22 +249,6 @@ def simulate(
         state = run_rounds(jitted_round(plan), round_key, state, data, schedules, recorder, place)
     kept = plan.algorithm.evaluated(state.server, state.params)
     return SimulationResult(state, kept, history, left_out)
-
-
-def pair_of(examples: Examples | Dataset) -> Examples:
-    """Inputs and labels, of a data set as well."""
-    if isinstance(examples, Dataset):
-        return examples.images, examples.labels
-    if len(examples) != 2:
-        raise ValueError(f"{len(examples)} arrays are given; give inputs and labels, a pair")
-    return examples
-
-
-def recording_of(options: Mapping[str, Any]) -> Recording:
-    """The part of the options that says what is recorded."""
-    names = [field.name for field in dataclasses.fields(Recording)]
-    given: Json = {name: options[name] for name in names if name in options}
-    return Recording(**given)
 
 
 def initial_model(
@@ -327,6 +283,7 @@ def planned(
     """What is static in a round, the state of the first one, and the layers left out."""
     participants = partition.clients if participants is None else participants
     check_participants(participants, partition.clients)
+    local.check_clients(partition.clients)
     params, model_state = initial
     # Layers without spread have no scope, and explicit forms a strength beyond which they diverge.
     select, left_out = diagnosed_layers(params, wsa)
@@ -342,7 +299,7 @@ def planned(
         task=task,
         algorithm=algorithm,
         participants=participants,
-        epochs=epochs_needed(smallest, steps=local.steps, batch_size=local.batch_size),
+        epochs=epochs_needed(smallest, steps=local.longest, batch_size=local.batch_size),
         local=local,
         scope_form=form,
         select=select,
@@ -383,16 +340,3 @@ def _placed(execution: Execution, tree: PyTree, clients: int | None = None) -> P
         return tree
     spec = PartitionSpec() if clients is None else state_spec(clients, execution.mesh)
     return place_on_mesh(tree, execution.mesh, spec)
-
-
-def values_of(value: Real[ArrayLike, ""] | Schedule, rounds: int, name: str) -> np.ndarray:
-    """The numbers of all rounds, checked."""
-    with taken_by(f"the schedule of {name}", "a round's index"):
-        values = [value(i) for i in range(rounds)] if callable(value) else [value] * rounds
-    for index, one in enumerate(values):
-        if np.ndim(one) or not np.issubdtype(np.asarray(one).dtype, np.number):
-            what = f"an array of shape {np.shape(one)}" if np.ndim(one) else shown(one)
-            raise ValueError(f"{name} of round {index} is {what}; give one number")
-    array = np.asarray(values, np.float64)
-    check_non_negative(array, name)
-    return array

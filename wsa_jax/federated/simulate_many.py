@@ -4,16 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import numbers
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Key, Real
 
 from wsa_jax import checks
 from wsa_jax.data.loading import Dataset
@@ -27,45 +25,26 @@ from wsa_jax.federated.judging import HeldOut, judged
 from wsa_jax.federated.many_runs import AXIS, Run, Shared, run_together
 from wsa_jax.federated.named import (
     AlgorithmName,
-    ClientsName,
     RuleName,
     aggregation_of,
     algorithm_of,
     execution_of,
 )
+from wsa_jax.federated.options import ManyOptions, recording_of, schedules_of, sets_of
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.run_directory import other_schedules, simulation_identity
-from wsa_jax.federated.run_loop import OnRound, Recorder, Recording, Schedules
+from wsa_jax.federated.run_loop import Recorder, Recording
 from wsa_jax.federated.simulate import (
     SimulationResult,
     initial_model,
-    pair_of,
     planned,
-    recording_of,
     reference_learning_rate,
-    values_of,
 )
 from wsa_jax.federated.train_clients import Execution, RoundPlan
 from wsa_jax.progress import progress_bar
 from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.training.task import Task
 from wsa_jax.types import Examples, Schedule
-
-
-class ManyOptions(TypedDict, total=False):
-    """Further keywords of `simulate_many`, where they are described."""
-
-    runs: Literal["map", "vmap"]
-    mesh: Mesh | None
-    participants: int | None
-    execution: Execution | ClientsName
-    evidence: PyTree | None
-    evaluate_every: int
-    directory: str | os.PathLike[str] | None
-    checkpoint_every: int | None
-    on_round: OnRound | None
-    client_scopes: bool
-    progress: bool
 
 
 @door
@@ -146,8 +125,7 @@ def simulate_many(
     """
     aggregation, algorithm = aggregation_of(aggregation), algorithm_of(algorithm)
     execution = execution_of(options.get("execution", Execution()))
-    train, test = pair_of(train), None if test is None else pair_of(test)
-    sets = {"train": train} if test is None else {"train": train, "test": test}
+    sets = sets_of(train, test)
     shared = Shared(sets, options.get("evidence"), options.get("runs", "map"), options.get("mesh"))
     _check_many(keys, execution, shared)
     recording = recording_of(options)
@@ -251,10 +229,7 @@ def _run_of(
     """What `simulate` begins with, of one run."""
     check_call(key, shared.evidence, aggregation)
     check_partition_of(partition, len(shared.sets["train"][1]), rounds)
-    schedules = Schedules(
-        values_of(rate, rounds, "learning_rate"),
-        values_of(wsa.strength if wsa else 0.0, rounds, "strength"),
-    )
+    schedules = schedules_of(rate, wsa, rounds)
     initial = initial_model(key, task, shared.sets, None, None)
     plan, state, left_out = planned(
         task, initial, partition, schedules, wsa, participants, aggregation=aggregation, **static

@@ -48,7 +48,8 @@ def fed_nova() -> FederatedAlgorithm:
         \sum_i p_i = 1
 
     where ``a_i`` is the client's number of steps, or with momentum how often its gradients enter
-    the update. Give ``LocalSettings(epochs=...)``, since with ``steps`` all clients take as many.
+    the update. Give ``LocalSettings(epochs=...)``, or each client its own number of ``steps``: with
+    one for all, they take as many.
 
     Guarantees: stateless; sums over clients only; equal numbers of steps are FedAvg. A client sends
     its update and two numbers. Clients weigh ``p_i / a_i`` in all means, those of BatchNorm
