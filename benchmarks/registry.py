@@ -20,6 +20,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "fig12_predefined_targets": "federated.fig12_predefined_targets",
     "what_makes_the_gain": "federated.what_makes_the_gain",
     "heterogeneous_clients": "federated.heterogeneous_clients",
+    "gain_hypotheses": "federated.gain_hypotheses",
     "strength_sweep": "federated.strength_sweep",
     "extreme_noniid": "federated.extreme_noniid",
     "rounds_to_accuracy": "federated.rounds_to_accuracy",

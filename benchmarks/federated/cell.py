@@ -73,8 +73,8 @@ class Cell:
     steps: int = 20
     batch_size: int = 50
     augmentation: Literal["none", "batch", "example"] = "batch"
-    differ: Literal["nothing", "rates", "decays", "optimizers"] = "nothing"
-    """What differs from client to client in local training, see `clients_that_differ`."""
+    differ: Literal["nothing", "rates", "decays", "optimizers", "steps"] = "nothing"
+    """What differs from client to client in local training, see `differing_clients`."""
     evaluate_on: Literal["test", "validation"] = "test"
     evaluate_every: int = 10
     client_scopes: str = ""

@@ -8,12 +8,13 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.differing_clients import clients_that_differ
+from benchmarks.federated.differing_clients import clients_that_differ, steps_that_differ
 from benchmarks.record.data import load_split
 from wsa_jax import federated
 from wsa_jax.data import dataset_info, train_validation_split
 from wsa_jax.federated import (
     FederatedAlgorithm,
+    LocalSettings,
     Partition,
     WeightScopeAlignment,
     dirichlet_equal,
@@ -85,9 +86,21 @@ def cell_algorithm(cell: Cell) -> FederatedAlgorithm:
     """The federated algorithm of a cell, with the library's own settings but FedProx's."""
     make = getattr(federated, cell.algorithm)
     algorithm = make(mu=cell.mu) if cell.algorithm == "fed_prox" else make()
-    if cell.differ == "nothing":
+    if cell.differ in ("nothing", "steps"):
         return algorithm
     return clients_that_differ(algorithm, cell.differ, cell.clients)
+
+
+def cell_local(cell: Cell) -> LocalSettings:
+    """Local training of a cell's clients."""
+    own = cell.differ == "steps"
+    return LocalSettings(
+        steps=steps_that_differ(cell.steps, cell.clients) if own else cell.steps,
+        batch_size=cell.batch_size,
+        clip_norm=cell.clip_norm,
+        weight_decay=cell.weight_decay,
+        momentum=cell.momentum,
+    )
 
 
 def cell_wsa(cell: Cell) -> WeightScopeAlignment | None:

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.cell_parts import (
     cell_algorithm,
+    cell_local,
     cell_partition,
     cell_task,
     cell_wsa,
@@ -20,7 +21,6 @@ from benchmarks.record.data import missing_data
 from benchmarks.refused import RefusedError
 from wsa_jax import checks
 from wsa_jax.data import dataset_info
-from wsa_jax.federated import LocalSettings
 from wsa_jax.federated.alignment import initial_target
 from wsa_jax.federated.checks import diagnosed_layers
 from wsa_jax.federated.round import check_participants
@@ -85,13 +85,8 @@ def _check_numbers(cell: Cell) -> None:
     first, last = cell.window
     if first < 0 or (0 <= last <= first):
         raise ValueError(f"window {first} {last} holds no round; give FIRST LAST, -1 for the end")
-    LocalSettings(
-        steps=cell.steps,
-        batch_size=cell.batch_size,
-        clip_norm=cell.clip_norm,
-        weight_decay=cell.weight_decay,
-        momentum=cell.momentum,
-    )
+    checks.count("steps", cell.steps)
+    cell_local(cell)
     cell_algorithm(cell)
     cell_wsa(cell)
 

@@ -1,4 +1,4 @@
-"""Clients whose local training differs: their rates, weight decays or optimisers."""
+"""Clients whose local training differs: their rates, weight decays, optimisers or steps."""
 
 import functools
 from typing import Literal
@@ -14,6 +14,8 @@ from wsa_jax.reductions import norm
 # From the first client to the last, evenly in logarithms: a factor of thirty about the shared one.
 RATES = (0.18, 5.5)
 DECAYS = (1e-4, 3e-2)
+# Of the shared number of steps; ten clients take as many in all as they would if all took it.
+STEPS = (0.1, 3.3)
 # Every other client divides by the gradient's norm, as normalised SGD does.
 NORMALISED = 0.5
 
@@ -44,6 +46,15 @@ def clients_that_differ(
 
     settings = (*algorithm.settings, ("differ", what))
     return algorithm._replace(correct=correct, settings=settings)
+
+
+def steps_that_differ(steps: int, clients: int) -> tuple[int, ...]:
+    """Local steps of each client, evenly in logarithms between `STEPS` times the shared number.
+
+    >>> sum(steps_that_differ(20, 10)), steps_that_differ(20, 3)
+    (200, (2, 11, 66))
+    """
+    return tuple(max(1, round(steps * factor)) for factor in np.geomspace(*STEPS, clients))
 
 
 def _normalised(gradient: PyTree, context: LocalContext) -> Array:

@@ -2,10 +2,11 @@
 
     python -m benchmarks on_the_way [--preset cpu|paper]
 
-The pair is Table 2's first line; a run that is under way shows how far it got.
+The pair is Table 2's first line; beside it stands FedAvg from He's initialisation, without WSA, as
+far as it was run. A run that is under way shows how far it got.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.federated.comparison import paired_curves
@@ -29,34 +30,41 @@ def accuracy_at(row: Row, rounds: int) -> str:
     return next((f"{100 * point[1]:.2f}" for point in row["curve"] if point[0] == rounds), "")
 
 
-def table(theirs: Sequence[Row], ours: Sequence[Row], strength: float) -> str:
-    """Three lines a seed: without, with, and the gain; the newest round of a run under way too."""
-    last = [row["rounds_done"] for row in (*theirs, *ours) if row["rounds_done"] < MARKS[-1]]
+def table(theirs: Sequence[Row], others: Mapping[str, Sequence[Row]]) -> str:
+    """For each seed FedAvg, then each other setting and its gain, at some rounds.
+
+    The newest round of a run under way is among them.
+    """
+    rows = [*theirs, *(row for group in others.values() for row in group)]
+    last = [row["rounds_done"] for row in rows if row["rounds_done"] < MARKS[-1]]
     marks = sorted({*MARKS, *last})
     body = []
-    gains = paired_curves(ours, theirs)
-    with_wsa = {row["config"]["seed"]: row for row in ours}
     for row in theirs:
         seed = row["config"]["seed"]
         body.append([f"FedAvg, seed {seed}", *(accuracy_at(row, mark) for mark in marks)])
-        if seed in with_wsa:
-            other = [accuracy_at(with_wsa[seed], mark) for mark in marks]
-            points = dict(zip(*gains[seed], strict=True))
-            gained = [f"{points[mark]:+.2f}" if mark in points else "" for mark in marks]
-            body += [[f"FedAvg +WSA {strength:g}, seed {seed}", *other]]
-            body += [[f"gain, seed {seed}", *gained]]
+        for name, group in others.items():
+            gains = paired_curves(group, [row])
+            for other in (one for one in group if one["config"]["seed"] == seed):
+                points = dict(zip(*gains.get(seed, ((), ())), strict=True))
+                gained = [f"{points[mark]:+.2f}" if mark in points else "" for mark in marks]
+                body += [[f"{name}, seed {seed}", *(accuracy_at(other, mark) for mark in marks)]]
+                body += [[f"gain of it, seed {seed}", *gained]]
     return markdown_table(["rounds", *(f"{mark:,}" for mark in marks)], body)
 
 
 def found(args: Args) -> Findings:
-    """The pair's table."""
+    """The table."""
     rows_of = recorded(ledger_of(args), args.seed or SEEDS)
-    theirs, ours = (rows_of(args.cell(strength=strength)) for strength in (0.0, args.strength))
+    theirs = rows_of(args.cell())
+    others = {
+        f"FedAvg +WSA {args.strength:g}": rows_of(args.cell(strength=args.strength)),
+        "FedAvg, He init": rows_of(args.cell(init="he")),
+    }
     if not theirs:
         raise RefusedError(f"{ledger_of(args).path} holds no FedAvg of preset {args.preset}")
     return Findings(
         title="Accuracy on the way, %",
-        text=table(theirs, ours, args.strength),
+        text=table(theirs, others),
         summary={"preset": args.preset, "seeds": len(theirs)},
     )
 

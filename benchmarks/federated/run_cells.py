@@ -15,6 +15,7 @@ import tyro
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.cell_parts import (
     cell_algorithm,
+    cell_local,
     cell_partition,
     cell_task,
     cell_wsa,
@@ -28,7 +29,7 @@ from benchmarks.record.ledger import RUNS, Ledger, cell_id, is_finished, provena
 from benchmarks.record.statistics import Row
 from benchmarks.record.workers import held_alone, run_in_workers
 from benchmarks.refused import RefusedError
-from wsa_jax.federated import Execution, LocalSettings, clients_mesh, simulate
+from wsa_jax.federated import Execution, clients_mesh, simulate
 from wsa_jax.runs.processes import barrier
 
 
@@ -106,13 +107,7 @@ def run_cell(cell: Cell, options: RunOptions, ledger: Ledger) -> Row:
         wsa=cell_wsa(cell),
         participants=cell.participants,
         learning_rate=lambda index: cell.learning_rate * cell.decay ** (index + 1),
-        local=LocalSettings(
-            steps=cell.steps,
-            batch_size=cell.batch_size,
-            clip_norm=cell.clip_norm,
-            weight_decay=cell.weight_decay,
-            momentum=cell.momentum,
-        ),
+        local=cell_local(cell),
         execution=Execution(clients=execution, mesh=clients_mesh() if options.mesh else None),
         test=test,
         evaluate_every=cell.evaluate_every,

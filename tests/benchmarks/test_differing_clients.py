@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.cell_parts import cell_algorithm
+from benchmarks.federated.cell_parts import cell_algorithm, cell_local
 from benchmarks.federated.differing_clients import DECAYS, NORMALISED, RATES
 from wsa_jax.federated import LocalContext
 
@@ -40,6 +40,16 @@ def test_the_algorithms_own_correction_stays():
     found = algorithm.correct(GRADIENT, PARAMS, context)["w"]
     np.testing.assert_allclose(found, RATES[0] * np.array([5.0, 2.0]), rtol=1e-6)
     assert ("differ", "rates") in algorithm.settings
+
+
+def test_clients_take_steps_of_their_own():
+    cell = Cell(differ="steps")
+    steps = cell_local(cell).steps
+    assert (len(steps), steps[0], steps[-1]) == (10, 2, 66)
+    # As much work in all as where all take 20.
+    assert 190 <= sum(steps) <= 210
+    assert cell_local(Cell()).steps == 20
+    assert cell_algorithm(cell) is cell_algorithm(Cell())
 
 
 def test_cells_that_do_not_differ_run_the_library_s_own_algorithm():
