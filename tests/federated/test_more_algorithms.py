@@ -224,7 +224,8 @@ class TestOwnSteps:
 
     @pytest.mark.parametrize("steps", [(), (3, 0), (3, 1.5), [3, 2]])
     def test_what_are_no_steps(self, rejected, steps):
-        with pytest.raises(ValueError, match=r"steps .*positive"):
+        message = "are a list; give a tuple" if isinstance(steps, list) else "must be a positive"
+        with pytest.raises(ValueError, match=f"steps .*{message}"):
             rejected(LocalSettings(), steps=steps)
 
 

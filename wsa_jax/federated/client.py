@@ -69,6 +69,8 @@ class LocalSettings:
 
     def __post_init__(self):
         checks.sgd_settings(self, ("batch_size",))
+        if isinstance(self.steps, list):
+            raise ValueError(f"steps {self.steps} are a list; give a tuple, a number a client")
         for steps in self.steps if isinstance(self.steps, tuple) and self.steps else (self.steps,):
             checks.count("steps", steps)
         if self.epochs is not None:
