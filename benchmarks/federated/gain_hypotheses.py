@@ -110,10 +110,14 @@ def he_claim(size: Size, ledger: Ledger) -> Claim | None:
     number, verdict = state_of(line, rows_of)
     if verdict == NOT_RUN:
         return None
+    seeds = {row["config"]["seed"] for row in theirs}
+    alone = [row for row in rows_of(line.baseline) if row["config"]["seed"] not in seeds]
+    others = f" (plain {_seeds(alone)}: {_percent(alone)} %)" if alone else ""
     return Claim(
         "our question",
         "He's initialisation alone, without WSA, gains what the paper's WSA does",
-        f"FedAvg, {_percent(ours)} against {_percent(theirs)} %, {_seeds(ours)}, {size.name}",
+        f"FedAvg, {_percent(ours)} against {_percent(theirs)} %, {_seeds(ours)}{others}, "
+        f"{size.name}",
         number,
         f"{AFTER - BEFORE:+.2f}",
         verdict,
