@@ -17,13 +17,19 @@ from benchmarks.federated import heterogeneous_clients, what_makes_the_gain
 from benchmarks.federated.chosen_strength import chosen_strength
 from benchmarks.federated.comparison import Comparison, RowsOf, accuracies, paired_gains, sides
 from benchmarks.federated.experiment import Args as TableArgs
-from benchmarks.federated.experiment import CommonArgs, against_wsa, recorded
+from benchmarks.federated.experiment import (
+    CommonArgs,
+    against_wsa,
+    cells_state,
+    ordered_cells,
+    recorded,
+)
 from benchmarks.federated.paired_claims import FULL, SEEDS, STANDARD, Size
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS, TABLE2
 from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
-from benchmarks.script import Findings, Reported, Summary
+from benchmarks.script import Findings, Preset, Reported, State, Summary
 
 BEFORE, AFTER = TABLE2["cifar10", 0.5]["fed_avg"]
 PAGE = "federated.md#where-could-4-points-come-from"
@@ -158,6 +164,14 @@ class GainHypotheses(Reported):
 
     def findings(self, args: Args) -> Findings:
         return found(args)
+
+    def state(self, preset: Preset) -> State | None:
+        """Cells of the sizes that it shows, the first seed of each."""
+        sizes = [size for size in (FULL, STANDARD) if size.preset == preset]
+        if not sizes:
+            return None
+        lines = hypotheses(arguments(sizes[0], Ledger(RESULTS / "federated.jsonl")))
+        return cells_state(ordered_cells(lines, (0,)))
 
 
 SCRIPT = GainHypotheses(name="gain_hypotheses", description=__doc__, arguments=Args, claims=claims)
