@@ -56,7 +56,7 @@ def test_all_questions_can_be_asked_at_every_strength_of_the_choice(tmp_path):
 def test_questions_are_asked_of_one_seed_after_another():
     cells = standard_problem.questions(CommonArgs(preset="cpu"), 5.0)
     assert all(cell == cell.canonical() for cell in cells)
-    assert len(cells) == len(set(cells)) == 3 * 14
+    assert len(cells) == len(set(cells)) == 3 * 15
     assert [cell.seed for cell in cells] == [0] * 14 + [1] * 14 + [2] * 14
     first = standard_problem.first_cells(CommonArgs(preset="cpu"))
     plain = [cell for cell in cells[:14] if not cell.strength]
@@ -76,7 +76,7 @@ def test_clients_that_differ_come_before_the_rest_of_the_tables():
     args = CommonArgs(preset="cpu")
     following = standard_problem.following_cells(args, 5.0)
     differing = [cell for cell in following if cell.differ != "nothing"]
-    assert len(differing) == 3 * 3 * 3
+    assert len(differing) == 3 * 3 * 4
     assert {cell.alpha for cell in following[following.index(differing[-1]) + 1 :]} == {0.5, 1.0}
     assert all(cell.alpha == 0.5 for cell in following[: following.index(differing[0])])
     assert {cell.form for cell in differing} == {"none", "gradient", "proximal"}
