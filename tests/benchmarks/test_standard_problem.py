@@ -57,16 +57,16 @@ def test_questions_are_asked_of_one_seed_after_another():
     cells = standard_problem.questions(CommonArgs(preset="cpu"), 5.0)
     assert all(cell == cell.canonical() for cell in cells)
     assert len(cells) == len(set(cells)) == 3 * 15
-    assert [cell.seed for cell in cells] == [0] * 14 + [1] * 14 + [2] * 14
+    assert [cell.seed for cell in cells] == [0] * 15 + [1] * 15 + [2] * 15
     first = standard_problem.first_cells(CommonArgs(preset="cpu"))
-    plain = [cell for cell in cells[:14] if not cell.strength]
+    plain = [cell for cell in cells[:15] if not cell.strength]
     # Controls that ran first are not run again.
     assert set(first[2:]) < set(plain)
     assert {cell.target for cell in cells} == {"none", "fused", "he", "he_fused"}
     # The table of the questions compares these cells, and each with WSA to the same one without.
     args = dataclasses.replace(standard_problem.with_strength(CommonArgs(preset="cpu"), 5.0))
     lines = what_makes_the_gain.comparisons(args)
-    assert {line.treated for line in lines} == set(cells[:14])
+    assert {line.treated for line in lines} == set(cells[:15])
     with_wsa = [line for line in lines if line.treated.strength]
     assert not any(line.baseline.strength for line in with_wsa)
     assert {line.baseline for line in with_wsa} <= {args.cell(), *plain}
