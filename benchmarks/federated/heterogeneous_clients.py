@@ -3,8 +3,8 @@
     python -m benchmarks heterogeneous [--preset smoke|cpu|paper]
 
 Clients differ in their local rates (a factor of thirty), weight decays, optimisers (every other one
-normalises its gradient), numbers of examples (Dirichlet 0.5 without equal sizes) or numbers of
-steps a round (2 to 66, a factor of thirty, as many in all as elsewhere). Each is run
+normalises its gradient), numbers of steps a round (2 to 66, a factor of thirty, as many in all as
+elsewhere) or numbers of examples (Dirichlet 0.5 without equal sizes). Each is run
 with and without WSA, in the gradient and in the proximal form, and the divergence between clients
 stands beside the gain. cpu: the standard problem, three seeds. paper: in full. smoke: rates alone,
 the MLP on digits.
@@ -26,8 +26,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "different rates": {"differ": "rates"},
     "different optimisers": {"differ": "optimizers"},
     "different weight decays": {"differ": "decays"},
-    "different numbers of examples": {"partition": "unequal"},
     "different numbers of steps": {"differ": "steps"},
+    "different numbers of examples": {"partition": "unequal"},
 }
 FORMS: dict[str, dict[str, Any]] = {
     "FedAvg +WSA": {},
