@@ -4,9 +4,10 @@
 
 Two files of float32 (2 GB each by default: an embedding and blocks of a language model) are
 averaged into a third, as `wsa-jax merge` does, with the digests of both in its metadata. The other
-side reads both files through and writes as many bytes as one of them. Both sides are processes of
-their own that take turns, and end when the bytes are on the disk; imports are not counted. The
-bound of memory is the largest leaf of both models and 300 MB, for all of the process.
+side reads a megabyte of each file and writes one, to the end. Both sides are processes of their own
+that take turns; both bring what is written to the disk on the way (fsync, in a thread) and end when
+all of it is there; imports are not counted. The inputs are in the system's cache, if it is large
+enough. The bound of memory is the largest leaf of both models and 300 MB, for all of the process.
 """
 
 import dataclasses
@@ -49,19 +50,23 @@ print(json.dumps(found | {"peak": peak * 1024, "before": before * 1024}))
 """
 
 COPY = """
-import json, os, sys, time
+import json, os, sys, threading, time
 first, second, output = sys.argv[1:]
-block = bytearray(1 << 20)
+blocks = [bytearray(1 << 20) for _ in range(2)]
 begin, processor = time.perf_counter(), time.process_time()
-for name in (first, second):
-    with open(name, "rb", buffering=0) as file:
-        while file.readinto(block):
-            pass
-with open(output, "wb", buffering=0) as file:
-    left = os.path.getsize(first)
-    while left > 0:
-        left -= file.write(memoryview(block)[:left])
-    os.fsync(file.fileno())
+with open(first, "rb", buffering=0) as a, open(second, "rb", buffering=0) as b:
+    with open(output, "wb", buffering=0) as file:
+        finished = threading.Event()
+        def to_the_disk():
+            while not finished.wait(0.05):
+                os.fsync(file.fileno())
+        thread = threading.Thread(target=to_the_disk)
+        thread.start()
+        while (size := a.readinto(blocks[0])) | b.readinto(blocks[1]):
+            file.write(memoryview(blocks[0])[:size])
+        finished.set()
+        thread.join()
+        os.fsync(file.fileno())
 seconds, processor = time.perf_counter() - begin, time.process_time() - processor
 print(json.dumps({"seconds": seconds, "processor": processor}))
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsa_jax.cli import main
-from wsa_jax.commands import merge_leaves
+from wsa_jax.commands import merge_leaves, sources
 from wsa_jax.files import flatten, load_model, open_model, save_model
 from wsa_jax.merging import dare, model_stock, slerp, ties
 
@@ -89,6 +89,79 @@ def test_large_leaves_come_in_pieces(files, models, monkeypatch):
     )
 
 
+def test_pieces_of_one_buffer_make_whole_leaves(files, models, monkeypatch):
+    monkeypatch.setattr(merge_leaves, "_PIECE", 5)
+    expected = {n: np.mean([m[n] for m in models], axis=0) for n in SHAPES}
+    close(merged(*files, output="out.msgpack"), expected)
+    ties_of = ("--method", "ties", "--base", files[2], "--keep", "0.5")
+    close(
+        merged(*files[:2], *ties_of, output="t.safetensors"),
+        flatten(ties(models[:2], models[2], keep=0.5)),
+    )
+
+
+def backwards(path, leaves):
+    """A safetensors file whose leaves lie in the reverse order of their names."""
+    order, end, header = sorted(leaves, reverse=True), 0, {}
+    for name in order:
+        begin, end = end, end + leaves[name].nbytes
+        kind = {"float32": "F32", "int64": "I64"}[str(leaves[name].dtype)]
+        header[name] = {"dtype": kind, "shape": leaves[name].shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    data = b"".join(leaves[name].tobytes() for name in order)
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_digests_are_those_of_the_files_whatever_is_read(files, models, monkeypatch):
+    monkeypatch.setattr(merge_leaves, "_PIECE", 4)
+    monkeypatch.setattr(sources, "_BLOCK", 7)
+    monkeypatch.setattr(sources, "_WAITING", 2)
+    # In another order, with a leaf of a file that is not read at all, and twice over.
+    backwards("b.safetensors", {**models[1], "count": np.array(1)})
+    save_model("c", {**models[2], "count": np.array(2)}, shard_bytes=75)
+    inputs = ("a.safetensors", "b.safetensors", "c")
+    shards = sorted(Path("c").iterdir())
+    assert len(shards) == 4  # the index is one of them
+    lines = [f"{hashlib.sha256(one.read_bytes()).hexdigest()}  {one.name}\n" for one in shards]
+    expected = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in inputs[:2]]
+    expected.append(hashlib.sha256("".join(lines).encode()).hexdigest())
+    for number, more in enumerate(
+        (
+            [*inputs],
+            [*inputs, "--method", "weighted", "--weights", "1", "0", "3"],
+            [*inputs[:2], "--method", "ties", "--base", "c"],
+            [*inputs[:2], "--method", "model-stock", "--base", "c"],
+        )
+    ):
+        merged(*more, output=f"{number}.safetensors")
+        told = json.loads(open_model(f"{number}.safetensors").metadata["wsa_jax"])
+        found = [*told["models"], *([told["base"]] if "base" in told else [])]
+        assert found == [f"sha256:{digest}" for digest in expected]
+
+
+def test_ties_looks_at_the_whole_model_in_every_precision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(merge_leaves, "_PIECE", 7)
+    kinds = {"half": jnp.bfloat16, "single": np.float32, "double": np.float64}
+    # One leaf changes ten times as much: by leaf, as much of each would be kept.
+    sizes = {"half": 0.1, "single": 1.0, "double": 0.1}
+    for names in (["half", "single"], list(kinds)):
+        models = [
+            {n: (sizes[n] * RNG.standard_normal((3, 10))).astype(kinds[n]) for n in names}
+            for _ in range(3)
+        ]
+        for name, model in zip("abc", models, strict=True):
+            save_model(f"{name}.safetensors", model)
+        pair, base = ("a.safetensors", "b.safetensors"), ("--base", "c.safetensors")
+        for keep in ("0.05", "0.3", "1"):
+            out = f"{len(names)}-{keep}.safetensors"
+            found = merged(*pair, "--method", "ties", *base, "--keep", keep, output=out)
+            with jax.enable_x64(True):
+                expected = flatten(ties(models[:2], models[2], keep=float(keep)))
+            for name, value in expected.items():
+                assert found[name].tobytes() == np.asarray(value).tobytes()
+
+
 def test_layers_have_weights_of_their_own(files, models):
     Path("recipe.yaml").write_text(
         'method: weighted\nweights: [1, 1]\nlayers:\n  "head\\\\..*": [1, 3]\n'
@@ -108,7 +181,7 @@ def test_methods_are_the_library_s_on_whole_models(files, models):
     two, options = files[:2], ("--base", files[2])
     close(merged(*two, "--method", "slerp", "--weights", "1", "3"), flatten(slerp(a, b, 0.75)))
     found = merged(*two, "--method", "ties", *options, "--keep", "0.5", output="t.npz")
-    close(found, flatten(ties([a, b], base, keep=0.5, per="leaf")))
+    close(found, flatten(ties([a, b], base, keep=0.5)))
     found = merged(*two, "--method", "model-stock", *options, output="m.npz")
     close(found, flatten(model_stock([a, b], base)))
     found = merged(
@@ -271,6 +344,20 @@ def test_what_cannot_be_merged_leaves_nothing(files, models, capsys):
     assert "out.pt is a pickle" in error
     found = merged(files[0], "nan.safetensors", "--method", "weighted", "--weights", "1", "0")
     close(found, models[0])
+
+
+def test_ties_refuses_before_it_writes(files, models, capsys):
+    turned = {**models[0], "count": np.array(1), "head.weight": models[0]["head.weight"] * 1j}
+    turned["head.weight"] = turned["head.weight"].astype(np.complex64)
+    save_model("x.safetensors", turned)
+    asked = ("--method", "ties", "--base", "x.safetensors", "-o", "out.safetensors")
+    error = refused(capsys, "x.safetensors", "x.safetensors", *asked)
+    assert "complex weights have none: head.weight" in error
+    bad = {**models[1], "count": np.array(1), "head.weight": np.full((3, 6), np.inf, np.float32)}
+    save_model("inf.safetensors", bad)
+    asked = ("--method", "ties", "--base", "inf.safetensors", "-o", "out.safetensors")
+    error = refused(capsys, files[0], files[1], *asked)
+    assert "leaf head.weight of file 3 holds NaN or infinite values" in error
 
 
 CONFIGS = [

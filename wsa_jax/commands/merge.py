@@ -1,19 +1,18 @@
 """``wsa-jax merge``: models in files into one file, a leaf of each at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
-from wsa_jax.commands.merge_leaves import merged_leaf
-from wsa_jax.commands.provenance import STAND_IN, digest_of, provenance, shared_metadata
+from wsa_jax.commands.merge_leaves import Merging
+from wsa_jax.commands.provenance import STAND_IN, provenance, shared_metadata
 from wsa_jax.commands.recipe import Method, Recipe, read_config, recipe
 from wsa_jax.commands.same import check_same
+from wsa_jax.commands.sources import sources
 from wsa_jax.commands.text import output_path, sized
 from wsa_jax.files import ModelFile, ModelFileError, open_model
 from wsa_jax.files.formats import write
@@ -104,27 +103,22 @@ def merge_files(
       output: where to.
       advance: called with the number of bytes read, after each leaf.
 
-    Guarantees: for averages and task arithmetic of safetensors, a megabyte of each file is in
+    Guarantees: for averages, task arithmetic and TIES of safetensors, megabytes of each file are in
     memory at a time; in other formats a leaf of each; for methods that look at a leaf as a whole, a
-    few copies of it. The inputs' digests are taken by other threads meanwhile. Equal inputs give
-    equal bytes, except for orbax.
+    few copies of it. Safetensors are read once, by TIES three times, and their digests taken by
+    other threads meanwhile. Equal inputs give equal bytes, except for orbax.
     """
     inputs = [*files, *([] if base is None else [base])]
-    with ThreadPoolExecutor(max_workers=len(inputs)) as threads:
-        digests = [threads.submit(digest_of, file) for file in inputs]
-
-        def pieces(name: str) -> Iterable[np.ndarray]:
-            yield from merged_leaf(asked, name, files, base)
-            advance(len(inputs) * size_in_bytes(files[0].shapes[name]))
-
+    with sources(inputs) as given:
+        merging = Merging(asked, given, advance)
         shared = shared_metadata(files)
         write(
             output,
             Content(
                 shapes=files[0].shapes,
-                pieces=pieces,
+                pieces=merging.leaf,
                 metadata={**shared, **provenance(asked, [STAND_IN] * len(inputs))},
-                late=lambda: provenance(asked, [one.result() for one in digests]),
+                late=lambda: provenance(asked, [one.digest() for one in given]),
             ),
         )
 

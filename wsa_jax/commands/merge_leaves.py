@@ -1,6 +1,6 @@
-"""One leaf of several files into one, by every method; where it can be, piece by piece."""
+"""Leaves of several files into one, by every method; where it can be, piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import Array
 
 from wsa_jax.commands.recipe import Recipe
-from wsa_jax.files import ModelFile, ModelFileError
+from wsa_jax.commands.smallest_kept import smallest_kept
+from wsa_jax.commands.sources import Source, all_finite, check_finite, refuse_infinite
+from wsa_jax.files.model_file import size_in_bytes
 from wsa_jax.files.names import flatten, unflatten
 from wsa_jax.leaves import is_inexact
-from wsa_jax.merging.combine import dare, model_stock, slerp, task_arithmetic, ties
+from wsa_jax.merging.combine import dare, model_stock, slerp, task_arithmetic
+from wsa_jax.merging.combine.ties import merge_trimmed
 from wsa_jax.reductions import shares
 
 # Numbers in a piece: few calls, and a piece of each model stays in the cache.
@@ -23,70 +26,104 @@ _PIECE = 1 << 18
 _SMALLEST = 1 << 12
 
 
-def merged_leaf(
-    recipe: Recipe, name: str, files: Sequence[ModelFile], base: ModelFile | None
-) -> Iterator[np.ndarray]:
-    """The merged values of a leaf, in pieces of its dtype.
+class Merging:
+    """A recipe at work on open files: the models and, for methods that ask for it, their base.
 
-    Averages and task arithmetic take a piece of each model at a time; the other methods look at a
-    leaf as a whole. Integers and flags are the first model's.
-
-    Raises:
-      ModelFileError: a value of a model that counts is not finite.
+    Args:
+      recipe: the method.
+      given: a source of each model, and then of the base.
+      advance: called with the number of bytes that were read, after each leaf.
     """
-    weights = recipe.weights_of(name)
-    shape = files[0].shapes[name]
-    given = [*files, *([] if base is None else [base])]
-    if not is_inexact(shape) or 0 in shape.shape:
-        yield files[0][name]
-    elif recipe.method in ("average", "weighted"):
-        yield from _averaged(name, files, weights)
-    elif recipe.method == "task-arithmetic":
-        for *models, start in _pieces(name, given):
-            _check_finite(name, [*models, start])
-            with _precision(start):
-                piece = np.asarray(task_arithmetic(models, start, scale=weights))
-            yield piece
-    else:
-        leaves = [file[name] for file in given]
-        _check_finite(name, leaves)
-        with _precision(leaves[0]):
-            whole = _whole(recipe, name, leaves, weights)
-        yield whole
+
+    def __init__(self, recipe: Recipe, given: Sequence[Source], advance: Callable[[int], Any]):
+        self._recipe, self._given, self._advance = recipe, given, advance
+        self._shapes = given[0].file.shapes
+        self._limits: Sequence[Any] = ()
+        if recipe.method == "ties":
+            # What is kept depends on the whole model: a look at all leaves, before any is merged.
+            numbers = dict(recipe.numbers)
+            merged = [name for name, shape in self._shapes.items() if is_inexact(shape)]
+            self._limits = smallest_kept(given, merged, numbers["keep"], _PIECE)
+
+    def leaf(self, name: str) -> Iterator[np.ndarray]:
+        """The merged values of a leaf, in pieces of its dtype, each valid until the next.
+
+        Averages, task arithmetic and TIES take a piece of each model at a time; the other methods
+        look at a leaf as a whole. Integers and flags are the first model's.
+
+        Raises:
+          ModelFileError: a value of a model that counts is not finite.
+        """
+        shape = self._shapes[name]
+        if not is_inexact(shape) or 0 in shape.shape:
+            yield self._given[0].leaf(name)
+        elif self._recipe.method in ("average", "weighted"):
+            yield from _averaged(name, self._given, self._recipe.weights_of(name))
+        elif self._recipe.method in ("task-arithmetic", "ties"):
+            yield from self._from_base(name)
+        else:
+            leaves = [source.leaf(name) for source in self._given]
+            check_finite(name, leaves)
+            with _precision(leaves[0]):
+                whole = _whole(self._recipe, name, leaves)
+            yield whole
+        self._advance(len(self._given) * size_in_bytes(shape))
+
+    def _from_base(self, name: str) -> Iterator[np.ndarray]:
+        """Methods that treat every weight of a leaf alike, on the models and then their base."""
+        weights = self._recipe.weights_of(name)
+        scale = dict(self._recipe.numbers).get("scale", 1.0)
+        for pieces in _pieces(name, self._given):
+            check_finite(name, pieces)
+            # Where nothing changed, nothing is added: zeros do for fewer sizes to compile.
+            *models, base = (_padded(piece) for piece in pieces)
+            with _precision(*self._limits, base):
+                if self._recipe.method == "ties":
+                    found = merge_trimmed(models, base, self._limits, scale)
+                else:
+                    found = task_arithmetic(models, base, scale=weights)
+                merged = np.asarray(found)
+            yield merged[: pieces[0].size]
 
 
-def _averaged(
-    name: str, files: Sequence[ModelFile], weights: Sequence[float]
-) -> Iterator[np.ndarray]:
+def _averaged(name: str, given: Sequence[Source], weights: Sequence[float]) -> Iterator[np.ndarray]:
     """The weighted mean, as `average` computes it; a model of weight 0 is not even read."""
     kept = [index for index, weight in enumerate(weights) if weight]
     share = np.asarray(shares([weights[index] for index in kept]))
-    for pieces in _pieces(name, [files[index] for index in kept]):
-        # In NumPy: a piece is two passes through the cache, less than handing it to JAX and back.
-        wide = np.promote_types(pieces[0].dtype, np.float32)
-        total = pieces[0].astype(wide) * wide.type(share[0])
+    dtype = np.dtype(given[0].file.shapes[name].dtype)
+    wide = np.promote_types(dtype, np.float32)
+    # In NumPy and in two buffers: pieces stay in the cache, and no memory is asked for anew.
+    total, term = np.empty(_PIECE, wide), np.empty(_PIECE, wide)
+    for pieces in _pieces(name, [given[index] for index in kept]):
+        size = pieces[0].size
+        _scaled(pieces[0], share[0], total[:size])
         for factor, piece in zip(share[1:], pieces[1:], strict=True):
-            total += piece.astype(wide, copy=False) * wide.type(factor)
-        if not np.isfinite(total).all():
+            _scaled(piece, factor, term[:size])
+            total[:size] += term[:size]
+        if not all_finite(total[:size]):
             bad = next(i for i, one in zip(kept, pieces, strict=True) if not np.isfinite(one).all())
-            _refuse_infinite(name, bad)
-        yield total.astype(pieces[0].dtype, copy=False)
+            refuse_infinite(name, bad)
+        yield total[:size].astype(dtype, copy=False)
 
 
-def _whole(
-    recipe: Recipe, name: str, leaves: Sequence[np.ndarray], weights: Sequence[float]
-) -> np.ndarray:
+def _scaled(piece: np.ndarray, factor: Any, out: np.ndarray) -> None:
+    """A piece times a factor, rounded to the type of the result as `average` does it."""
+    if piece.dtype == out.dtype:
+        np.multiply(piece, out.dtype.type(factor), out=out)
+    else:
+        out[:] = piece
+        out *= out.dtype.type(factor)
+
+
+def _whole(recipe: Recipe, name: str, leaves: Sequence[np.ndarray]) -> np.ndarray:
     """A method that looks at the whole leaf, of the models and then of their base."""
-    numbers = dict(recipe.numbers)
+    weights, numbers = recipe.weights_of(name), dict(recipe.numbers)
     if recipe.method == "slerp":
         # Zeros change neither norm nor angle.
         ends = [_padded(leaf.reshape(-1)) for leaf in leaves]
         circle = np.asarray(_slerp(*ends, weights[1] / sum(weights)))
         return circle[: leaves[0].size]
     *models, base = leaves
-    if recipe.method == "ties":
-        found = ties(models, base, keep=numbers["keep"], scale=numbers["scale"], per="leaf")
-        return np.asarray(found)
     if recipe.method == "model-stock":
         return np.asarray(model_stock(models, base))
     # What is dropped is drawn by the leaf's path: that of the whole model.
@@ -104,25 +141,14 @@ def _slerp(first: Array, second: Array, t: float) -> Array:
 def _padded(vector: np.ndarray) -> np.ndarray:
     """A vector with zeros up to a power of two: few sizes, so few programs to compile."""
     size = max(_SMALLEST, 1 << (vector.size - 1).bit_length())
-    return np.pad(vector, (0, size - vector.size))
+    return vector if size == vector.size else np.pad(vector, (0, size - vector.size))
 
 
-def _precision(leaf: np.ndarray) -> AbstractContextManager[Any]:
+def _precision(*arrays: Any) -> AbstractContextManager[Any]:
     """JAX in double precision where the file is."""
-    return jax.enable_x64(True) if leaf.dtype.itemsize >= 8 else nullcontext()
+    double = any(array.dtype.itemsize >= 8 for array in arrays)
+    return jax.enable_x64(True) if double else nullcontext()
 
 
-def _pieces(name: str, files: Sequence[ModelFile]) -> Iterator[tuple[np.ndarray, ...]]:
-    return zip(*(file.in_pieces(name, _PIECE) for file in files), strict=True)
-
-
-def _check_finite(name: str, leaves: Sequence[np.ndarray]) -> None:
-    for index, leaf in enumerate(leaves):
-        if not np.isfinite(leaf).all():
-            _refuse_infinite(name, index)
-
-
-def _refuse_infinite(name: str, index: int) -> None:
-    raise ModelFileError(
-        f"leaf {name} of file {index + 1} holds NaN or infinite values; give finite weights"
-    )
+def _pieces(name: str, given: Iterable[Source]) -> Iterator[tuple[np.ndarray, ...]]:
+    return zip(*(source.pieces(name, _PIECE) for source in given), strict=True)

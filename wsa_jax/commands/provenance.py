@@ -1,6 +1,5 @@
 """What a merged file says of where it came from: digests of its inputs, recipe, versions."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 
@@ -34,26 +33,6 @@ def provenance(asked: Recipe, digests: Sequence[str]) -> dict[str, str]:
         made |= {"models": named[:-1], "base": named[-1]}
     versions = {"wsa_jax": wsa_jax.__version__, "jax": jax.__version__, "numpy": np.__version__}
     return {KEY: json.dumps({**made, "versions": versions})}
-
-
-def digest_of(file: ModelFile) -> str:
-    """SHA-256 of a file as sha256sum gives it; of several, of the lines that sha256sum prints.
-
-    >>> import tempfile
-    >>> from wsa_jax.files import open_model, save_model
-    >>> path = tempfile.mkdtemp() + "/m.npz"
-    >>> save_model(path, {"w": np.ones(2)})
-    >>> len(digest_of(open_model(path)))
-    64
-    """
-    digests = {}
-    for part in file.parts:
-        with part.open("rb") as stream:
-            digests[part.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def shared_metadata(files: Sequence[ModelFile]) -> dict[str, str]:

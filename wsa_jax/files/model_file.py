@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,13 @@ class ModelFileError(ValueError):
     """A model's file cannot be read or written; the message is one line with the way out."""
 
 
+class Place(NamedTuple):
+    """Where the bytes of a leaf begin: the file, and how many bytes stand before them."""
+
+    path: Path
+    begin: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ModelFile(Mapping[str, np.ndarray]):
     """An open file as a dictionary of arrays, of which each is read when it is asked for.
@@ -34,8 +42,8 @@ class ModelFile(Mapping[str, np.ndarray]):
       shapes: shape and dtype of each leaf, without reading it.
       metadata: text that was saved beside the leaves; ``{}`` for none.
       read: reads one leaf.
-      read_part: reads so many numbers of a leaf from a place on, in the order of the file, where
-        the format allows it; None where a leaf is read as a whole.
+      places: where the bytes of each leaf lie, in formats that store them plain and in one piece;
+        None in others, whose leaves are read as a whole.
       parts: the files that hold the bytes, those of all shards.
     """
 
@@ -43,7 +51,7 @@ class ModelFile(Mapping[str, np.ndarray]):
     form: str
     shapes: Shapes
     read: Callable[[str], np.ndarray]
-    read_part: Callable[[str, int, int], np.ndarray] | None = None
+    places: Mapping[str, Place] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[Path, ...] = ()
 
@@ -61,17 +69,6 @@ class ModelFile(Mapping[str, np.ndarray]):
     def __contains__(self, name: object) -> bool:
         return name in self.shapes  # a Mapping would read the leaf
 
-    def in_pieces(self, name: str, count: int) -> Iterator[np.ndarray]:
-        """The numbers of a leaf in its order, so many at a time."""
-        size = int(np.prod(self.shapes[name].shape, dtype=np.int64))
-        whole = None if self.read_part else self.read(name).reshape(-1)
-        for start in range(0, size, count):
-            number = min(count, size - start)
-            if self.read_part is not None:
-                yield self.read_part(name, start, number)
-            elif whole is not None:
-                yield whole[start : start + number]
-
     def __repr__(self) -> str:
         return f"ModelFile({str(self.path)!r}, {self.form}, {len(self)} leaves)"
 
@@ -83,6 +80,21 @@ def size_in_bytes(shape: jax.ShapeDtypeStruct) -> int:
     12
     """
     return int(np.prod(shape.shape, dtype=np.int64)) * np.dtype(shape.dtype).itemsize
+
+
+def read_bytes(path: Path, begin: int, out: np.ndarray) -> None:
+    """Fill an array of bytes with those of a file from a place on.
+
+    Raises:
+      ModelFileError: the file cannot be read, or ends before the array is full.
+    """
+    done = 0
+    with told(path, "read"), path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        while done < out.size and (more := file.readinto(out[done:].data)):
+            done += more
+    if done < out.size:
+        raise ModelFileError(f"{path} ends too early; take a whole copy")
 
 
 def listed(names: Iterable[object]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import msgpack
 import numpy as np
 from flax import serialization
@@ -132,10 +131,7 @@ def _write_map(file: BinaryIO, packer: Any, tree: Json, what: Content) -> None:
 
 def _write_leaf(file: BinaryIO, name: str, what: Content) -> None:
     """One leaf, whole: flax's own writer cuts it where it is beyond the format's limit."""
-    shape = what.shapes[name]
-    data = b"".join(what.bytes_of(name))
-    array = np.frombuffer(data, jnp.dtype(shape.dtype)).reshape(shape.shape)
-    file.write(serialization.msgpack_serialize(array))
+    file.write(serialization.msgpack_serialize(what.leaf(name)))
 
 
 def _beside(path: Path) -> Path:

@@ -81,7 +81,7 @@ def write_orbax(folder: Path, what: Content) -> None:
     """Write a checkpoint; orbax wants the whole model in memory."""
     import orbax.checkpoint as ocp
 
-    tree = unflatten({name: _whole(what, name) for name in sorted(what.shapes)})
+    tree = unflatten({name: what.leaf(name) for name in sorted(what.shapes)})
     metadata: Json = {**what.metadata, **what.late()}
     with told(folder, "write", *FAILURES), quiet():
         ocp.PyTreeCheckpointer().save(
@@ -107,9 +107,3 @@ def _only(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
             for index, child in enumerate(tree)
         ]
     return {first.key: _only(tree[first.key], tuple(rest), value)}
-
-
-def _whole(what: Content, name: str) -> np.ndarray:
-    shape = what.shapes[name]
-    data = b"".join(what.bytes_of(name))
-    return np.frombuffer(data, jnp.dtype(shape.dtype)).reshape(shape.shape)

@@ -17,12 +17,13 @@ from wsa_jax.extras import require
 from wsa_jax.files.model_file import (
     ModelFile,
     ModelFileError,
+    Place,
     Shapes,
     listed,
     size_in_bytes,
     told,
 )
-from wsa_jax.files.writing import Content
+from wsa_jax.files.writing import Content, on_the_way
 from wsa_jax.runs.files import atomic_file
 from wsa_jax.types import Json
 
@@ -56,15 +57,12 @@ def open_safetensors(path: Path) -> ModelFile:
         name: jax.ShapeDtypeStruct(tuple(kind.get_shape()), _DTYPES[kind.get_dtype()])
         for name, kind in kinds.items()
     }
-    begins = _begins(path, shapes)
     return ModelFile(
         path=path,
         form="safetensors",
         shapes=shapes,
         read=lambda name: _read(file, path, name),
-        read_part=lambda name, start, count: _read_part(
-            path, begins[name], shapes[name].dtype, start, count
-        ),
+        places=_places(path, shapes),
         metadata=file.metadata() or {},
         parts=(path,),
     )
@@ -89,19 +87,13 @@ def open_sharded(index: Path) -> ModelFile:
         raise ModelFileError(
             f"the shards of {index} lack {listed(absent)}; take a whole copy of the folder"
         )
-    begins = {shard: _begins(file.path, file.shapes) for shard, file in shards.items()}
-
-    def read_part(name: str, start: int, count: int) -> np.ndarray:
-        file = shards[places[name]]
-        begin = begins[places[name]][name]
-        return _read_part(file.path, begin, file.shapes[name].dtype, start, count)
-
+    starts = {shard: file.places or {} for shard, file in shards.items()}
     return ModelFile(
         path=index,
         form="safetensors",
         shapes={name: shards[shard].shapes[name] for name, shard in places.items()},
         read=lambda name: shards[places[name]].read(name),
-        read_part=read_part,
+        places={name: starts[shard][name] for name, shard in places.items()},
         metadata=metadata,
         parts=(index, *(shard.path for shard in shards.values())),
     )
@@ -115,10 +107,11 @@ def write_safetensors(path: Path, what: Content) -> None:
     order = sorted(what.shapes, key=lambda name: (-what.shapes[name].dtype.itemsize, name))
     with told(path, "write"), atomic_file(path) as file:
         header = _header(what, order, what.metadata)
-        file.write(header)
-        for name in order:
-            for data in what.bytes_of(name):
-                file.write(data)
+        with on_the_way(file) as write:
+            write(header)
+            for name in order:
+                for data in what.bytes_of(name):
+                    write(data)
         _write_late(file, header, _header(what, order, {**what.metadata, **what.late()}))
 
 
@@ -163,28 +156,15 @@ def _read(file: Any, path: Path, name: str) -> np.ndarray:
         return file.get_tensor(name)
 
 
-def _begins(path: Path, shapes: Shapes) -> dict[str, int]:
+def _places(path: Path, shapes: Shapes) -> dict[str, Place]:
     """Where each leaf begins: behind the header without gaps, as the package has checked."""
     with told(path, "read"), path.open("rb") as file:
-        place = 8 + int.from_bytes(file.read(8), "little")
-    begins = {}
+        begin = 8 + int.from_bytes(file.read(8), "little")
+    places = {}
     for name, shape in shapes.items():
-        begins[name] = place
-        place += size_in_bytes(shape)
-    return begins
-
-
-def _read_part(path: Path, begin: int, dtype: Any, start: int, count: int) -> np.ndarray:
-    part = np.empty(count, dtype)
-    data = part.view(np.uint8)
-    with told(path, "read"), path.open("rb", buffering=0) as file:
-        file.seek(begin + start * part.itemsize)
-        done = 0
-        while done < data.size and (more := file.readinto(data[done:].data)):
-            done += more
-    if done < data.size:
-        raise ModelFileError(f"{path} ends too early; take a whole copy")
-    return part
+        places[name] = Place(path, begin)
+        begin += size_in_bytes(shape)
+    return places
 
 
 def _header(what: Content, order: list[str], metadata: Mapping[str, str]) -> bytes:

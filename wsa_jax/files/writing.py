@@ -1,15 +1,20 @@
 """What the writers of all formats share: leaves in pieces, so that none need be whole in memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from wsa_jax.files.model_file import ModelFileError, Shapes, size_in_bytes
 
 Pieces: TypeAlias = Callable[[str], Iterable[np.ndarray]]
-"""The values of the leaf of a name, in order, as one array or as several after one another."""
+"""The values of the leaf of a name, in order, as one array or as several after one another; each is
+used up before the next one is asked for, so that all may be one buffer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,50 @@ class Content:
             yield data
         if written != size_in_bytes(shape):
             raise ModelFileError(f"leaf {name} has {written} bytes, of {size_in_bytes(shape)}")
+
+    def leaf(self, name: str) -> np.ndarray:
+        """A leaf as a whole, for formats that have no other way."""
+        shape, data = self.shapes[name], bytearray()
+        for piece in self.bytes_of(name):
+            data += piece
+        return np.frombuffer(data, jnp.dtype(shape.dtype)).reshape(shape.shape)
+
+
+# So many bytes go to the disk at a time.
+_HANDED_OVER = 1 << 26
+
+
+@contextlib.contextmanager
+def on_the_way(file: BinaryIO) -> Generator[Callable[[Any], None]]:
+    """Bring bytes to the disk while more are made, rather than all of them at the end.
+
+    The system keeps what is written in memory for seconds; a disk that could have worked meanwhile
+    is then waited for.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryFile() as file:
+    ...     with on_the_way(file) as write:
+    ...         write(b"bytes")
+    ...     file.tell()
+    5
+    """
+    fresh, handed = 0, None
+    with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def write(data: Any) -> None:
+            nonlocal fresh, handed
+            file.write(data)
+            fresh += len(data)
+            if fresh < _HANDED_OVER or (handed is not None and not handed.done()):
+                return
+            if handed is not None:
+                handed.result()  # raises what the disk refused
+            file.flush()
+            fresh, handed = 0, thread.submit(os.fsync, file.fileno())
+
+        yield write
+        if handed is not None:
+            handed.result()
 
 
 def content(leaves: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Content:

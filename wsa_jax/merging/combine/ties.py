@@ -1,6 +1,7 @@
 """TIES-Merging: trim small changes, elect a sign for each weight, average what agrees with it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -59,20 +60,51 @@ def ties(
     models = checked_models(models, base)
     checks.real(models, "a sign")
     (factor,) = model_scales(scale, 1)
-    # What is kept depends on the whole model: one pass before any leaf can be merged.
-    whole = [_threshold(_changes(model, base), keep) for model in models] if per == "model" else []
-
-    def mix(name: str, leaf: Array, vectors: list[Array]) -> Array:
-        del name, leaf
-        limits = whole or [_threshold([jnp.abs(vector)], keep) for vector in vectors]
-        return factor * merge_signs(
-            [
-                jnp.where(jnp.abs(vector) >= limit, vector, 0.0)
-                for vector, limit in zip(vectors, limits, strict=True)
-            ]
+    if per == "leaf":
+        return add_to_base(
+            lambda name, leaf, vectors: factor * _trimmed(vectors, _limits(vectors, keep)),
+            models,
+            base,
         )
+    # What is kept depends on the whole model: one pass before any leaf can be merged.
+    limits = [_threshold(_changes(model, base), keep) for model in models]
+    return merge_trimmed(models, base, limits, factor)
 
-    return add_to_base(mix, models, base)
+
+def merge_trimmed(
+    models: Sequence[PyTree], base: PyTree, limits: Sequence[Any], scale: Any
+) -> PyTree:
+    """Merge what models changed by at least a limit each; nothing is checked.
+
+    Weights do not look at each other, so a part of a leaf can be merged alone.
+
+    >>> models, base = [jnp.array([3.0, 1.0]), jnp.array([5.0, 2.0])], jnp.zeros(2)
+    >>> merge_trimmed(models, base, limits=[2.0, 2.0], scale=1.0).tolist()
+    [4.0, 2.0]
+    """
+    return add_to_base(lambda name, leaf, vectors: scale * _trimmed(vectors, limits), models, base)
+
+
+def kept_from(size: int, keep: float | int) -> int:
+    """The place, in rising order, of the smallest of so many changes that is kept.
+
+    >>> kept_from(10, 0.2), kept_from(3, 0.01)
+    (8, 2)
+    """
+    return size - max(1, min(size, math.floor(keep * size + 0.5)))
+
+
+def _trimmed(vectors: list[Array], limits: Sequence[Any]) -> Array:
+    return merge_signs(
+        [
+            jnp.where(jnp.abs(vector) >= limit, vector, 0.0)
+            for vector, limit in zip(vectors, limits, strict=True)
+        ]
+    )
+
+
+def _limits(vectors: list[Array], keep: float | int) -> list[Any]:
+    return [_threshold([jnp.abs(vector)], keep) for vector in vectors]
 
 
 # Jitted as a whole: operation by operation, each would compile for every shape of a leaf.
@@ -100,7 +132,7 @@ def _threshold(magnitudes: list[Array], keep: float | int) -> Any:
     size = sum(magnitude.size for magnitude in magnitudes)
     if not size:
         return 0.0
-    place = size - max(1, min(size, math.floor(keep * size + 0.5)))
+    place = kept_from(size, keep)
     if is_traced(magnitudes):
         return jnp.sort(jnp.concatenate([m.ravel() for m in magnitudes]))[place]
     # On the host: a selection there is linear, a sort under XLA is not.
