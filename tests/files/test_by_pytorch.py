@@ -7,7 +7,7 @@ import pytest
 
 from wsa_jax.files import flattened, mlp_names, resnet_names, vgg_names
 from wsa_jax.files.name_map import Entry, NameMap
-from wsa_jax.models import MLP, VGG, ResNet
+from wsa_jax.models import MLP, VGG, ImageNetResNet, ResNet
 
 torch = pytest.importorskip("torch")
 
@@ -50,6 +50,58 @@ class Network(torch.nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
+class LargeBlock(torch.nn.Module):
+    """Torchvision's basic block or bottleneck, whose names it has."""
+
+    def __init__(self, before, width, stride, bottleneck):
+        super().__init__()
+        sizes = [(3, width, stride), (3, width, 1)]
+        if bottleneck:
+            sizes = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        channels, self.count = before, len(sizes)
+        for index, (size, after, step) in enumerate(sizes, 1):
+            conv = torch.nn.Conv2d(channels, after, size, step, size // 2, bias=False)
+            setattr(self, f"conv{index}", conv)
+            setattr(self, f"bn{index}", torch.nn.BatchNorm2d(after))
+            channels = after
+        if stride > 1 or before != channels:
+            self.downsample = torch.nn.Sequential(
+                torch.nn.Conv2d(before, channels, 1, stride, bias=False),
+                torch.nn.BatchNorm2d(channels),
+            )
+        self.after = channels
+
+    def forward(self, x):
+        y = x
+        for index in range(1, self.count + 1):
+            y = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(y))
+            y = torch.relu(y) if index < self.count else y
+        return torch.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+class LargeNetwork(torch.nn.Module):
+    def __init__(self, stem, widths, counts, bottleneck):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, stem, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(stem)
+        self.maxpool = torch.nn.MaxPool2d(3, 2, 1)
+        before = stem
+        for stage, (width, count) in enumerate(zip(widths, counts, strict=True), 1):
+            blocks = []
+            for position in range(count):
+                stride = 2 if stage > 1 and not position else 1
+                blocks.append(LargeBlock(before, width, stride, bottleneck))
+                before = blocks[-1].after
+            setattr(self, f"layer{stage}", torch.nn.Sequential(*blocks))
+        self.stages, self.fc = len(widths), torch.nn.Linear(before, 3)
+
+    def forward(self, x):
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
 def vgg(norm, dense):
     def convolution(before, after):
         bn = [torch.nn.BatchNorm2d(after)] if norm == "batch" else []
@@ -73,6 +125,11 @@ def resnet(shortcut):
     return module, resnet_names(module), Network(4, (4, 6, 9), size)
 
 
+def large_resnet(bottleneck, widths, counts):
+    module = ImageNetResNet(counts, 3, bottleneck=bottleneck, widths=widths, stem=4)
+    return module, resnet_names(module), LargeNetwork(4, widths, counts, bottleneck)
+
+
 def vgg_pair(norm, dense):
     module = VGG(features=(4, "M", 5), dense=dense, num_classes=3, norm=norm)
     return module, vgg_names(module, side=8), vgg(norm, dense)
@@ -93,6 +150,8 @@ def mlp():
 PAIRS = {
     "resnet option A": lambda: resnet("pad"),
     "resnet option B": lambda: resnet(1),
+    "imagenet resnet": lambda: large_resnet(False, (4, 5), (2, 1)),
+    "imagenet resnet, bottlenecks": lambda: large_resnet(True, (1, 2, 2), (1, 2, 1)),
     "vgg": lambda: vgg_pair("none", (6,)),
     "vgg-bn": lambda: vgg_pair("batch", ()),
     "mlp": mlp,
@@ -103,7 +162,9 @@ PAIRS = {
 def test_outputs_are_pytorch_s(pair):
     torch.manual_seed(0)
     module, names, foreign = PAIRS[pair]()
-    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    # An odd side tells paddings apart; the others say how many pixels they flatten.
+    side = 27 if pair.startswith("imagenet") else 8
+    images = np.random.default_rng(0).standard_normal((4, 3, side, side)).astype(np.float32)
     with torch.no_grad():
         for leaf in foreign.parameters():
             leaf += 0.1 * torch.randn(leaf.shape)

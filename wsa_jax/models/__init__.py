@@ -4,6 +4,7 @@ from wsa_jax.models.cnn import CNN
 from wsa_jax.models.gcn import GCN
 from wsa_jax.models.graph import Graph, graph
 from wsa_jax.models.graph_sage import GraphSAGE
+from wsa_jax.models.imagenet_resnet import ImageNetResNet, imagenet_resnet
 from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.mlp import MLP
 from wsa_jax.models.mobilenet import MobileNetV2, mobilenet_v2
@@ -20,6 +21,7 @@ __all__ = [
     "VGG",
     "Graph",
     "GraphSAGE",
+    "ImageNetResNet",
     "MobileNetV2",
     "ResNet",
     "TextEncoder",
@@ -27,6 +29,7 @@ __all__ = [
     "WideResNet",
     "cifar_resnet",
     "graph",
+    "imagenet_resnet",
     "layer_initializers",
     "mobilenet_v2",
     "resnet20",
