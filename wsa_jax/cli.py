@@ -17,7 +17,7 @@ from wsa_jax.runs.interrupts import interruption
 COMMANDS: Mapping[str, str] = {
     "scope": "wsa-jax scope a.safetensors b.safetensors",
     "merge": "wsa-jax merge a.safetensors b.safetensors -o merged.safetensors",
-    "match": "wsa-jax match a.safetensors b.safetensors --architecture resnet20 -o c.safetensors",
+    "match": "wsa-jax match a.safetensors b.safetensors -o b_like_a.safetensors",
     "inspect": "wsa-jax inspect a.safetensors",
     "demo": "wsa-jax demo --output demo",
     "partition": "wsa-jax partition --dataset digits --clients 10 --alpha 0.5",

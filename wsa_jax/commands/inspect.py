@@ -6,17 +6,24 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from wsa_jax.commands.architectures import KNOWN, architecture
+from wsa_jax.commands.architectures import (
+    KNOWN,
+    Architecture,
+    HeadsUnknownError,
+    architecture,
+    found_architecture,
+)
 from wsa_jax.commands.text import sized, table
 from wsa_jax.files import ModelFile, open_model
 from wsa_jax.files.model_file import size_in_bytes
 
-DESCRIPTION = f"""Print a file's leaves, shapes and types, its metadata, and its spec.
+DESCRIPTION = f"""Print a file's leaves, shapes and types, metadata, architecture, and spec.
 
-  wsa-jax inspect model.safetensors --architecture resnet20
+  wsa-jax inspect model.safetensors --spec
 
-The spec, of a known architecture, says which axes of which leaves move together when units are
-reordered. Known are {KNOWN}.
+The architecture is found by names and shapes, ours or PyTorch's. Its spec says which axes of which
+leaves move together when units are reordered, and which maps leave the function as it is. Known are
+{KNOWN}.
 """
 
 
@@ -26,20 +33,38 @@ class InspectSettings:
 
     model: tyro.conf.Positional[Path]
     """A file: .safetensors, an index or folder of shards, .npz, .msgpack, or a folder of orbax."""
+    spec: bool = False
+    """Print which units move together."""
     architecture: str | None = None
-    """Of which the spec is printed."""
+    """Print the spec of this one; it is an error if the file is of another."""
+    heads: int | None = None
+    """Of attention, where neither shapes nor a config.json beside the file tell."""
 
 
 def inspect(settings: InspectSettings) -> None:
     """Print the table of leaves, what is beside them, and the spec if it is asked for."""
     file = open_model(settings.model)
+    asked = settings.spec or settings.architecture is not None
+    # An architecture that does not fit is told before a long table.
+    found = architecture(settings.architecture, file, heads=settings.heads) if asked else None
     print(_leaves(file))
     for key, value in file.metadata.items():
-        print(f"{key}: {value}")
-    if settings.architecture is not None:
-        found = architecture(settings.architecture, file)
-        print()
-        print(_spec(found.spec()))
+        print(f"metadata {key}: {value}")
+    if found is None:
+        print(_architecture(file, settings.heads))
+        return
+    print(f"architecture: {found.name}\n")
+    print(_spec(found, file))
+
+
+def _architecture(file: ModelFile, heads: int | None) -> str:
+    try:
+        found = found_architecture(file, heads=heads)
+    except HeadsUnknownError as error:
+        return f"architecture: a transformer; {error}"
+    if found is None:
+        return "architecture: none that is known"
+    return f"architecture: {found.name} (--spec prints which of its units move together)"
 
 
 def _leaves(file: ModelFile) -> str:
@@ -53,11 +78,14 @@ def _leaves(file: ModelFile) -> str:
     return f"{table(['leaf', 'shape', 'type'], rows)}\n{end}"
 
 
-def _spec(spec) -> str:
+def _spec(found: Architecture, file: ModelFile) -> str:
+    spec = found.spec(file)
     rows = [
         [group.name, str(group.size), group.admits, str(len(group.ties)), group.ties[0].leaf]
         for group in spec.groups
     ]
-    heads = ["units that move together", "number", "admits", "places", "first"]
-    pinned = f"{len(spec.pinned)} axes are pinned"
-    return f"{table(heads, rows)}\n{len(rows)} groups; {pinned}"
+    heads = ["group of units", "units", "admits", "places", "first place"]
+    told = f"{table(heads, rows)}\n{len(rows)} groups; {len(spec.pinned)} axes are pinned"
+    for one in spec.pinned:
+        told += f"\n  axis {one.axis} of {one.leaf}: {one.reason}"
+    return told
