@@ -71,6 +71,9 @@ def test_scope_prints_a_table_json_and_a_figure(files, capsys):
     assert printed[0].split()[:3] == ["layer", "weights", "mean"]
     assert [line.split()[0] for line in printed[1:3]] == ["b.weight", "a.weight"]
     assert printed[4].startswith("2: b.npz, mean KL from the first ")
+    # Every column that the table has is explained below it.
+    assert [line.split(":")[0] for line in printed[5:7]] == ["gap", "KL"]
+    assert printed[7] == "the largest KL comes first"
     assert Path("scopes.png").read_bytes().startswith(b"\x89PNG")
     main(["scope", "a.safetensors", "--json", "--select", "all"])
     found = json.loads(capsys.readouterr().out)
@@ -205,6 +208,7 @@ def test_refusals_of_scope(files, capsys):
         ([], "scope needs a file"),
         (["a.safetensors", "no.npz"], "there is no model at no.npz"),
         (["a.safetensors", "--plot", "no/such/figure.png"], "cannot write no/such/figure.png"),
+        (["a.safetensors", "--plot", "figure.npz"], "plot figure.npz is no figure's name; end it"),
     ]:
         with pytest.raises(SystemExit) as exit_:
             main(["scope", *arguments])
@@ -214,6 +218,10 @@ def test_refusals_of_scope(files, capsys):
     with pytest.raises(SystemExit):
         main(["scope", "nan.npz"])
     assert "leaf w of nan.npz holds NaN or infinite values" in capsys.readouterr().err
+    save_model("counts.npz", {"count": np.arange(3)})
+    with pytest.raises(SystemExit):
+        main(["scope", "counts.npz"])
+    assert "counts.npz holds no weights" in capsys.readouterr().err
     save_model("vectors.npz", {"b": np.ones(3)})
     with pytest.raises(SystemExit):
         main(["scope", "vectors.npz"])

@@ -258,6 +258,7 @@ def test_running_statistics_are_told(files, capsys):
     assert "note: 1 running statistics are merged like weights" in capsys.readouterr().out
 
 
+TIES = ["--method", "ties", "--base", "c.safetensors"]
 REFUSALS = [
     (["no.npz", "a.safetensors"], "there is no model at no.npz"),
     (["a.safetensors"], "average merges two models or more, got 1"),
@@ -298,7 +299,16 @@ REFUSALS = [
             "--drop",
             "1",
         ],
-        "drop 1.0 is not in",
+        "drop 1.0 is not a share in [0, 1)",
+    ),
+    (
+        ["a.safetensors", "b.safetensors", *TIES, "--keep", "0"],
+        "keep 0.0 is not a share in (0, 1]",
+    ),
+    (["a.safetensors", "b.safetensors", *TIES, "--scale", "nan"], "scale nan is not finite"),
+    (
+        ["a.safetensors", "b.safetensors", "--method", "median"],
+        "method 'median' is unknown; give one of average, weighted",
     ),
 ]
 
@@ -342,6 +352,8 @@ def test_what_cannot_be_merged_leaves_nothing(files, models, capsys):
     assert "cannot read torn" in refused(capsys, files[0], "torn.safetensors", "-o", "o.npz")
     error = refused(capsys, *files, "-o", "out.pt")
     assert "out.pt is a pickle" in error
+    error = refused(capsys, *files, "-o", f"{files[0]}/out.npz")
+    assert "a.safetensors is a file, not a folder; give another output than" in error
     found = merged(files[0], "nan.safetensors", "--method", "weighted", "--weights", "1", "0")
     close(found, models[0])
 

@@ -13,7 +13,7 @@ from wsa_jax.commands.architectures import (
     architecture,
     found_architecture,
 )
-from wsa_jax.commands.text import sized, table
+from wsa_jax.commands.text import counted, sized, table
 from wsa_jax.files import ModelFile, open_model
 from wsa_jax.files.model_file import size_in_bytes
 
@@ -74,7 +74,7 @@ def _leaves(file: ModelFile) -> str:
     ]
     numbers = sum(int(np.prod(shape.shape)) for shape in file.shapes.values())
     size = sum(map(size_in_bytes, file.shapes.values()))
-    end = f"{len(rows)} leaves, {numbers:,} numbers, {sized(size)}, {file.form}"
+    end = f"{counted(len(rows), 'leaf', 'leaves')}, {numbers:,} numbers, {sized(size)}, {file.form}"
     return f"{table(['leaf', 'shape', 'type'], rows)}\n{end}"
 
 
@@ -85,7 +85,8 @@ def _spec(found: Architecture, file: ModelFile) -> str:
         for group in spec.groups
     ]
     heads = ["group of units", "units", "admits", "places", "first place"]
-    told = f"{table(heads, rows)}\n{len(rows)} groups; {len(spec.pinned)} axes are pinned"
+    told = f"{table(heads, rows)}\n{counted(len(rows), 'group', 'groups')}; "
+    told += f"{counted(len(spec.pinned), 'axis is', 'axes are')} pinned"
     for one in spec.pinned:
         told += f"\n  axis {one.axis} of {one.leaf}: {one.reason}"
     return told

@@ -10,10 +10,10 @@ import tyro
 
 from wsa_jax.commands.merge_leaves import Merging
 from wsa_jax.commands.provenance import STAND_IN, provenance, shared_metadata
-from wsa_jax.commands.recipe import Method, Recipe, read_config, recipe
+from wsa_jax.commands.recipe import Recipe, read_config, recipe
 from wsa_jax.commands.same import check_same
 from wsa_jax.commands.sources import sources
-from wsa_jax.commands.text import output_path, sized
+from wsa_jax.commands.text import counted, output_path, sized
 from wsa_jax.files import ModelFile, ModelFileError, open_model
 from wsa_jax.files.formats import write
 from wsa_jax.files.model_file import listed, size_in_bytes
@@ -27,7 +27,7 @@ DESCRIPTION = """Merge models in files into one, a leaf of each at a time.
 
 average: the mean. weighted: by --weights. slerp: of two models, along the circle of each leaf.
 With --base, the model that all were fine-tuned from: task-arithmetic (--weights scale what each
-model changed), ties (--keep, --scale; the largest changes of each leaf), dare (--drop, --seed,
+model changed), ties (--keep, --scale; the largest changes of each model), dare (--drop, --seed,
 --weights), model-stock.
 
 A config, YAML or JSON, has the same settings, and weights for some layers by patterns:
@@ -48,8 +48,8 @@ class MergeSettings:
     of orbax."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The merged file; its ending names its format, none a folder of orbax."""
-    method: Method | None = None
-    """average by default."""
+    method: str | None = None
+    """average (the default), weighted, slerp, task-arithmetic, ties, dare or model-stock."""
     weights: tuple[float, ...] = ()
     """One number for each model."""
     base: Path | None = None
@@ -153,7 +153,7 @@ def _plan(files: Sequence[ModelFile], base: ModelFile | None, asked: Recipe, out
     told = ", ".join(f"{key} {value}" for key, value in asked.as_json().items() if key != "method")
     lines = [f"{asked.method}{' with ' if told else ''}{told}"]
     lines += [f"  {one}" for one in inputs]
-    lines.append(f"{len(shapes)} leaves, {sized(size)} a model, into {output}")
+    lines.append(f"{counted(len(shapes), 'leaf', 'leaves')}, {sized(size)} a model, into {output}")
     if kept:
         lines.append(f"{len(kept)} of them, integers, are the first file's: {listed(kept)}")
     if running := [name for name in merged if name.endswith(_RUNNING)]:

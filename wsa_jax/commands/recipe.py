@@ -14,8 +14,6 @@ from wsa_jax.extras import require
 from wsa_jax.files.model_file import ModelFileError, listed, told
 from wsa_jax.types import Json
 
-Method = Literal["average", "weighted", "slerp", "task-arithmetic", "ties", "dare", "model-stock"]
-
 
 class Traits(NamedTuple):
     """What a method takes."""
@@ -162,10 +160,14 @@ def _weights(
 
 
 def _check_numbers(numbers: Json) -> None:
-    if "keep" in numbers:
-        checks.number("keep", 1 - numbers["keep"], 0, 1, "a share in (0, 1]")
-    if "drop" in numbers:
-        checks.number("drop", numbers["drop"], 0, 1, "a share below 1")
+    if not 0 < numbers.get("keep", 1) <= 1:
+        raise ModelFileError(f"keep {numbers['keep']} is not a share in (0, 1]; 0.2 is the default")
+    if not 0 <= numbers.get("drop", 0) < 1:
+        raise ModelFileError(f"drop {numbers['drop']} is not a share in [0, 1); 0.9 is the default")
+    if not abs(numbers.get("scale", 1)) <= float(np.finfo(np.float32).max):
+        raise ModelFileError(
+            f"scale {numbers['scale']} is not finite in float32; give a number of ordinary size"
+        )
 
 
 _KEYS = {"method": str, "base": str, "weights": list, "layers": dict}

@@ -22,9 +22,11 @@ DESCRIPTION = """Print weight scopes (mean, std) of layers, their normality, and
 
   wsa-jax scope a.safetensors b.safetensors
 
-gap: the largest difference between the layer's distribution and the Gaussian of its mean and std
-(Kolmogorov-Smirnov; of at most 100,000 of its weights); 0 is Gaussian.
-KL: divergence of the file's scope from the first file's, in nats (Eq. 3); the largest come first.
+gap: the largest difference between the cumulative distribution of a layer's weights (of at most
+100,000 of them) and that of the Gaussian of their mean and std (Kolmogorov-Smirnov). It lies
+between 0 and 1: 0 is Gaussian, weights that are all equal have 1.
+KL: divergence of the file's scope from the first file's, in nats (Eq. 3). The largest come first;
+of one file alone, the largest gaps.
 """
 
 _RULES = {"kernels": kernels, "matrices": matrices, "all": all_leaves}
@@ -52,6 +54,8 @@ def scope(settings: ScopeSettings) -> None:
     """Read the layers one at a time, print them, and draw them if asked to."""
     if not settings.models:
         raise ModelFileError("scope needs a file; give the path of a model")
+    if settings.plot is not None:
+        _check_figure(settings.plot)
     files = [open_model(path) for path in settings.models]
     check_same(files)
     rows = scopes(files, select=settings.select)
@@ -72,6 +76,8 @@ def scopes(files: Sequence[ModelFile], *, select: str = "kernels") -> list[Json]
     """
     rule = _RULES[select]
     names = [n for n, shape in files[0].shapes.items() if is_weight(shape) and _size(shape)]
+    if not names:
+        raise ModelFileError(f"{files[0].path} holds no weights, which have scopes; give a model")
     layers = [name for name in names if rule(name, _Ranked(files[0].shapes[name].shape))]
     if not layers:
         raise ModelFileError(
@@ -146,14 +152,29 @@ def _printed(files: Sequence[ModelFile], rows: Sequence[Json]) -> str:
         mean = np.mean([row["kl"][index] for row in rows])
         end = f", mean KL from the first {mean:.2e} nats" if index else ""
         told += f"\n{index + 1}: {file.path}{end}"
-    return told
+    told += "\ngap: how far a layer's distribution is from its Gaussian, 0 to 1; 0 is Gaussian"
+    if several:
+        told += "\nKL: of a file's Gaussian from file 1's, in nats"
+    return f"{told}\nthe largest {'KL' if several else 'gap'} comes first"
+
+
+def _check_figure(path: Path) -> None:
+    """Refuse before the work what could not be drawn after it."""
+    from wsa_jax.extras import require
+
+    require("matplotlib", "a figure")
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        endings = ", ".join(f".{ending}" for ending in known)
+        raise ModelFileError(f"the plot {path} is no figure's name; end it in one of {endings}")
+    if not path.parent.is_dir():
+        raise ModelFileError(f"cannot write {path}: {path.parent} is no folder; make it first")
 
 
 def _draw(path: Path, files: Sequence[ModelFile], rows: Sequence[Json]) -> None:
     """Standard deviations of all files, and the divergences below, in the order of the file."""
-    from wsa_jax.extras import require
-
-    require("matplotlib", "a figure")
     from matplotlib.figure import Figure
 
     from wsa_jax.plots import draw_curves

@@ -40,6 +40,15 @@ def sized(count: int) -> str:
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
+def counted(count: int, one: str, several: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "leaf", "leaves"), counted(2000, "leaf", "leaves")
+    ('1 leaf', '2,000 leaves')
+    """
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def output_path(given: Path, *, force: bool) -> Path:
     """Where an output goes: under an ending that is known, and where nothing is, unless forced.
 
@@ -49,6 +58,9 @@ def output_path(given: Path, *, force: bool) -> Path:
     """
     path = model_path(given)
     form_of(path)
+    above = next((one for one in path.absolute().parents if one.exists()), path)
+    if not above.is_dir():
+        raise ModelFileError(f"{above} is a file, not a folder; give another output than {path}")
     if path.exists() and not force:
         raise ModelFileError(f"{path} exists; give another output, or --force to replace it")
     if path.exists() and path.is_dir() != (form_of(path) == "orbax"):
