@@ -94,7 +94,7 @@ class Source:
         self._give_up_to(path, begin)
         fresh = data[self._given[path] - begin :]
         self._given[path] = end
-        return self._thread.submit(self._hashes[path].update, fresh)
+        return self._thread.submit(self._hashes[path].update, fresh.data)
 
     def _give_up_to(self, path: Path, end: int) -> None:
         """Let the digest read what is left before a place: a header, leaves that nobody reads."""
@@ -152,7 +152,7 @@ def _digest_alone(found: Any, path: Path, begin: int, end: int) -> None:
     for start in range(begin, end, _BLOCK):
         part = block[: min(_BLOCK, end - start)]
         read_bytes(path, start, part)
-        found.update(part)
+        found.update(part.data)
 
 
 def _done() -> Future[Any]:
