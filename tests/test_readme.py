@@ -1,15 +1,19 @@
 """The README stays short, its blocks run alone, and what it links is there."""
 
+import doctest
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wsa_jax.cli import main
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = [text for language, text in BLOCKS if language == "python"]
+(COMMANDS,) = [text for language, text in BLOCKS if language == "console"]
 
 
 def printed(text, capsys):
@@ -25,12 +29,27 @@ def test_the_training_loop_runs_alone(capsys):
     assert round(divergence, 2) == with_wsa < without
 
 
-def test_the_merge_runs_alone(capsys):
+def test_the_merge_runs_alone_and_then_the_commands(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (plain, matched), told = printed(EXAMPLES[1], capsys)
     assert plain < 0.7
     assert matched > 0.9
     # Rounding differs between machines, and 2,000 steps make more of it.
     assert np.allclose([plain, matched], told, atol=0.1)
+    check_commands(COMMANDS, capsys)
+
+
+def check_commands(text, capsys):
+    """Commands print what a block shows; three dots stand for what it leaves out."""
+    shown = re.split(r"^\$ wsa-jax (.*)\n", text, flags=re.MULTILINE)[1:]
+    assert len(shown) >= 4
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    for command, expected in zip(shown[::2], shown[1::2], strict=True):
+        main(command.split())
+        found = capsys.readouterr().out
+        # Numbers are those of one machine.
+        pair = (re.sub(r"[-+]?\b\d[\d.,]*(e[-+]\d+)?", "#", one) for one in (expected, found))
+        assert doctest.OutputChecker().check_output(*pair, flags), found
 
 
 def test_it_can_be_read_in_two_minutes():

@@ -15,7 +15,7 @@ from wsa_jax.commands.architectures import (
 )
 from wsa_jax.commands.text import counted, sized, table
 from wsa_jax.files import ModelFile, open_model
-from wsa_jax.files.model_file import size_in_bytes
+from wsa_jax.files.model_file import listed, size_in_bytes
 
 DESCRIPTION = f"""Print a file's leaves, shapes and types, metadata, architecture, and spec.
 
@@ -87,6 +87,10 @@ def _spec(found: Architecture, file: ModelFile) -> str:
     heads = ["group of units", "units", "admits", "places", "first place"]
     told = f"{table(heads, rows)}\n{counted(len(rows), 'group', 'groups')}; "
     told += f"{counted(len(spec.pinned), 'axis is', 'axes are')} pinned"
+    if beside := found.beside(file):
+        told += (
+            f"\nthe axes that {listed(beside)} read stay in order: they are no part of the network"
+        )
     for one in spec.pinned:
         told += f"\n  axis {one.axis} of {one.leaf}: {one.reason}"
     return told
