@@ -67,7 +67,7 @@ def match(settings: MatchSettings) -> None:
     elsewhere = sum(int((order != np.arange(order.shape[-1])).sum()) for order in orders)
     print(f"{found.name}: {elsewhere} of {units} units in {len(spec.groups)} groups moved")
     if beside := found.beside(files[0]):
-        print(f"the axes that {listed(beside)} read stay in order: they have no place in it")
+        print(f"no place in the network: {listed(beside)}; the axes they read stay in order")
     before, after = _distance(first, second), _distance(first, moved)
     print(f"distance of the weights from the first model's: {before:.4g} before, {after:.4g} after")
     print(f"wrote {output}")
