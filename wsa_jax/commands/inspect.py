@@ -88,9 +88,7 @@ def _spec(found: Architecture, file: ModelFile) -> str:
     told = f"{table(heads, rows)}\n{counted(len(rows), 'group', 'groups')}; "
     told += f"{counted(len(spec.pinned), 'axis is', 'axes are')} pinned"
     if beside := found.beside(file):
-        told += (
-            f"\nthe axes that {listed(beside)} read stay in order: they are no part of the network"
-        )
+        told += f"\nno place in the network: {listed(beside)}; the axes they read stay in order"
     for one in spec.pinned:
         told += f"\n  axis {one.axis} of {one.leaf}: {one.reason}"
     return told
