@@ -61,7 +61,7 @@ def spherical(reset: bool) -> Combine:
     return combine
 
 
-def combines_of(cell: ModelCell) -> dict[tuple[str, str], tuple[Combine, RepairName]]:
+def combines_of(cell: ModelCell) -> dict[Column, tuple[Combine, RepairName]]:
     """What a network's units may be combined and repaired by, by the names of both."""
     if cell.norm == "batch":
         return {
@@ -72,7 +72,7 @@ def combines_of(cell: ModelCell) -> dict[tuple[str, str], tuple[Combine, RepairN
             # It learns with statistics that are estimated anew.
             (NP, RESET): (learned, "none"),
         }
-    found: dict[tuple[str, str], tuple[Combine, RepairName]] = {
+    found: dict[Column, tuple[Combine, RepairName]] = {
         (name, label): (combine, repair)
         for name, combine in ((AVERAGE, averaged), ("slerp", spherical(False)), (NP, learned))
         for repair, label in REPAIRS.items()
@@ -111,6 +111,11 @@ def values_of(rows: Rows, align: AlignName, combine: str, repair: str) -> list[f
 def repair_of(cell: ModelCell) -> str:
     """What mends an average of a network's units."""
     return RESET if cell.norm == "batch" else REPAIRS["forward"]
+
+
+def learnt_of(cell: ModelCell) -> Column:
+    """NP Merge as it is published: with statistics that are reset, and otherwise not repaired."""
+    return NP, RESET if cell.norm == "batch" else "none"
 
 
 def not_admitted(cell: ModelCell) -> str:

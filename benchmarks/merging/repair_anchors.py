@@ -32,6 +32,7 @@ from benchmarks.merging.grid_methods import (
     AVERAGE,
     REPAIRS,
     RESET,
+    method_name,
     methods_of,
     repair_of,
     values_of,
@@ -43,7 +44,7 @@ from benchmarks.merging.merging_grid import differences
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import caption, dots, plain_axes
+from benchmarks.record.figures import caption, plain_axes
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, Summary, figure_name
 from wsa_jax.merging.aligns import AlignName
@@ -129,6 +130,11 @@ def ours_of(cell: ModelCell, rows: Sequence[Row | None]) -> dict[str, list[float
     return found
 
 
+def told_of(name: str) -> str:
+    """How table and figure call the ends and each repair."""
+    return name if name == "ends" else method_name(AVERAGE, name)
+
+
 def gains(cell: ModelCell, rows: Sequence[Row | None]) -> list[float]:
     """The repaired average less the average, in points, one a seed."""
     named = {ALIGN: list(rows)}
@@ -150,8 +156,7 @@ def report(bench: Bench, args: MergingArgs, found: dict[str, list[Row | None]]) 
         label, rows = anchor.cell.label, found[anchor.cell.label]
         for name, values in ours_of(anchor.cell, rows).items():
             told = "/".join(f"{value:g}" for value in anchor.published.get(name, ()))
-            what = name if name == "ends" else "average" if name == "none" else f"average, {name}"
-            lines.append([label, what, spread(values), told or "none"])
+            lines.append([label, told_of(name), spread(values), told or "none"])
         last[label] = gains(anchor.cell, rows)
     head = ["network", "matched by activations", "ours, %", "published, %"]
     return Findings(
@@ -163,7 +168,7 @@ def report(bench: Bench, args: MergingArgs, found: dict[str, list[Row | None]]) 
 
 
 def draw(found: Mapping[str, Sequence[Row | None]], preset: Preset) -> Figure:
-    """Accuracies of ends and averages, a row each; what is published as crosses."""
+    """Accuracies of ends and averages, a row each and a dot a model; crosses are published."""
     named = [
         (anchor, name, values)
         for anchor in NETWORKS[preset]
@@ -172,13 +177,10 @@ def draw(found: Mapping[str, Sequence[Row | None]], preset: Preset) -> Figure:
     figure = Figure(figsize=(7.2, 0.34 * len(named) + 1.6), layout="constrained")
     axes = figure.subplots()
     for place, (anchor, name, values) in enumerate(named):
-        if values:
-            dots(axes, place, values, PALETTE[0])
+        axes.plot(values, [place] * len(values), "o", color=PALETTE[0], alpha=0.5)
         told = anchor.published.get(name, ())
         axes.plot(told, [place] * len(told), "x", color=PALETTE[1], markersize=7)
-    labels = [
-        f"{anchor.cell.label}: {'average' if name == 'none' else name}" for anchor, name, _ in named
-    ]
+    labels = [f"{anchor.cell.label}: {told_of(name)}" for anchor, name, _ in named]
     axes.set_yticks(np.arange(len(named)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy, %")

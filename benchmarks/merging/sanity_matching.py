@@ -57,7 +57,7 @@ FASHION = ModelCell(
     whole=True,
 )
 RESNET = ModelCell(width=0.25, norm="layer", side=16, examples=5_000, epochs=2)
-VGG11 = ModelCell(model="vgg11", width=0.25, learning_rate=0.05, examples=5_000, epochs=2)
+VGG11 = ModelCell(model="vgg11", width=0.125, learning_rate=0.05, examples=5_000, epochs=2)
 PAIRS: dict[Preset, ModelCell] = {
     "smoke": SMOKE,
     "cpu": FASHION,
