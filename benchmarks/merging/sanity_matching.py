@@ -296,13 +296,13 @@ def claims() -> list[Claim]:
             (
                 "next to no barrier after matching: a tenth is left at most",
                 run,
-                f"below a tenth by {with_interval([LITTLE - share for share in left])}",
+                f"{with_interval([100 * share for share in left])} % left",
                 verdict_of([LITTLE - share for share in left]),
             ),
             (
                 "nor in accuracy: one point is lost at most",
                 run,
-                f"below one point by {with_interval([LITTLE_ACCURACY - x for x in lost])}",
+                f"{with_interval(lost)} points lost",
                 verdict_of([LITTLE_ACCURACY - value for value in lost]),
             ),
             (

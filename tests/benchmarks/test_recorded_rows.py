@@ -16,6 +16,7 @@ from benchmarks.merging.merge_rows import TableCell
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import PathCell
 from benchmarks.merging.pretrained import PretrainedCell
+from benchmarks.merging.sanity_matching import PlantedCell
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
 
 LEDGERS = {path.name: Ledger(path).rows() for path in sorted(RESULTS.glob("*.jsonl"))}
@@ -24,6 +25,7 @@ KINDS = {
     for kind in (
         LayerShapes,
         PathCell,
+        PlantedCell,
         ScaledPath,
         PlaneCell,
         TableCell,
