@@ -198,3 +198,7 @@ def _list_commands(given: Sequence[str]) -> NoReturn:
 def _refuse(error: Exception) -> NoReturn:
     print(f"wsa-jax: error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
