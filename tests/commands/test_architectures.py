@@ -62,7 +62,7 @@ OURS = {
     "wide": (WideResNet(1, (3, 4), 2, stem=2), image(8), "wide-resnet"),
     "wide, no norm": (WideResNet(2, (3, 4), 2, stem=3, norm="none"), image(8), "wide-resnet"),
     "mobilenet": (
-        MobileNetV2(((1, 3, 1, 1), (2, 4, 2, 2)), 3, 5, 2, stem_stride=2, norm="batch"),
+        MobileNetV2(((1, 3, 1, 1), (2, 4, 1, 2)), 3, 5, 2, stem_stride=2),
         image(16),
         "mobilenet",
     ),
@@ -119,20 +119,22 @@ def test_found_by_hugging_face_s_names(tmp_path, monkeypatch, capsys, name):
         architecture(None, file)
     main(["inspect", "a.safetensors"])
     assert "architecture: a transformer; shapes do not tell" in capsys.readouterr().out
-    module, inputs, kind = OURS[name]
-    spec = trace_spec(module.apply, shapes_of(name), inputs)
+    module, _, kind = OURS[name]
     given = architecture(kind, file, heads=3)
     Path("config.json").write_text(json.dumps({"num_attention_heads": 3}))
     found = architecture(None, file)
-    assert found.spec(file).canonical() == given.spec(file).canonical() == spec.canonical()
+    assert found.module == given.module == module.copy(epsilon=1e-12)
+    assert found.names.to_theirs(found.load(file)).keys() == leaves.keys()
     # A pooler reads the residual stream and is no part of our network: the stream stays in order.
     save_model("pooled.safetensors", leaves | pooler)
     pooled = open_model("pooled.safetensors")
     left = architecture(None, pooled)
     assert left.beside(pooled) == sorted(pooler, reverse=True)
-    kept = {group.name for group in left.spec(pooled).groups}
-    stream = next(g for g in spec.groups if "params/LayerNorm_0/scale" in {t.leaf for t in g.ties})
-    assert kept == {group.name for group in spec.groups} - {stream.name}
+    if name == "text":  # traced once, for both
+        kept = {group.name for group in left.spec(pooled).groups}
+        groups = found.spec(file).groups
+        stream = next(g for g in groups if "params/LayerNorm_0/scale" in {t.leaf for t in g.ties})
+        assert kept == {group.name for group in groups} - {stream.name}
     back = left.stored(left.load(pooled), pooled)
     assert {n: v.tolist() for n, v in back.items()} == {n: v.tolist() for n, v in pooled.items()}
 

@@ -97,7 +97,7 @@ CASES = {
     "ResNet, option A": images(
         ResNet(blocks=1, stem=2, widths=(2, 4, 6), num_classes=3, norm="batch", shortcut="pad")
     ),
-    "ImageNet ResNet": images(ImageNetResNet((1, 1), 3, bottleneck=True, widths=(1, 2), stem=3)),
+    "ImageNet ResNet": images(ImageNetResNet((2,), 3, bottleneck=True, widths=(2,), stem=3)),
     "Wide ResNet": images(WideResNet(blocks=1, widths=(4, 5), num_classes=3, stem=4)),
     "MobileNet-v2": images(MobileNetV2(((1, 3, 1, 1), (2, 4, 2, 2)), 3, 6, 3)),
     "ViT": images(ViT(patch=4, width=8, depth=1, heads=2, hidden=6, num_classes=3)),
