@@ -12,16 +12,15 @@ seeds beside seed 0. smoke: a GCN on a planted graph of 120 nodes.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from matplotlib.figure import Figure
 
+from benchmarks.merging import competition
 from benchmarks.merging.bench import (
     Bench,
     MergingArgs,
@@ -30,21 +29,14 @@ from benchmarks.merging.bench import (
     on_record,
     seeds_of,
 )
-from benchmarks.merging.pairs import barriers, plain
+from benchmarks.merging.competition import Outcome, compete
+from benchmarks.merging.pairs import measured_line
 from benchmarks.record.claims import Claim, verdict_of, with_interval
-from benchmarks.record.figures import caption, draw_recorded, figure_legend
 from benchmarks.record.graphs import LabelledGraph, labelled_graph
-from benchmarks.record.statistics import Row, Settings, markdown_table, spread
+from benchmarks.record.statistics import Row, Settings
 from benchmarks.script import Findings, figure_name
 from wsa_jax import constant_target, scope_divergence, weight_scope
-from wsa_jax.merging import (
-    accuracy_barrier,
-    align,
-    interpolate_path,
-    loss_barrier,
-    trace_spec,
-    weight_matching,
-)
+from wsa_jax.merging import Model, align, trace_spec, weight_matching
 from wsa_jax.models import GCN, GraphSAGE
 from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training import FitSettings, Task, fit, node_task
@@ -52,7 +44,6 @@ from wsa_jax.training import FitSettings, Task, fit, node_task
 Network = Literal["gcn", "sage"]
 NETWORKS: dict[Network, str] = {"gcn": "GCN", "sage": "GraphSAGE"}
 MODULES = {"gcn": GCN, "sage": GraphSAGE}
-ALIGNS = {"none": "as they are", "weight": "matched"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +76,6 @@ SEEDS: dict[Preset, Sequence[int]] = {
 DATA: dict[Preset, str] = {"smoke": "a planted graph", "cpu": "Cora", "paper": "Cora"}
 
 
-class Outcome(NamedTuple):
-    """The rows of one network, by competitor, and the winners."""
-
-    rows: Mapping[str, Sequence[Row | None]]
-    baseline: str | None
-    wsa: str | None
-
-
 def name_of(extra: Settings) -> str:
     """How tables call a competitor."""
     parts = {"learning_rate": "rate", "weight_decay": "weight decay", "strength": "WSA"}
@@ -122,6 +105,10 @@ def pair_row(bench: Bench, cell: GraphPair) -> Row | None:
         spec = trace_spec(lambda params, nodes: logits(params, {}, nodes), first, data.train[:2])
         found = weight_matching(jax.random.key(cell.seed), spec, first, second)
         ends = {"none": second, "weight": align(spec, second, found)}
+        parts = {
+            part: (nodes, data.labels[nodes])
+            for part, nodes in (("validation", data.validation), ("test", data.test))
+        }
         scopes = [weight_scope(params) for params in (first, second)]
         return {
             "layers": list(scopes[0].names),
@@ -129,7 +116,10 @@ def pair_row(bench: Bench, cell: GraphPair) -> Row | None:
             "divergence": np.asarray(scope_divergence(*scopes)).tolist(),
             "data": data.digests(),
         } | {
-            align: {part: path(task, first, end, data, part) for part in ("validation", "test")}
+            align: {
+                part: measured_line(task, (Model(first, {}), Model(end, {})), *examples)
+                for part, examples in parts.items()
+            }
             for align, end in ends.items()
         }
 
@@ -168,146 +158,39 @@ def target_of(cell: GraphPair, task: Task) -> WeightScope:
     return constant_target(initial, std=cell.target_std) if cell.target_std else initial
 
 
-def path(task: Task, first: PyTree, second: PyTree, data: LabelledGraph, part: str) -> Row:
-    """Loss and accuracy on the line, on the nodes of a part, and both barriers."""
-    nodes = getattr(data, part)
-    line = interpolate_path(task, first, second, nodes, data.labels[nodes], num_points=11)
-    return {
-        "t": plain(line.t),
-        "loss": plain(line.loss),
-        "accuracy": plain(line.accuracy),
-        "barrier": float(loss_barrier(line)),
-        "accuracy_barrier": float(accuracy_barrier(line)),
-    }
-
-
-def under(rows: Sequence[Row | None], align: str) -> list[Row]:
-    """What was measured after an align, of the rows there are."""
-    return [row[align] for row in rows if row is not None and align in row]
-
-
-def middle(row: Row) -> float:
-    """Validation loss of the matched average, infinite where the models diverged."""
-    losses = row.get("weight", {}).get("validation", {}).get("loss", [None])
-    found = losses[len(losses) // 2]
-    return math.inf if found is None else found
-
-
 def collect(bench: Bench, args: MergingArgs) -> dict[Network, Outcome]:
     """Let the settings compete on the first seed, and the winners on all."""
-    first, *others = seeds_of(args, SEEDS)
+    trials = 1 if args.preset == "smoke" else None
+    baselines, wsa = (
+        {name_of(extra): extra for extra in settings[:trials]} for settings in (BASELINES, WSA)
+    )
     outcomes: dict[Network, Outcome] = {}
     for network in ("gcn",) if args.preset == "smoke" else NETWORKS:
-        rows: dict[str, list[Row | None]] = {}
-        winners: list[str | None] = []
-        for settings in (BASELINES, WSA):
-            settings = settings[:1] if args.preset == "smoke" else settings
-            trials = {
-                name_of(extra): pair_row(bench, cell_of(args.preset, network, extra, first))
-                for extra in settings
-            }
-            rows |= {name: [row] for name, row in trials.items()}
-            known = {name: middle(row) for name, row in trials.items() if row is not None}
-            complete = len(known) == len(trials)
-            winners.append(min(known, key=lambda name: known[name]) if complete else None)
-            for extra in settings if complete else ():
-                if (name := name_of(extra)) == winners[-1]:
-                    rows[name] += [
-                        pair_row(bench, cell_of(args.preset, network, extra, seed))
-                        for seed in others
-                    ]
-        if None in winners:
-            bench.tally.undecided.add(network)
-        if any(row is not None for line in rows.values() for row in line):
-            outcomes[network] = Outcome(rows, *winners)
+
+        def row_of(extra: Settings, seed: int, network: Network = network) -> Row | None:
+            return pair_row(bench, cell_of(args.preset, network, extra, seed))
+
+        seeds = seeds_of(args, SEEDS)
+        found = compete(bench, (baselines, wsa), row_of, seeds, chosen_by="weight", called=network)
+        if found is not None:
+            outcomes[network] = found
     return outcomes
 
 
-def lower(outcome: Outcome, align: str) -> list[float]:
-    """By how much WSA's barrier is lower, paired, on the seeds after the first."""
-    if outcome.baseline is None or outcome.wsa is None:
-        return []
-    pairs = zip(outcome.rows[outcome.baseline][1:], outcome.rows[outcome.wsa][1:], strict=True)
-    return differences([(under([a], align), under([b], align)) for a, b in pairs])
-
-
-def helped(outcome: Outcome) -> list[float]:
-    """By how much matching lowers the best baseline's barrier, on the seeds after the first."""
-    rows = outcome.rows[outcome.baseline][1:] if outcome.baseline else []
-    return differences([(under([row], "none"), under([row], "weight")) for row in rows])
-
-
-def differences(pairs: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> list[float]:
-    """First less second barrier, where both are there."""
-    both = [(barriers(first), barriers(second)) for first, second in pairs]
-    return [first[0] - second[0] for first, second in both if first and second]
-
-
-def table(outcome: Outcome) -> str:
-    """A line a competitor; winners have all seeds, and are judged by those after the first."""
-    head = ["setting", "test accuracy of ends, %", "matched average: validation loss, seed 0"]
-    head += [f"barrier, {said}" for said in ALIGNS.values()]
-    head += [f"accuracy half-way, %, {said}" for said in ALIGNS.values()]
-    lines = []
-    for name, rows in outcome.rows.items():
-        won = name in (outcome.baseline, outcome.wsa)
-        shown = rows[1:] if won and len(rows) > 1 else rows
-        ends = [
-            100 * one["test"]["accuracy"][end] for one in under(rows, "none") for end in (0, -1)
-        ]
-        line = [f"**{name}**" if won else name, spread(ends)]
-        line.append("" if rows[0] is None else f"{middle(rows[0]):.3f}")
-        line += [spread(barriers(under(shown, align))) for align in ALIGNS]
-        line += [
-            spread([100 * one["test"]["accuracy"][5] for one in under(shown, align)])
-            for align in ALIGNS
-        ]
-        lines.append([*line, str(len(under(shown, "none")))])
-    return markdown_table([*head, "seeds"], lines)
-
-
-def draw(outcomes: Mapping[Network, Outcome]) -> Figure:
-    """Test loss on the line of both winners, a panel a network."""
-    figure = Figure(figsize=(4.6 * len(outcomes), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(outcomes), squeeze=False)[0]
-    for axes, (network, outcome) in zip(panels, outcomes.items(), strict=True):
-        winners = {"without WSA": outcome.baseline, "with WSA": outcome.wsa}
-        series = {
-            f"{said}, {aligned}": [
-                (one["test"]["t"], one["test"]["loss"])
-                for one in under(outcome.rows[name] if name else [], align)
-            ]
-            for said, name in winners.items()
-            for align, aligned in ALIGNS.items()
-        }
-        draw_recorded(
-            axes, series, xlabel="from w1 (0) to w2 (1)", ylabel="test loss", legend=False
-        )
-        axes.set_title(NETWORKS[network], fontsize=10)
-    figure_legend(figure, columns=2)
-    return caption(figure, "the line between two models, best settings; bands: all seeds")
-
-
-def report(bench: Bench, args: MergingArgs, outcomes: dict[Network, Outcome]) -> Findings:
+def report(bench: Bench, args: MergingArgs, outcomes: Mapping[Network, Outcome]) -> Findings:
     """A table a network, and one figure."""
     dataset = DATA[args.preset]
     told = [
-        f"{NETWORKS[network]} on {dataset}: test loss barriers (Eq. 7; ± std)\n\n{table(outcome)}"
+        f"{NETWORKS[network]} on {dataset}: test loss barriers (Eq. 7; ± std)\n\n"
+        f"{competition.table(outcome)}"
         for network, outcome in outcomes.items()
     ]
+    panels = {NETWORKS[network]: outcome for network, outcome in outcomes.items()}
     return Findings(
         title="Graph networks: barriers before and after matching, with and without WSA",
         text="\n\n".join(told),
-        figures={figure_name("graphs", args.preset): lambda: draw(outcomes)},
-        summary={
-            network: {
-                "baseline": outcome.baseline,
-                "wsa": outcome.wsa,
-                "matching lowers by": helped(outcome),
-            }
-            | {f"wsa lowers by, {said}": lower(outcome, align) for align, said in ALIGNS.items()}
-            for network, outcome in outcomes.items()
-        },
+        figures={figure_name("graphs", args.preset): functools.partial(competition.draw, panels)},
+        summary={network: competition.summary_of(outcome) for network, outcome in outcomes.items()},
     )
 
 
@@ -315,27 +198,20 @@ def claims() -> list[Claim]:
     """Three questions a network."""
     # Preset paper asks for the same cells.
     found = on_record(collect).get("small networks", {})
+    page, source = "barriers.md#graph-networks", "our question"
     lines = []
     for network, outcome in found.items():
         said = NETWORKS[network]
-        asked = [("matching lowers the barrier of graph networks", helped(outcome), said)]
-        asked += [
-            (f"WSA lowers the barrier, {how}", lower(outcome, align), f"{said}, best of 3 a side")
-            for align, how in (("none", "not matched"), ("weight", "matched"))
-        ]
-        lines += [
-            Claim(
-                "our question",
-                claim,
-                f"{run}, Cora",
-                f"lower by {with_interval(values)}",
-                "",
-                verdict_of(values),
-                "barriers.md#graph-networks",
-            )
-            for claim, values, run in asked
-            if values
-        ]
+        if helps := competition.helped(outcome):
+            claim = "matching lowers the barrier of graph networks"
+            ours = f"lower by {with_interval(helps)}"
+            lines.append(Claim(source, claim, f"{said}, Cora", ours, "", verdict_of(helps), page))
+        asked = {
+            "none": "WSA lowers the barrier, not matched",
+            "weight": "WSA lowers the barrier, matched",
+        }
+        run = f"{said}, best of 3 a side, Cora"
+        lines += competition.lower_claims(outcome, source, asked, run, page)
     return lines
 
 

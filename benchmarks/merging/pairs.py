@@ -36,6 +36,7 @@ from wsa_jax.merging import (
     weight_matching,
 )
 from wsa_jax.scope.scope import scope_divergence, weight_scope
+from wsa_jax.training import Task
 
 Align = Literal[
     "none",
@@ -200,17 +201,30 @@ def measured_path(
     points: int,
     examples: int = 0,
 ) -> Row:
-    """Loss and accuracy on the line, and both barriers."""
+    """The line between two models of a cell, on the first examples of a part."""
     images, labels = (array[: examples or None] for array in part)
-    (params, state), (other, other_state) = Model.of(first), Model.of(second)
+    return measured_line(
+        cell_task(cell), (Model.of(first), Model.of(second)), images, labels, points
+    )
+
+
+def measured_line(
+    task: Task,
+    models: tuple[Model, Model],
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    points: int = 11,
+) -> Row:
+    """Loss and accuracy on the line between two models, and its barriers."""
+    first, second = models
     path = interpolate_path(
-        cell_task(cell),
-        params,
-        other,
-        images,
+        task,
+        first.params,
+        second.params,
+        inputs,
         labels,
-        model_state=state,
-        second_state=other_state,
+        model_state=first.model_state,
+        second_state=second.model_state,
         num_points=points,
     )
     return {
