@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from wsa_jax import regularize_scope
 from wsa_jax.files import load_model, save_model
 from wsa_jax.reductions import clip_gradient
+from wsa_jax.scope.scope import WeightScope
 from wsa_jax.training import FitResult, FitSettings, Task
 from wsa_jax.training.task import Batch
 
@@ -23,11 +25,15 @@ def fit_by_adam(
     settings: FitSettings,
     learning_rate: optax.Schedule,
     directory: Path,
+    target: WeightScope | None = None,
+    strength: float = 0.0,
+    params: PyTree | None = None,
+    model_state: PyTree | None = None,
 ) -> FitResult:
     """Train as `fit` does, with Adam for SGD; kept in the directory when it has ended.
 
-    Decay is added to the gradient, as PyTorch's Adam does. Initial weights and the order of the
-    data are those that `fit` draws from the key.
+    Decay is added to the gradient, as PyTorch's Adam does, and so is WSA's. Initial weights, where
+    none are given, and the order of the data are those that `fit` draws from the key.
     """
     kept = directory / "model.npz"
     if kept.is_file():
@@ -37,12 +43,15 @@ def fit_by_adam(
     parts = [optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate)]
     if settings.clip_norm is not None:
         parts.insert(0, clip_gradient(settings.clip_norm))
+    if target is not None:
+        regularize = regularize_scope(strength, target=target, select=settings.select)
+        parts.insert(0, regularize)
     optimizer, size, count = optax.chain(*parts), settings.batch_size, len(labels)
     per_epoch = count // size
 
     @jax.jit
-    def run(images: Array, labels: Array) -> FitResult:
-        params, model_state = task.init(init_key)
+    def run(images: Array, labels: Array, initial: tuple[PyTree, PyTree] | None) -> FitResult:
+        params, model_state = task.init(init_key) if initial is None else initial
 
         def step(carry: tuple, index: Array) -> tuple[tuple, Array]:
             params, model_state, state, order = carry
@@ -65,7 +74,8 @@ def fit_by_adam(
         (params, model_state, *_), loss = jax.lax.scan(step, start, jnp.arange(settings.steps))
         return FitResult(params, model_state, loss)
 
-    result = run(jnp.asarray(images), jnp.asarray(labels))
+    initial = None if params is None else (params, model_state)
+    result = run(jnp.asarray(images), jnp.asarray(labels), initial)
     directory.mkdir(parents=True, exist_ok=True)
     state = {"model_state": result.model_state} if result.model_state else {}
     save_model(kept, {"params": result.params, "loss": result.loss} | state)

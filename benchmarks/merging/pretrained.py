@@ -35,23 +35,26 @@ from benchmarks.merging.bench import (
 from benchmarks.merging.fine_tuned import (
     Examples,
     Found,
+    Training,
+    answers,
+    by_training,
     draw,
+    drawn,
     gains,
     merged,
-    shown_methods,
+    summary_of,
     table,
     trainings,
     wsa_gains,
 )
-from benchmarks.merging.merge_rows import accuracies
-from benchmarks.record.claims import Claim, verdict_of, with_interval
+from benchmarks.record.claims import Claim
 from benchmarks.record.data import data_digests, load_split
 from benchmarks.record.statistics import Row, Settings
 from benchmarks.refused import RefusedError
 from benchmarks.script import Findings, figure_name
 from wsa_jax.data import DatasetInfo, dataset_info
 from wsa_jax.files import load_model, resnet_names
-from wsa_jax.merging import Model
+from wsa_jax.merging import METHODS, Budget, Model
 from wsa_jax.models import MLP, cifar_resnet
 from wsa_jax.training import FitSettings, Task, classification, fit
 
@@ -177,13 +180,19 @@ def table_row(bench: Bench, cell: PretrainedCell, weights: Path | None) -> Row |
         task, base = base_of(cell, bench.data_dir, weights)
         test = load_split(cell.dataset, "test", bench.data_dir)
         shown = np.random.default_rng(0).permutation(len(test.labels))[: cell.test_examples or None]
+        parts = halves(cell, bench.data_dir)
+        together = Examples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         row = merged(
             cell,
             task,
             base,
-            halves(cell, bench.data_dir),
+            parts,
             Examples(test.images[shown], test.labels[shown]),
-            cell.methods or CHOSEN,
+            methods={name: METHODS[name] for name in cell.methods or CHOSEN},
+            budget=Budget(steps=cell.steps, restarts=1),
+            samples=drawn(together, cell.samples, cell.seed),
+            training=Training(),
+            runs=bench.runs,
         )
         return row | {"data": data_digests(cell.dataset, bench.data_dir)}
 
@@ -192,14 +201,13 @@ def table_row(bench: Bench, cell: PretrainedCell, weights: Path | None) -> Row |
 
 def collect(bench: Bench, args: Args) -> Found:
     """The rows there are."""
-    found: dict[str, list[Row]] = {}
-    for name, strength in trainings(args.preset).items():
-        for seed in seeds_of(args, SEEDS):
-            cell = dataclasses.replace(SIZES[args.preset], strength=strength, seed=seed)
-            row = table_row(bench, cell, args.weights)
-            if row is not None:
-                found.setdefault(name, []).append(row)
-    return found
+    size = SIZES[args.preset]
+
+    def row_of(strength: float, seed: int) -> Row | None:
+        cell = dataclasses.replace(size, strength=strength, seed=seed)
+        return table_row(bench, cell, args.weights)
+
+    return by_training(trainings(args.preset), seeds_of(args, SEEDS), row_of)
 
 
 def report(bench: Bench, args: Args, found: Found) -> Findings:
@@ -208,39 +216,27 @@ def report(bench: Bench, args: Args, found: Found) -> Findings:
     return Findings(
         title="Fine-tuned from real weights on disjoint classes: every method",
         text=f"Test accuracy over all classes of {data}, % (± std)\n\n{table(found)}",
-        figures={figure_name("pretrained", args.preset): functools.partial(draw, found)},
-        summary={
-            training: {name: accuracies(rows, name) for name in shown_methods(found)}
-            for training, rows in found.items()
-        },
+        figures={figure_name("pretrained", args.preset): functools.partial(draw, {"": found})},
+        summary=summary_of(found),
     )
 
 
 def claims() -> list[Claim]:
     """What the methods promise of models with one start, and whether WSA helps them."""
-    lines = []
-    for size, found in on_record(collect, Args).items():
-        run = f"ResNet20 from CIFAR-10, two halves of CIFAR-100, {size}"
-        asked = [
-            ("task arithmetic beats the average", gains(found, "task arithmetic", "average")),
-            ("TIES beats the average", gains(found, "TIES", "average")),
-            ("NP Merge beats fine-tuning the average", gains(found, "NP Merge", "fine-tuning")),
-            ("WSA makes fine-tuned models average better", wsa_gains(found, "average")),
-        ]
-        lines += [
-            Claim(
-                "our question",
-                claim,
-                run,
-                with_interval(values),
-                "",
-                verdict_of(values),
-                "np_merge.md#models-fine-tuned-from-real-weights",
-            )
-            for claim, values in asked
-            if values
-        ]
-    return lines
+    return [
+        claim
+        for size, found in on_record(collect, Args).items()
+        for claim in answers(
+            f"ResNet20 from CIFAR-10, two halves of CIFAR-100, {size}",
+            "np_merge.md#models-fine-tuned-from-real-weights",
+            [
+                ("task arithmetic beats the average", gains(found, "task arithmetic", "average")),
+                ("TIES beats the average", gains(found, "TIES", "average")),
+                ("NP Merge beats fine-tuning the average", gains(found, "NP Merge", "fine-tuning")),
+                ("WSA makes fine-tuned models average better", wsa_gains(found, "average")),
+            ],
+        )
+    ]
 
 
 SCRIPT = MergingExperiment(
