@@ -32,6 +32,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "fig5_otfusion": "merging.fig5_otfusion",
     "fig6_rebasin": "merging.fig6_rebasin",
     "fig7_landscape": "merging.fig7_landscape",
+    "fig8_vit": "merging.fig8_vit",
     "graphs": "merging.graphs",
     "pretrained": "merging.pretrained",
     "minilm": "merging.minilm",

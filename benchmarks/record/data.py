@@ -2,12 +2,14 @@
 
 import functools
 
-from wsa_jax.data import Dataset, dataset_info, load_dataset
+from wsa_jax.data import Dataset, DatasetInfo, dataset_info, load_dataset
 from wsa_jax.runs.identity import digest
 
 
 @functools.lru_cache(maxsize=4)
-def load_split(dataset: str, split: str, data_dir: str | None, side: int = 0) -> Dataset:
+def load_split(
+    dataset: str | DatasetInfo, split: str, data_dir: str | None, side: int = 0
+) -> Dataset:
     """A split of a data set, kept for the cells that follow; a side of 0 is its images' own."""
     return load_dataset(dataset, split=split, data_dir=data_dir, side=side or None)
 
