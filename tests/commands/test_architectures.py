@@ -55,12 +55,12 @@ OURS = {
     "convolutions": (ResNet(1, 2, (2, 3, 4), 2), image(8), "resnet8"),
     "large": (LARGE, image(32), "resnet8"),
     "bottlenecks": (
-        ImageNetResNet((1, 2), 2, bottleneck=True, widths=(2, 2), stem=3, norm="none"),
+        ImageNetResNet((1, 1), 2, bottleneck=True, widths=(2, 2), stem=3, norm="none"),
         image(32),
-        "resnet11",
+        "resnet8",
     ),
     "wide": (WideResNet(1, (3, 4), 2, stem=2), image(8), "wide-resnet"),
-    "wide, no norm": (WideResNet(2, (3, 4), 2, stem=3, norm="none"), image(8), "wide-resnet"),
+    "wide, no norm": (WideResNet(1, (3, 4), 2, stem=3, norm="none"), image(8), "wide-resnet"),
     "mobilenet": (
         MobileNetV2(((1, 3, 1, 1), (2, 4, 1, 2)), 3, 5, 2, stem_stride=2),
         image(16),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ class Architecture:
     names: NameMap | None = None
     stream: str | None = None
 
+    @cached_property
     def shapes(self) -> PyTree:
         """Shapes of the network's variables."""
         return jax.eval_shape(self.module.init, jax.random.key(0), self.inputs)
 
     def spec(self, file: ModelFile) -> AxisSpec:
         """Which axes of the variables move together without changing what the file's model does."""
-        spec = trace_spec(self.module.apply, self.shapes(), self.inputs)
+        spec = trace_spec(self.module.apply, self.shapes, self.inputs)
         if not self.beside(file):
             return spec
         groups = (
@@ -75,7 +77,7 @@ class Architecture:
 
     def check(self, file: ModelFile) -> None:
         """Raise a ModelFileError unless the file has all names and shapes of the network."""
-        wanted = self.shapes()
+        wanted = self.shapes
         if self.names is None:
             kept = wanted if prefix_of(file.shapes) else wanted["params"]
             given: Any = file.shapes
@@ -103,7 +105,7 @@ class Architecture:
 
     def load(self, file: ModelFile) -> PyTree:
         """A file's variables under our names, checked against the network's."""
-        shapes = self.shapes()
+        shapes = self.shapes
         if self.names is None and not prefix_of(file.shapes):
             return {"params": load_model(file.path, like=shapes["params"])}
         return load_model(file.path, names=self.names, like=shapes)
