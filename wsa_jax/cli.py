@@ -57,9 +57,10 @@ def demo(settings: DemoSettings) -> None:
         TimeRemainingColumn,
     )
 
-    from wsa_jax.demo import demo_steps, run_demo, save_demo, tell_demo
+    from wsa_jax.demo import check_settings, demo_steps, run_demo, save_demo, tell_demo
 
     # Before a minute of work, not after it.
+    check_settings(settings)
     settings = replace(settings, output=_writable_folder(settings.output))
     columns = (
         TextColumn("{task.description:<24}"),

@@ -255,6 +255,8 @@ def _refusal(name: str, value: Any, annotation: Annotation) -> ArgumentError:
 
 
 def _allows_trees(annotation: Annotation) -> bool:
+    if typing.get_origin(annotation) is collections.abc.Callable:
+        return False
     parts = typing.get_args(annotation) or (annotation,)
     return any(part is PyTree or _is_pytree(part) for part in parts)
 
@@ -274,7 +276,8 @@ def shown(value: Any) -> str:
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
     text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+    # An address in memory tells nobody anything.
+    return text if len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
 
 
 def described(annotation: Annotation) -> str:

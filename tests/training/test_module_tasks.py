@@ -274,7 +274,7 @@ class TestNodes:
     ("make", "message"),
     [
         (lambda: nnx_task(3), "model 3 is no NNX module and makes none"),
-        (lambda: nnx_task(lambda rngs: 3), "model makes an array of int32 .*; give rngs -> NNX"),
+        (lambda: nnx_task(lambda rngs: 3), "model makes 3; give rngs -> NNX"),
         (lambda: equinox_task(3), "model 3 is no Equinox module and makes none"),
         (lambda: equinox_task(lambda key: 3), "model makes 3; give key -> Equinox module"),
         (lambda: nnx_task(Net, augmentation="batch"), "augmentation 'batch' is for images, and"),

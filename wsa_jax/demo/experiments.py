@@ -60,6 +60,13 @@ class DemoSettings:
     """WSA's lambda while the networks are trained again."""
 
 
+def check_settings(settings: DemoSettings) -> None:
+    """Raise a ValueError that names an invalid setting in one line."""
+    for name in ("seeds", "steps", "examples"):
+        checks.count(name, getattr(settings, name))
+    check_non_negative(settings.strength)
+
+
 class _Material(NamedTuple):
     """What all parts of the demo share."""
 
@@ -79,9 +86,7 @@ def run_demo(settings: DemoSettings, advance: Callable[[str], None]) -> Json:
     Raises:
       ValueError: a setting is invalid; the message names it in one line.
     """
-    for name in ("seeds", "steps", "examples"):
-        checks.count(name, getattr(settings, name))
-    check_non_negative(settings.strength)
+    check_settings(settings)
     begin = time.perf_counter()
     train, test = load_dataset("digits"), load_dataset("digits", split="test")
     text = json.dumps(asdict(settings), default=str, sort_keys=True)

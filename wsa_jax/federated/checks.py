@@ -65,7 +65,7 @@ def check_partition_of(partition: Partition, examples: int, rounds: int) -> None
     if partition.indices.max() >= examples or not partition.sizes.any():
         raise ValueError(
             f"the partition points at example {partition.indices.max()} and holds "
-            f"{partition.sizes.sum()} in all, but there are {examples}; make it from these labels"
+            f"{partition.sizes.sum()} in all, but there are {examples} labels; make it from these"
         )
 
 

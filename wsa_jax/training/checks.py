@@ -59,6 +59,11 @@ def check_one_label_each(inputs: PyTree, labels: Labels, what: str) -> None:
         raise ValueError(f"{what} has no inputs; give at least one array")
     for path, leaf in named:
         rows = "images" if not path else f"rows of {key_path(path)}"
+        if isinstance(inputs, list | tuple) and not np.ndim(leaf):
+            raise ValueError(
+                f"{what} has its inputs as lists of numbers; give an array [examples, ...], for "
+                "example np.asarray(inputs)"
+            )
         if not np.ndim(leaf) or not np.ndim(labels):
             raise ValueError(f"{what} holds no rows; give arrays [examples, ...] and their labels")
         if len(leaf) != len(labels):
@@ -111,8 +116,9 @@ def check_label_shape(labels: Labels, logits: tuple[int, ...], what: str) -> Non
         return
     one_hot = np.shape(labels) == (*wanted, logits[-1])
     hint = "; of one-hot labels, the argmax over the last axis" if one_hot else ""
+    kind = "text" if dtype.kind in "US" else dtype
     raise ValueError(
-        f"labels of {what} are {dtype} of shape {np.shape(labels)}; give integers of shape "
+        f"labels of {what} are {kind} of shape {np.shape(labels)}; give integers of shape "
         f"{wanted}, each a class 0 .. {logits[-1] - 1}{hint}"
     )
 

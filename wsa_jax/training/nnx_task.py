@@ -64,15 +64,19 @@ def nnx_task(
         )
 
     def make(key: Array) -> Any:
-        return model if given else model(nnx.Rngs(key))
+        made = model if given else model(nnx.Rngs(key))
+        if not isinstance(made, nnx.Module):
+            raise ValueError(
+                f"model makes {shown(made)}; give rngs -> NNX module (of a Linen module, the task "
+                "is linen_task or classification)"
+            )
+        return made
 
     def parts(module: Any) -> Any:
         """What defines it, parameters, streams of random numbers, the rest."""
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
     template = nnx.eval_shape(lambda: make(jax.random.key(0)))
-    if not isinstance(template, nnx.Module):
-        raise ValueError(f"model makes {shown(template)}; give rngs -> NNX module")
     takes_train = "train" in inspect.signature(type(template).__call__).parameters
     streams = parts(template)[2]
     template.eval()

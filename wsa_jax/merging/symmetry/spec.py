@@ -305,9 +305,17 @@ def hand_written(
 
 def _check_tie(group: Group, tie: Tie, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if tie.leaf not in shapes:
+        # Parameters for variables, or the reverse: the leaf is there, a folder higher or lower.
+        near = [n for n in shapes if f"/{n}".endswith(f"/{tie.leaf}") or tie.leaf.endswith(f"/{n}")]
+        way = (
+            f"give the tree that trace_spec got: here the leaf is {near[0]} (Model.variables has "
+            "params/ before the names of params)"
+            if near
+            else "is the spec another model's?"
+        )
         raise ValueError(
             f"leaf {tie.leaf} of group {group.name} is not in the model; it has "
-            f"{_listed(shapes)}; is the spec another model's?"
+            f"{_listed(shapes)}; {way}"
         )
     shape = shapes[tie.leaf]
     if not 0 <= tie.axis < len(shape):
