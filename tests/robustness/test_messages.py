@@ -12,6 +12,7 @@ from wsa_jax.models import MLP
 from wsa_jax.training import classification_task, nnx_task
 
 X, Y = np.ones((6, 4), np.float32), np.array([0, 1, 0, 1, 0, 1])
+LINEN = MLP(features=(4, 2))
 PARAMS = {"in": jnp.ones((4, 3)), "out": jnp.ones((3, 2))}
 
 
@@ -63,8 +64,8 @@ def spec_of(tree):
             "models of average is a generator; give a pytree of arrays",
         ),
         (
-            lambda: nnx_task(MLP),
-            "model makes a MLP; give rngs -> NNX module (of a Linen module, the task is "
+            lambda: nnx_task(lambda rngs: LINEN),
+            f"model makes {shown(LINEN)}; give rngs -> NNX module (of a Linen module, the task is "
             "linen_task or classification)",
         ),
         (
