@@ -226,6 +226,8 @@ def _is_pytree(annotation: Annotation) -> bool:
 
 def _unfit_leaf(tree: Any) -> tuple[str, Any] | None:
     """The first leaf that no model or data holds: text, a generator, another library's tensor."""
+    if isinstance(tree, types.GeneratorType):  # which JAX will not take for a leaf for long
+        return "", tree
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         foreign = type(leaf).__module__.split(".")[0] in ("torch", "tensorflow")
         # A module's own attribute may be text, such as the axis name of Equinox's BatchNorm.
