@@ -7,7 +7,7 @@ import pytest
 
 from wsa_jax.door import shown
 from wsa_jax.federated import LocalSettings, simulate
-from wsa_jax.merging import Model, average, permute_units, trace_spec
+from wsa_jax.merging import Matching, Model, align, average, permute_units, trace_spec
 from wsa_jax.models import MLP
 from wsa_jax.training import classification_task, nnx_task
 
@@ -75,7 +75,7 @@ def spec_of(tree):
             "the names of params)",
         ),
         (
-            lambda: permute_units(spec_of(Model(PARAMS, {}).variables), PARAMS, {}),
+            lambda: align(spec_of(Model(PARAMS, {}).variables), PARAMS, Matching({}, {})),
             "leaf params/in of group in is not in the model; it has in, out; give the tree that "
             "trace_spec got: here the leaf is in (Model.variables has params/ before the names of "
             "params)",

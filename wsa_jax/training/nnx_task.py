@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax.data.augmentation import AugmentMode
 from wsa_jax.data.registry import DatasetInfo
-from wsa_jax.door import door, shown
+from wsa_jax.door import door, shown, taken_by
 from wsa_jax.leaves import is_key
 from wsa_jax.runs.described import described
 from wsa_jax.training.module_options import Loss, Options
@@ -64,7 +64,8 @@ def nnx_task(
         )
 
     def make(key: Array) -> Any:
-        made = model if given else model(nnx.Rngs(key))
+        with taken_by("model, which should make an NNX module,", "nnx.Rngs"):
+            made = model if given else model(nnx.Rngs(key))
         if not isinstance(made, nnx.Module):
             raise ValueError(
                 f"model makes {shown(made)}; give rngs -> NNX module (of a Linen module, the task "

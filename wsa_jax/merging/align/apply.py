@@ -9,7 +9,7 @@ from wsa_jax.merging.align.assignment import Matching, permuted, rescaled
 from wsa_jax.merging.align.rescale_and_match import ScaledMatching
 from wsa_jax.merging.align.rescaling import Rescaling
 from wsa_jax.merging.align.unit_maps import UnitMaps, map_units
-from wsa_jax.merging.symmetry.spec import AxisSpec
+from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 
 __all__ = ["align"]
 
@@ -49,6 +49,7 @@ def align(spec: AxisSpec, second: PyTree, found: Found) -> PyTree:
     """
     if isinstance(found, UnitMaps):
         return map_units(spec, second, found)
+    check_spec(spec, second)  # the whole model: from here on, only what moves is looked at
     if not isinstance(found, Matching):
         second = rescaled(spec, second, found.scales)
     return second if isinstance(found, Rescaling) else permuted(spec, second, found.permutations)
