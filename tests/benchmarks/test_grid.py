@@ -93,6 +93,10 @@ def test_gains_are_paired_and_means_over_aligns():
     trainings = {"without WSA": rows, "with WSA": better}
     # Of the two methods that both have: (5 + 1) / 2 and (3 + 2) / 2.
     assert merging_grid.scope_gains(MLP, trainings) == pytest.approx([3.0, 2.5])
+    better["weight"][0]["lines"].pop()
+    assert merging_grid.scope_gains(MLP, trainings) == pytest.approx([5.0, 3.0])
+    better["none"][1] = {"status": "diverged"}
+    assert merging_grid.scope_gains(MLP, trainings) == []
 
 
 def test_what_is_not_admitted_is_named_in_the_table():
