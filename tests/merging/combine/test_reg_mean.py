@@ -83,11 +83,11 @@ def test_kernels_are_least_squares_and_the_rest_is_averaged(models, grams, shrin
     found = reg_mean(models, grams, shrink=shrink)
     for name in layers(models[0]):
         kernels = [leaf(model, name) for model in models]
-        roots = []
         # Squares are those of the test above: few examples leave directions to the ridge alone.
-        for own in grams:
-            gram = in_kernel_order(own[name], kernels[0].shape)
-            ridge = 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))
+        squares = [in_kernel_order(own[name], kernels[0].shape) for own in grams]
+        diagonal = np.mean([np.trace(gram) / len(gram) for gram in squares])
+        roots, ridge = [], 1e-6 * diagonal * np.eye(len(squares[0]))
+        for gram in squares:
             gram = shrink * gram + (1 - shrink) * np.diag(np.diag(gram)) + ridge
             roots.append(np.linalg.cholesky(gram).T)
         # By lstsq on roots of the matrices, so that no inverse is formed here.
@@ -116,7 +116,8 @@ def test_equal_matrices_give_the_average_and_equal_models_themselves(models, gra
 
 def test_dead_inputs_and_few_samples_stay_finite():
     models = [{"w": np.float32([[1], [2], [3]])}, {"w": np.float32([[5], [6], [7]])}]
-    dead = [{"w": Gram(np.diag([1.0, 0.0, 2.0]), (0,))}] * 2
+    # The second model's inputs are larger, but of the dead one neither knows more.
+    dead = [{"w": Gram(scale * np.diag([1.0, 0.0, 2.0]), (0,))} for scale in (1, 100)]
     np.testing.assert_allclose(reg_mean(models, dead, shrink=1).params["w"][1], 4, rtol=1e-5)
     rank_one = [{"w": Gram(np.ones((3, 3)), (0,))}, {"w": Gram(np.zeros((3, 3)), (0,))}]
     assert np.isfinite(reg_mean(models, rank_one, shrink=1).params["w"]).all()

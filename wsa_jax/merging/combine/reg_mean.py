@@ -63,7 +63,7 @@ def gram_matrices(
     ([[5.0, 1.0], [1.0, 2.0]], (0,))
 
     Source: Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR
-    2023, section 3; convolutions, as linear maps of patches, are ours.
+    2023; convolutions, as linear maps of patches, are ours.
     """
     checks.count("batch_size", batch_size)
     checks.weights(variables, "the model")
@@ -125,7 +125,7 @@ def reg_mean(
     >>> [round(x, 3) for x in reg_mean(models, grams).params["w"][:, 0].tolist()]
     [1.5, 4.0]
 
-    Source: Jin et al., ICLR 2023, equation 2 and its scaling of elements off the diagonal.
+    Source: Jin et al., ICLR 2023, its closed form and its scaling of elements off the diagonal.
     """
     models = as_list(models)
     if not models or len(models) != len(grams):
@@ -153,12 +153,12 @@ def _solve(grams: Sequence[Gram], leaves: Sequence[Any], shrink: float) -> Array
     """Least squares for one kernel."""
     inputs = grams[0].axes
     order = (*inputs, *(axis for axis in range(np.ndim(leaves[0])) if axis not in inputs))
+    matrices = [np.asarray(gram.matrix, np.float64) for gram in grams]
+    # One ridge for all models, so that what no example shows is averaged with equal weights.
+    ridge = _RIDGE * max(float(np.mean([np.diag(matrix) for matrix in matrices])), _TINY)
     left, right = np.float64(0.0), np.float64(0.0)
-    for gram, leaf in zip(grams, leaves, strict=True):
-        matrix = np.asarray(gram.matrix, np.float64)
-        diagonal = np.diag(matrix)
-        ridge = _RIDGE * max(float(np.mean(diagonal)), _TINY)
-        matrix = shrink * matrix + np.diag((1 - shrink) * diagonal + ridge)
+    for matrix, leaf in zip(matrices, leaves, strict=True):
+        matrix = shrink * matrix + np.diag((1 - shrink) * np.diag(matrix) + ridge)
         rows = np.asarray(leaf, np.float64).transpose(order).reshape(len(matrix), -1)
         left, right = left + matrix, right + matrix @ rows
     shape = [np.shape(leaves[0])[axis] for axis in order]
