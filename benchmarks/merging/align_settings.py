@@ -7,8 +7,8 @@ after both aligns at every setting. Settings are chosen by the mean accuracy of 
 validation part of the training data, which no model is trained on; test accuracies are recorded for
 the chosen ones alone.
 
-cpu: MLPs on all of CIFAR-10 as 16x16 images, VGG11 of width 1/8 and ResNet8 of width 1/2 with
-BatchNorm on 5,000 examples. paper: VGG11 and ResNet20 of width 8. smoke: MLPs on digits.
+cpu: all of CIFAR-10 as 16x16 images; MLPs (20 epochs), and ResNet8 of width 1/2 with BatchNorm and
+with LayerNorm (3 epochs). paper: VGG11 and ResNet20 of width 8. smoke: MLPs on digits.
 """
 
 import dataclasses
@@ -49,9 +49,14 @@ GRIDS: Mapping[str, Sequence[float]] = {
 DEFAULTS = {"CCA Merge, regularization": 1.0, "ZipIt!, repeat": 0.1}
 REFERENCES = ("average", "weight matching")
 MLP = ModelCell(model="mlp", width=4.0, epochs=20, learning_rate=0.05, side=16)
+RESNET8 = ModelCell(depth=8, width=0.5, epochs=3, side=16)
 CELLS: dict[Preset, dict[str, ModelCell]] = {
     "smoke": NETWORKS["smoke"],
-    "cpu": {"MLP 256": MLP} | NETWORKS["cpu"],
+    "cpu": {
+        "MLP 256": MLP,
+        "ResNet8 BN x0.5": dataclasses.replace(RESNET8, norm="batch"),
+        "ResNet8 LN x0.5": dataclasses.replace(RESNET8, norm="layer"),
+    },
     "paper": NETWORKS["paper"],
 }
 SPLITS: dict[Preset, dict[Split, str]] = {
