@@ -36,13 +36,14 @@ def activation_transport(
 ) -> tuple[UnitMaps, ...]:
     r"""Transport each model's units to the first one's by their activations on the same inputs.
 
-    .. math:: \min_T \sum_{ij} T_{ij} \sqrt{\mathrm{E}(a_i - b_j)^2}, \qquad
-              W' = \operatorname{diag}(\mu)^{-1} T\, W\, T^\top_{\text{before}}
-              \operatorname{diag}(\nu_{\text{before}})^{-1}
+    .. math:: \min_T \sum_{ij} T_{ij} \sqrt{\mathrm{E}[(a_i - b_j)^2]}, \qquad
+              W' = \operatorname{diag}(\mu)^{-1} T\, W\, \operatorname{diag}(\nu_0)^{-1} T_0^\top
 
-    A unit of the result takes the mean of the incoming weights of the units transported to it, and
-    of a unit's outgoing weights the share that was transported. Biases, norms and statistics move
-    with the units, residual sums are one group, and convolutions move by channels.
+    where T is ``[units, own units]`` with row sums :math:`\mu` and column sums :math:`\nu`, W is
+    written ``[outputs, inputs]``, and :math:`T_0, \nu_0` are those of the group that W reads. A
+    unit of the result takes the mean of the incoming weights of the units transported to it, and of
+    a unit's outgoing weights the share that was transported. Biases, norms and statistics move with
+    the units, residual sums are one group, and convolutions move by channels.
 
     Args:
       spec: which axes of the first model move together.

@@ -37,11 +37,13 @@ def canonical_correlation(
     r"""Map each model's units to the first one's by canonical correlation analysis.
 
     .. math:: S_a^{-1/2} S_{ab} S_b^{-1/2} = U \Sigma V^\top, \qquad
-              M = S_a^{1/2} U V^\top S_b^{-1/2}, \qquad W' = M\, W\, M^{-1}_{\text{before}}
+              M = S_a^{1/2} U V^\top S_b^{-1/2}, \qquad W' = M\, W\, M_0^{-1}
 
-    Both models' activations are whitened, turned to where they correlate most, and coloured again
-    as the first model's are: a unit of the result is a linear combination of units, not one of
-    them. The covariances S are regularised by a share of their own mean variance.
+    with M ``[units, own units]``, W written ``[outputs, inputs]`` and :math:`M_0` the map of the
+    group that W reads; where widths differ, :math:`S_b^{1/2} V U^\top S_a^{-1/2}` stands for the
+    inverse. Both models' activations are whitened, turned to where they correlate most, and
+    coloured again as the first model's are: a unit of the result is a linear combination of units,
+    not one of them. The covariances S are regularised by a share of their own mean variance.
 
     Args:
       spec: which axes of the first model move together.

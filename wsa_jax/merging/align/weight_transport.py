@@ -46,12 +46,12 @@ def weight_transport(
     r"""Transport each model's units to the first one's by their incoming weights.
 
     .. math:: \min_T \sum_{ij} T_{ij} \lVert w_i - w'_j \rVert, \qquad
-              W' = \operatorname{diag}(\mu)^{-1} T\, W\, T^\top_{\text{before}}
-              \operatorname{diag}(\nu_{\text{before}})^{-1}
+              W' = \operatorname{diag}(\mu)^{-1} T\, W\, \operatorname{diag}(\nu_0)^{-1} T_0^\top
 
-    Group after group, from the input on: a unit is compared by all weights, biases and norms that
-    produce it, whose other axes were transported before. A residual stream is
-    produced at several depths: the first pass compares what is comparable by then, the second all.
+    with T, :math:`\mu`, :math:`\nu` and the 0 as in `activation_transport`, and w the weights that
+    make a unit. Group after group, from the input on: a unit is compared by all weights, biases and
+    norms that produce it, whose other axes were transported before. A residual stream is produced
+    at several depths: the first pass compares what is comparable by then, the second all.
 
     Args:
       spec: which axes of the first model move together.

@@ -42,13 +42,16 @@ def zip_units(
     within: float | int = 1.0,
     batch_size: int = 100,
 ) -> tuple[UnitMaps, ...]:
-    """Merge the most correlated units of all models until as many are left as the first has.
+    r"""Merge the most correlated units of all models until as many are left as the first has.
 
-    Every unit of every model starts as a cluster of its own. Greedily, the two clusters whose
-    activations correlate most become one, whose correlation with any other is the lesser of theirs,
-    times ``repeat``. A unit of the result is its cluster's mean; it is consumed in place of each of
-    its units. Units of one model may meet, so a feature that one model alone has need not be
-    averaged with a stranger.
+    .. math:: W_{cd} = \frac{1}{|c|} \sum_m \sum_{i \in c \cap m} \sum_{j \in d \cap m} W^m_{ij}
+
+    for clusters c of the units that W makes and d of those that it reads, and models m. Every unit
+    of every model starts as a cluster of its own. Greedily, the two clusters whose activations
+    correlate most become one, whose correlation with any other is the lesser of theirs, times
+    ``repeat``. A unit of the result is its cluster's mean; it is consumed in place of each of its
+    units. Units of one model may meet, so a feature that one model alone has need not be averaged
+    with a stranger.
 
     Args:
       spec: which axes of the first model move together.

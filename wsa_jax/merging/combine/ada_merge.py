@@ -92,8 +92,8 @@ def ada_merge(
     >>> found.info["coefficients"]["all"].round(2).tolist()
     [1.0, 0.0]
 
-    Source: Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning", ICLR 2024,
-    section 3.2; the other granularities are ours.
+    Source: Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning", ICLR 2024;
+    granularities other than layer-wise and task-wise are ours.
     """
     models = at_least_one(models)
     check_learnable(models)

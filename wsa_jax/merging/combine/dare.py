@@ -49,7 +49,7 @@ def dare(
     >>> sorted(set(merged.tolist())), bool(abs(merged.mean() - 2) < 0.2)
     ([1.0, 5.0], True)
 
-    Source: Yu et al., "Language Models are Super Mario", ICML 2024, section 3.
+    Source: Yu et al., "Language Models are Super Mario", ICML 2024 (DARE).
     """
     _check_drop(drop)
     models = checked_models(models, base)

@@ -39,7 +39,11 @@ def greedy_soup(
     repair: Repair | None = None,
     batch_size: int = 500,
 ) -> MergeResult:
-    """Average models one after the other, best first; leave out each that lowers the score.
+    r"""Average models one after the other, best first; leave out each that lowers the score.
+
+    .. math:: W_S = \frac{1}{|S|} \sum_{m \in S} W_m, \qquad S \leftarrow S \cup \{k\}
+              \;\text{ if }\; \operatorname{score}(W_{S \cup \{k\}}) \ge
+              \operatorname{score}(W_S)
 
     The score is the accuracy on the examples given, or minus the mean loss for a task that counts
     no correct answers. Which models the soup has is chosen on these examples, so they must be

@@ -43,7 +43,7 @@ def model_stock(models: PyTree, base: PyTree, *, per: Literal["leaf", "model"] =
     [0.8284, 0.4142]
 
     Source: Jang et al., "Model Stock: All we need is just a few fine-tuned models", ECCV 2024,
-    equation 4 and its form for N models; the mean over pairs is ours where they differ.
+    the interpolation ratio for N models; the mean over pairs is ours where they differ.
     """
     models = checked_models(models, base)
     if len(models) < 2:

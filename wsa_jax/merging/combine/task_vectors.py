@@ -50,7 +50,8 @@ def task_arithmetic(
     >>> task_arithmetic(models, {"w": jnp.zeros(2)}, scale=0.5)["w"].tolist()
     [0.5, 1.0]
 
-    Source: Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, section 2.
+    Source: Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023: addition, and
+    negation.
     """
     models = checked_models(models, base)
     scales = model_scales(scale, len(models))

@@ -50,7 +50,7 @@ def repair_closed_form(
     >>> [round(float(std), 3) for std in np.std(x @ repaired["w"], axis=0)]
     [0.816, 0.816]
 
-    Source: Jordan et al., ICLR 2023, section 3, of two models; of more, the variance of a sum.
+    Source: Jordan et al., ICLR 2023, of two models; of more, the variance of a sum.
     """
     models = as_list(models)
     share = check_repair(models, merged, inputs, weights)

@@ -68,7 +68,7 @@ def repair_forward(
     [0.816, 0.816]
 
     Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair",
-    ICLR 2023, section 3.
+    ICLR 2023.
     """
     models = as_list(models)
     share = check_repair(models, merged, inputs, weights)
