@@ -151,7 +151,8 @@ def check_evaluable(labels: Labels, calibration: PyTree, where: str) -> None:
     """Raise a ValueError where there is nothing to evaluate on or to estimate statistics from."""
     if len(labels) == 0:
         raise ValueError(f"no examples to evaluate {where} on; give at least one")
-    if calibration is not None and any(len(leaf) == 0 for leaf in jax.tree.leaves(calibration)):
+    rows = [np.shape(leaf)[:1] for leaf in jax.tree.leaves(calibration)]
+    if calibration is not None and (not rows or set(rows) & {(), (0,)}):
         raise ValueError("no calibration images to estimate BatchNorm statistics from; give some")
 
 

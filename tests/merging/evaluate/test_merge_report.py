@@ -1,5 +1,6 @@
 """The report's numbers against NumPy and the library's barriers; what it says of planted pairs."""
 
+import inspect
 import json
 
 import jax
@@ -17,25 +18,32 @@ from wsa_jax.merging import (
     trace_spec,
 )
 from wsa_jax.merging.evaluate.barrier_interval import PathLosses, barrier_interval
+from wsa_jax.merging.evaluate.report_findings import findings_of
 from wsa_jax.merging.evaluate.unit_similarity import unit_moments
 from wsa_jax.merging.evidence import apply_of
 from wsa_jax.scope import scope_divergence, weight_scope
+from wsa_jax.training import evaluate
 from wsa_jax.tree import lerp
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_task, tiny_info, tiny_data):
-    """A model that knows its answers and its copy in another order; one unit is dead."""
-    params, state = tiny_task.init(jax.random.key(0))
+def solved(task, info, data, seed):
+    """A model that knows its answers; one unit is dead."""
+    params, state = task.init(jax.random.key(seed))
     dense = dict(params["Dense_0"])
     dense["kernel"] = 10 * dense["kernel"].at[:, 3].set(0)
     dense["bias"] = dense["bias"].at[3].set(-1.0)
-    hidden = hidden_units(tiny_info, dense, tiny_data[0])
-    solved = np.linalg.lstsq(hidden, 6.0 * np.eye(3)[tiny_data[1]], rcond=None)[0]
-    head = {"kernel": jnp.asarray(solved, jnp.float32), "bias": jnp.zeros(3)}
-    first = Model({"Dense_0": dense, "Dense_1": head}, state)
+    hidden = hidden_units(info, dense, data[0])
+    found = np.linalg.lstsq(hidden, 6.0 * np.eye(3)[data[1]], rcond=None)[0]
+    head = {"kernel": jnp.asarray(found, jnp.float32), "bias": jnp.zeros(3)}
+    return Model({"Dense_0": dense, "Dense_1": head}, state)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_task, tiny_info, tiny_data):
+    """A model that knows its answers and its copy in another order."""
+    first = solved(tiny_task, tiny_info, tiny_data, 0)
     images = jnp.zeros((2, 3, 3, 1), jnp.uint8)
     spec = trace_spec(apply_of(tiny_task), first.variables, images)
     (group,) = spec.groups
@@ -74,6 +82,67 @@ def test_correlation_cka_and_dead_units_are_numpys(tiny_info, pair, tiny_data, r
     dead = np.mean([value.std(0) == 0 for value in hidden])
     assert row["dead"] == pytest.approx(dead) and dead > 0
     assert row["units"] == hidden[0].shape[1]
+
+
+class TestThreeModels:
+    """The pair, and one that has learnt the same in other units."""
+
+    @pytest.fixture(scope="class")
+    def models(self, tiny_task, tiny_info, tiny_data, pair):
+        return [*pair, solved(tiny_task, tiny_info, tiny_data, 5)]
+
+    @pytest.fixture(scope="class")
+    def found(self, tiny_task, models, tiny_data):
+        options = {"num_points": 5, "resamples": 50, "batch_size": 25, "aligns": ["weight"]}
+        return merge_report(tiny_task, models, tiny_data, **options)
+
+    def test_barriers_are_those_of_each_pairs_path(self, tiny_task, models, tiny_data, found):
+        plain, matched = found.barriers
+        assert [row["models"] for row in plain["pairs"]] == [[1, 2], [1, 3], [2, 3]]
+        for row in plain["pairs"]:
+            first, second = (models[number - 1].params for number in row["models"])
+            path = interpolate_path(tiny_task, first, second, *tiny_data, num_points=5)
+            np.testing.assert_allclose(row["barrier"], loss_barrier(path), rtol=1e-4)
+        worst = max(plain["pairs"], key=lambda row: row["barrier"])
+        assert (plain["barrier"], plain["models"]) == (worst["barrier"], worst["models"])
+        assert plain["low"] <= plain["barrier"] <= plain["high"]
+        np.testing.assert_allclose(matched["pairs"][0]["barrier"], 0, atol=1e-5)
+        assert matched["models"] != [1, 2]
+
+    def test_the_average_is_that_of_all(self, tiny_task, models, tiny_data, found):
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(m.params for m in models))
+        losses = [evaluate(tiny_task, params, {}, *tiny_data).means()["loss"]
+                  for params in (mean, *(model.params for model in models))]  # fmt: skip
+        rise = found.barriers[0]["average"]
+        np.testing.assert_allclose(rise["rise"], losses[0] - np.mean(losses[1:]), rtol=1e-4)
+        assert rise["low"] < rise["rise"] < rise["high"]
+
+    def test_units_and_scopes_are_of_all(self, tiny_info, models, tiny_data, found):
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(m.params for m in models))
+        units = [hidden_units(tiny_info, params["Dense_0"], tiny_data[0])
+                 for params in (mean, *(model.params for model in models))]  # fmt: skip
+        spread = [own.std(0).sum() for own in units]
+        (row,) = found.groups
+        np.testing.assert_allclose(
+            row["spread"]["none"], spread[0] / np.mean(spread[1:]), rtol=1e-4
+        )
+        assert row["dead"] == pytest.approx(np.mean([own.std(0) == 0 for own in units[1:]]))
+        scopes = [weight_scope(model.params) for model in models]
+        for index, layer in enumerate(found.layers):
+            stds = [float(scope.std[index]) for scope in scopes]
+            np.testing.assert_allclose(layer["std"], stds, rtol=1e-5)
+            np.testing.assert_allclose(layer["divergence"], np.mean(layer["divergences"]))
+
+    def test_the_odd_one_out_is_named(self, found):
+        text = " / ".join(found.findings)
+        assert "model 3 is the odd one out: barriers to it are" in text
+        assert "learned coefficients (NP Merge) may lower what is left" in text
+        alone = " / ".join(findings_of(found.layers, found.groups, found.barriers[:1]))
+        assert "the greatest barrier is" in alone and "ask for aligns" in alone
+        assert "of Dense_0 vary 59% as much in the average as in the models: repair it" in alone
+        assert "| align | greatest loss barrier | 95 % | between models |" in found.table()
+        assert json.loads(json.dumps(found.json(), allow_nan=False))["barriers"] == found.barriers
+        assert len(found.figure().axes[0].lines) >= 2
 
 
 def hidden_units(info, dense, images):
@@ -159,10 +228,21 @@ def test_undefined_numbers_are_none_in_json(tiny_task, pair, tiny_data):
 
 
 def test_errors(tiny_task, pair, tiny_data):
-    with pytest.raises(ValueError, match="merge_report compares two models, got 1; give a pair"):
+    with pytest.raises(ValueError, match="merge_report compares models, got 1; give at least two"):
         merge_report(tiny_task, pair[:1], tiny_data)
-    with pytest.raises(ValueError, match="num_points 2 is below 3; give both ends and a point"):
-        merge_report(tiny_task, pair, tiny_data, num_points=2)
+    for points in (2, 10**12):
+        with pytest.raises(ValueError, match=rf"num_points {points} is not in 3 .. 10000; give"):
+            merge_report(tiny_task, pair, tiny_data, num_points=points)
+    with pytest.raises(ValueError, match=r"model 1 of merge_report is a dict; give Model\(params"):
+        inspect.unwrap(merge_report)(tiny_task, [pair[0].params] * 2, tiny_data)
+    with pytest.raises(ValueError, match=r"the report's data is \(\); give a pair \(inputs"):
+        inspect.unwrap(merge_report)(tiny_task, pair, ())
+    with pytest.raises(ValueError, match="the report's data has no labels, which losses need"):
+        merge_report(tiny_task, pair, (tiny_data[0], None))
+    with pytest.raises(ValueError, match=r"examples of shape \(2, 2\), which calibration has"):
+        merge_report(tiny_task, pair, tiny_data, calibration=np.ones((3, 2, 2)))
+    with pytest.raises(ValueError, match="no calibration images to estimate BatchNorm statistics"):
+        inspect.unwrap(merge_report)(tiny_task, pair, tiny_data, calibration=np.float32(1))
     with pytest.raises(ValueError, match="align 'wieght' is unknown; give one of 'none'"):
         merge_report(tiny_task, pair, tiny_data, aligns=["wieght"], num_points=3, resamples=5)
     with pytest.raises(ValueError, match="the task has no logits, which activations are read with"):

@@ -1,7 +1,7 @@
 """The barrier between two models with a bootstrap interval over the examples it is measured on."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,17 +48,31 @@ def path_losses(
     batch_size: int,
 ) -> PathLosses:
     """Evaluate each example at evenly spaced points between two models and their states."""
-    run = _example_losses(task, batch_size)
-    inputs, labels = jax.tree.map(jnp.asarray, data)
     t, sums, counts = np.linspace(0, 1, num_points), [], np.zeros(0)
     for position in t:
-        params, state = lerp(first, second, np.float32(position))
-        if calibration is not None:
-            state = reset_batch_norm(task, params, state, calibration, batch_size=batch_size)
-        losses, counted = run(params, state, inputs, labels)
-        sums.append(np.asarray(losses, np.float64))
-        counts = np.asarray(counted, np.float64)
+        model = lerp(first, second, np.float32(position))
+        losses, counts = example_losses(
+            task, model, data, calibration=calibration, batch_size=batch_size
+        )
+        sums.append(losses)
     return PathLosses(t, np.array(sums), counts)
+
+
+def example_losses(
+    task: Task,
+    model: tuple[PyTree, PyTree],
+    data: tuple[Inputs, Labels],
+    *,
+    calibration: Inputs | None,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the losses of each example's labels, and their number, in float64."""
+    params, state = model
+    if calibration is not None:
+        state = reset_batch_norm(task, params, state, calibration, batch_size=batch_size)
+    found = _example_losses(task, batch_size)(params, state, *jax.tree.map(jnp.asarray, data))
+    losses, counts = (np.asarray(part, np.float64) for part in found)
+    return losses, counts
 
 
 def barrier_interval(losses: PathLosses, *, resamples: int, seed: int) -> Interval:
@@ -72,11 +86,46 @@ def barrier_interval(losses: PathLosses, *, resamples: int, seed: int) -> Interv
     >>> barrier_interval(losses, resamples=100, seed=0)
     Interval(value=2.0, low=1.0, high=3.0)
     """
-    count = len(losses.counts)
+    return greatest_barrier([losses], resamples=resamples, seed=seed)
+
+
+def greatest_barrier(paths: Sequence[PathLosses], *, resamples: int, seed: int) -> Interval:
+    """The greatest barrier of several paths, in each resample the greatest of that resample."""
+
+    def greatest(weights: np.ndarray) -> np.ndarray:
+        return np.max([_barriers(losses, weights) for losses in paths], axis=0)
+
+    return _interval(greatest, len(paths[0].counts), resamples, seed)
+
+
+def rise_interval(
+    merged: np.ndarray, ends: np.ndarray, counts: np.ndarray, *, resamples: int, seed: int
+) -> Interval:
+    """By how much a merged model's mean loss is above the mean of its models'.
+
+    Args:
+      merged: sum of the losses of each example's labels, ``[examples]``.
+      ends: the same for each model, ``[models, examples]``.
+      counts: number of labels, ``[examples]``.
+      resamples: as for `barrier_interval`.
+      seed: likewise.
+
+    >>> rise_interval(np.full(3, 2.0), np.ones((2, 3)), np.ones(3), resamples=10, seed=0)
+    Interval(value=1.0, low=1.0, high=1.0)
+    """
+    above = merged - ends.mean(0)
+    return _interval(
+        lambda weights: weights @ above / (weights @ counts), len(counts), resamples, seed
+    )
+
+
+def _interval(
+    measure: Callable[[np.ndarray], np.ndarray], count: int, resamples: int, seed: int
+) -> Interval:
+    """What is measured of all examples, and its percentiles over resampled ones."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-    resampled = _barriers(losses, draws)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    (value,) = _barriers(losses, np.ones((1, count)))
+    low, high = np.percentile(measure(draws), [2.5, 97.5])
+    (value,) = measure(np.ones((1, count)))
     return Interval(float(value), float(low), float(high))
 
 

@@ -1,4 +1,4 @@
-"""How hard two models are to merge, and why: scopes, units and barriers in one report."""
+"""How hard models are to merge, and why: scopes, units and barriers in one report."""
 
 import math
 from collections.abc import Sequence
@@ -12,36 +12,49 @@ from jaxtyping import Array, Key, Shaped
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.merging.aligns import activations_of, align_models
-from wsa_jax.merging.evaluate.barrier_interval import barrier_interval, path_losses
-from wsa_jax.merging.evaluate.unit_similarity import unit_moments
-from wsa_jax.merging.evidence import Evidence, Model, apply_of
+from wsa_jax.merging.evaluate.report_findings import findings_of
+from wsa_jax.merging.evaluate.report_numbers import (
+    Settings,
+    average_of,
+    barrier_row,
+    group_row,
+    layer_rows,
+    units_of,
+)
+from wsa_jax.merging.evidence import Evidence, Model, apply_of, check_are_models, check_pair
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.tracing import trace_spec
 from wsa_jax.plots import PALETTE
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.scope import fuse_scopes, scope_divergence, weight_scope
-from wsa_jax.training.checks import check_data, check_evaluable
+from wsa_jax.training.checks import check_data, check_evaluable, logits_shape
 from wsa_jax.training.task import Task
 from wsa_jax.types import Inputs, Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_POINTS = 10_000
 _SEED = 0  # of the resamples, the same for all barriers
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What stands between two models and their merge.
+    """What stands between models and their merge.
+
+    Models are counted from 1. Means over pairs are of all pairs of models.
 
     Attributes:
-      layers: one row a layer: ``layer``, ``divergence`` (mean divergence of the two scopes from
-        their fused one, nats), ``std`` of both.
-      groups: one row a group of units: ``group``, ``units``, ``cka``, ``dead`` (share of units that
-        are constant on the data, in either model), and ``correlation``, the mean correlation of
-        units of equal number by the align that put them there.
-      barriers: one row an align: ``align``, ``barrier`` (loss, Eq. 7), ``low`` and ``high``, a 95 %
-        bootstrap interval over the examples.
+      layers: one row a layer: ``layer``, ``divergences`` (of each model's scope from their fused
+        one, nats), ``divergence`` (their mean), ``std`` of each model.
+      groups: one row a group of units: ``group``, ``units``, ``cka`` (mean over pairs), ``dead``
+        (share of units that are constant on the data, over all models); and by align
+        ``correlation``, the mean correlation of units of equal number over pairs, and ``spread``,
+        the deviation of the average's units as a share of the models'.
+      barriers: one row an align: ``align``, ``barrier`` (loss, Eq. 7; the greatest of all pairs),
+        ``low`` and ``high`` (a 95 % bootstrap interval over the examples), ``models`` (which pair
+        has it), ``pairs`` (``models``, ``barrier``, ``low`` and ``high`` of each) and ``average``:
+        by how much the loss of the mean of all models is above the mean of theirs (``rise``,
+        ``low``, ``high``).
       findings: what the numbers say, most important first, in plain words.
     """
 
@@ -62,24 +75,28 @@ class MergeReport:
     def table(self) -> str:
         """The report as Markdown: barriers, units, layers, then what they say."""
         aligns = [row["align"] for row in self.barriers]
+        several = len(self.barriers[0]["pairs"]) > 1
         # From the whole to the part: a reader whose barriers are low may stop at the first table.
         parts = [
             _markdown(
-                ["align", "loss barrier", "at least (95 %)", "at most (95 %)"],
+                ["align", "greatest loss barrier" if several else "loss barrier", "95 %"]
+                + ["between models"] * several
+                + ["loss of the average above the models'", "95 %"],
                 [
-                    [
-                        row["align"],
-                        f"{row['barrier']:.3f}",
-                        f"{row['low']:.3f} to {row['high']:.3f}",
-                    ]
+                    [row["align"], f"{row['barrier']:.3f}", _interval(row)]
+                    + [" and ".join(map(str, row["models"]))] * several
+                    + [f"{row['average']['rise']:.3f}", _interval(row["average"])]
                     for row in self.barriers
                 ],
             ),
             _markdown(
-                ["units of", "number", "CKA", "dead", *(f"correlation, {a}" for a in aligns)],
+                ["units of", "number", "CKA", "dead"]
+                + [f"correlation, {align}" for align in aligns]
+                + [f"spread of the average, {align}" for align in aligns],
                 [
                     [row["group"], str(row["units"]), f"{row['cka']:.2f}", f"{row['dead']:.0%}"]
                     + [f"{row['correlation'][align]:.2f}" for align in aligns]
+                    + [f"{row['spread'][align]:.0%}" for align in aligns]
                     for row in self.groups
                 ],
             ),
@@ -105,7 +122,12 @@ class MergeReport:
         names = [row["align"] for row in self.barriers]
         spread = np.abs(barriers[:, 1:] - barriers[:, :1]).T
         left.barh(names, barriers[:, 0], xerr=spread, color=PALETTE[0], ecolor=PALETTE[5])
-        left.set_xlabel("loss barrier, with 95 % interval")
+        several = len(self.barriers[0]["pairs"]) > 1
+        for row in self.barriers if several else ():
+            own = [pair["barrier"] for pair in row["pairs"]]
+            left.plot(own, [row["align"]] * len(own), "o", color="white", markeredgecolor="black")
+        dots = "; dots: pairs of models" if several else ""
+        left.set_xlabel(f"loss barrier, with 95 % interval{dots}")
         groups = [row["group"] for row in self.groups]
         for index, name in enumerate(names):
             values = [row["correlation"][name] for row in self.groups]
@@ -115,7 +137,7 @@ class MergeReport:
         middle.legend(frameon=False, fontsize=8)
         layers = [row["layer"] for row in self.layers]
         right.barh(layers, [row["divergence"] for row in self.layers], color=PALETTE[1])
-        right.set_xlabel("scope divergence from the fused scope (nats)")
+        right.set_xlabel("divergence from the fused scope (nats)")
         for axes in (left, middle, right):
             axes.invert_yaxis()
             axes.spines[["top", "right"]].set_visible(False)
@@ -137,15 +159,17 @@ def merge_report(
     resamples: int = 1000,
     batch_size: int = 500,
 ) -> MergeReport:
-    """Measure how hard two models are to merge, layer by layer, and say why.
+    """Measure how hard models are to merge, layer by layer, and say why and what to try.
 
     Args:
       task: what the models were trained for; it must have logits.
-      models: two models of one architecture.
+      models: two or more of one architecture. All pairs are compared, so time grows with the
+        square of their number.
       data: inputs and labels, held out from training: some hundreds to thousands.
       key: draws restarts of aligns; key 0 by default.
       spec: of ``models[0].variables``; traced by default.
-      aligns: names of aligns, as in `align_models`; before the first one, ``"none"`` is compared.
+      aligns: names of aligns, as in `align_models`, which bring all models to the first one;
+        before them, ``"none"`` is compared.
       select: which leaves have a scope.
       calibration: training inputs, to estimate BatchNorm statistics at every point of a path.
       num_points: points of each path.
@@ -159,8 +183,8 @@ def merge_report(
     Correlations count units that live in both models.
 
     Raises:
-      ValueError: not two models, models that differ in a leaf or hold NaN, no examples, labels that
-        are not the task's, a task without logits, or an unknown align.
+      ValueError: fewer than two models, models that differ in a leaf or hold NaN, no examples,
+        labels that are not the task's, a task without logits, or an unknown align.
 
     >>> from wsa_jax.merging import Model, merge_report
     >>> from wsa_jax.training import classification_task
@@ -181,15 +205,22 @@ def merge_report(
 
     Source: barriers, WSA Eq. 7; scopes, Eq. 3 and 4; CKA, Kornblith et al., ICML 2019.
     """
-    if len(models) != 2:
-        raise ValueError(f"merge_report compares two models, got {len(models)}; give a pair")
+    if len(models) < 2:
+        raise ValueError(f"merge_report compares models, got {len(models)}; give at least two")
+    check_are_models(models, "merge_report")
+    check_pair(data, "the report's data")
     for name, value in (("resamples", resamples), ("batch_size", batch_size)):
         checks.count(name, value)
-    if num_points < 3:
-        raise ValueError(f"num_points {num_points} is below 3; give both ends and a point between")
+    if not 3 <= num_points <= _MOST_POINTS:
+        raise ValueError(
+            f"num_points {num_points} is not in 3 .. {_MOST_POINTS}; give both ends and what lies "
+            "between"
+        )
     checks.models([model.variables for model in models])
     check_evaluable(data[1], calibration, "the report")
     check_data(task, models[0].params, models[0].model_state, {"the report's data": data})
+    if calibration is not None:
+        logits_shape(task, *models[0], calibration, "calibration")
     inputs = data[0]
     if spec is None:
         few = jax.tree.map(lambda leaf: leaf[:2], inputs)
@@ -199,96 +230,29 @@ def merge_report(
     names = list(dict.fromkeys(["none", *aligns]))
     key = jax.random.key(0) if key is None else key
 
-    # Each align in turn, since their models are as large as the two that are given.
-    barriers, moments = [], {}
+    settings = Settings(task, data, calibration, num_points, resamples, batch_size, _SEED)
+
+    # Each align in turn, since its models are as large as those that are given.
+    barriers, units = [], {}
     for name in names:
-        first, second = align_models(key, spec, models, evidence, name)
-        losses = path_losses(
-            task,
-            tuple(first),
-            tuple(second),
-            data,
-            num_points=num_points,
-            calibration=calibration,
-            batch_size=batch_size,
-        )
-        found = barrier_interval(losses, resamples=resamples, seed=_SEED)
-        barriers.append(
-            {"align": name, "barrier": found.value, "low": found.low, "high": found.high}
-        )
-        moments[name] = unit_moments(read, first.variables, second.variables, inputs, batch_size)
-    layers = _layers(models, select)
+        aligned = align_models(key, spec, models, evidence, name)
+        average = average_of(aligned, settings)
+        barriers.append(barrier_row(name, aligned, average, settings))
+        units[name] = units_of(read, aligned, average, settings)
+    layers = layer_rows(models, select)
     groups = [
-        _group(group, {name: moments[name][group] for name in names}) for group in moments["none"]
+        group_row(group, {name: units[name][group] for name in names}) for group in units["none"]
     ]
     return MergeReport(
         layers=layers,
         groups=groups,
         barriers=barriers,
-        findings=_findings(layers, groups, barriers),
+        findings=findings_of(layers, groups, barriers),
     )
 
 
-def _layers(models: Sequence[Model], select: Rule) -> list[Json]:
-    scopes = [weight_scope(model.params, select=select) for model in models]
-    fused = fuse_scopes(scopes)
-    divergences = np.mean([np.asarray(scope_divergence(scope, fused)) for scope in scopes], axis=0)
-    stds = np.array([np.asarray(scope.std) for scope in scopes])
-    return [
-        {"layer": name, "divergence": float(divergence), "std": std.tolist()}
-        for name, divergence, std in zip(fused.names, divergences, stds.T, strict=True)
-    ]
-
-
-def _group(name: str, moments: Json) -> Json:
-    plain = moments["none"]
-    return {
-        "group": name,
-        "units": len(plain.means[0]),
-        "cka": plain.cka(),
-        "dead": float(np.mean(np.concatenate(plain.dead()))),
-        "correlation": {align: found.correlation() for align, found in moments.items()},
-    }
-
-
-def _findings(layers: list[Json], groups: list[Json], barriers: list[Json]) -> list[str]:
-    """What the numbers say; thresholds are rules of thumb, and the numbers stand beside them."""
-    plain, best = barriers[0], min(barriers, key=lambda row: row["barrier"])
-    said = []
-    # Verdicts on barriers compare intervals: a difference within them is told as none.
-    if plain["low"] <= 1e-3:
-        said.append(f"no barrier to be told from 0 ({plain['barrier']:.3f}): average as they are")
-    elif best is not plain and best["high"] < plain["low"]:
-        said.append(
-            f'units do not correspond: "{best["align"]}" lowers the barrier from '
-            f"{plain['barrier']:.3f} to {best['barrier']:.3f}; align first"
-        )
-    elif len(barriers) > 1:
-        said.append(
-            f"aligning does not help for certain ({plain['barrier']:.3f} before, "
-            f"{best['barrier']:.3f} at best): repair activations or learn coefficients (NP Merge)"
-        )
-    # What an order of the units cannot mend comes after what it can.
-    worst = max(layers, key=lambda row: row["divergence"])
-    if worst["divergence"] > 0.1:
-        said.append(
-            f"scopes differ most in {worst['layer']} ({worst['divergence']:.2g} nats): rescale "
-            "the models, or train them with weight scope alignment"
-        )
-    for row in groups:
-        if row["dead"] > 0.1:
-            said.append(
-                f"{row['dead']:.0%} of the units of {row['group']} are dead: they match anything, "
-                "and an average brings them back to life"
-            )
-    unlike = [row for row in groups if row["cka"] < 0.5]
-    if unlike:
-        least = min(unlike, key=lambda row: row["cka"])
-        said.append(
-            f"the models compute different features at {least['group']} (CKA {least['cka']:.2f}): "
-            "no order of units makes them alike; wider models or more common data do"
-        )
-    return said
+def _interval(row: Json) -> str:
+    return f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

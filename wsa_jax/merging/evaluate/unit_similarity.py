@@ -35,6 +35,11 @@ class UnitMoments(NamedTuple):
             found.append(variance <= 1e-10 * np.maximum(np.square(mean), 1e-20))
         return found[0], found[1]
 
+    def deviations(self) -> tuple[np.ndarray, np.ndarray]:
+        """The standard deviation of each unit, in both models."""
+        first, second = (np.sqrt(np.diag(part) / self.count) for part in self.products[:2])
+        return first, second
+
     def correlation(self) -> float:
         """Mean correlation of the units of equal number that live in both models.
 
