@@ -31,6 +31,14 @@ def test_rounds_without_the_value_are_left_out():
     assert lines(plot_history(history(0))) == {"test_accuracy": [[2, 0.5]]}
 
 
+def test_bodies_under_their_heads_are_bars_of_their_own():
+    rows = [{"method": "model 2", "model": 2, "loss": 0.9}]
+    rows += [{"method": "TIES", "model": model, "loss": 0.1 * model} for model in (1, 2)]
+    axes = plot_merge_table(rows, "loss").axes[0]
+    named = [text.get_text() for text in axes.get_yticklabels()]
+    assert named == ["model 2", "TIES, head 1", "TIES, head 2"]
+
+
 def test_bars_are_the_table_and_references_are_grey():
     rows = [
         {"method": "model 1", "accuracy": 0.9},

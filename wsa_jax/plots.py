@@ -135,7 +135,8 @@ def plot_history(
 def plot_merge_table(rows: Sequence[Json], value: str = "accuracy") -> "matplotlib.figure.Figure":
     """Draw the rows of `wsa_jax.merging.merge_table` as bars, in the order of the table.
 
-    The models themselves and their ensemble, which are no merges, are grey.
+    The models themselves and their ensemble, which are no merges, are grey. With
+    ``heads="own"``, a bar is a method under one model's head.
 
     Args:
       rows: the table; a method without the value is left out.
@@ -157,8 +158,13 @@ def plot_merge_table(rows: Sequence[Json], value: str = "accuracy") -> "matplotl
 
     kept = [row for row in rows if row.get(value) is not None]
     _check_found(kept, rows, value)
-    names = [str(row["method"]) for row in kept]
-    references = [name == "ensemble" or name.startswith("model ") for name in names]
+    methods = [str(row["method"]) for row in kept]
+    references = [name == "ensemble" or name.startswith("model ") for name in methods]
+    # Bodies merged under several heads are rows of one method.
+    names = [
+        f"{name}, head {row['model']}" if "model" in row and not reference else name
+        for name, row, reference in zip(methods, kept, references, strict=True)
+    ]
     figure = Figure(figsize=(6.0, 0.6 + 0.32 * len(kept)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(

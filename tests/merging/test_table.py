@@ -19,14 +19,19 @@ from wsa_jax.merging import (
     Model,
     NotAdmittedError,
     align_models,
+    average,
+    merge_bodies,
     merge_table,
     permute_units,
     scale_units,
+    ties,
     trace_spec,
 )
 from wsa_jax.merging.aligns import activations_of
+from wsa_jax.merging.mergers import joint_evidence
 from wsa_jax.merging.table import chosen_methods
 from wsa_jax.models import MLP
+from wsa_jax.scope import matching
 from wsa_jax.training import Batch, Metrics, Task, classification, classification_task, evaluate
 
 BUDGET = Budget(steps=4, batch_size=10)
@@ -202,6 +207,14 @@ def test_heads_of_different_classes_are_told(models, spec, evidence, tiny_data):
         merge_table(jax.random.key(0), [models[0], fewer], spec, evidence, test=tiny_data)
 
 
+def test_models_of_other_widths_are_told(models, spec, evidence, tiny_data):
+    wide = Model({"Dense_0": {"kernel": np.ones((9, 8)), "bias": np.ones(8)},
+                  "Dense_1": {"kernel": np.ones((8, 3)), "bias": np.ones(3)}}, {})  # fmt: skip
+    message = r"leaf params/Dense_0/bias has shape \(24,\) in the first model and \(8,\) in the"
+    with pytest.raises(ValueError, match=message):
+        merge_table(jax.random.key(0), [models[0], wide], spec, evidence, test=tiny_data)
+
+
 def test_what_the_evidence_is_without_is_named(models, spec, evidence, tiny_data):
     key, few = jax.random.key(0), evidence._replace(labels=None, base=None)
     rows = merge_table(key, models, spec, few, test=tiny_data, budget=BUDGET)
@@ -236,6 +249,95 @@ def test_activation_matching_compiles_once_a_task(models, spec, evidence):
     assert activations_of(spec, evidence.task) is activations_of(spec, evidence.task)
 
 
+class TestOwnHeads:
+    """Two tasks of 3 and 5 classes on one body, whose units the second has in another order."""
+
+    @pytest.fixture(scope="class")
+    def given(self, tiny_task, models, spec, tiny_info, tiny_data):
+        info = dataclasses.replace(tiny_info, num_classes=5)
+        tasks = [tiny_task, classification(MLP(features=(24, 5)), info)]
+        body = models[0].params["Dense_0"]
+        wider = Model(dict(tasks[1].init(jax.random.key(4))[0]) | {"Dense_0": body}, {})
+        order = np.random.default_rng(0).permutation(24)
+        (group,) = spec.groups
+        moved = Model.of(permute_units(spec, wider.variables, {group.name: order}))
+        images, labels = tiny_data
+        base = Model(*tasks[0].init(jax.random.key(2)))
+        evidence = [Evidence(task, images[:30], labels[:30], base) for task in tasks]
+        return [models[0], moved], evidence, [tiny_data, (images[:20], labels[:20] + 2)]
+
+    def table(self, given, spec, **more):
+        models, evidence, tests = given
+        return merge_table(
+            jax.random.key(0), models, spec, evidence, test=tests, heads="own", **more
+        )
+
+    def test_rows_are_bodies_merged_and_heads_kept(self, given, spec):
+        models, evidence, tests = given
+        methods = ("average", "TIES", "weight matching", "ZipIt!")
+        rows = self.table(given, spec, methods=methods)
+        named = [(row["method"], row["model"]) for row in rows]
+        ends, merged = [("model 1", 1), ("model 2", 2)], [(m, i) for m in methods for i in (1, 2)]
+        assert named == ends + merged
+        losses = {(row["method"], row["model"]): row["loss"] for row in rows}
+        params, rule = [model.params for model in models], matching("Dense_1/.*")
+        for name, found in [
+            ("average", merge_bodies(average, params, rule)),
+            ("TIES", merge_bodies(ties, params, rule, base=evidence[0].base.params)),
+        ]:
+            for index, own in enumerate(found):
+                sums = evaluate(evidence[index].task, own, {}, *tests[index])
+                loss = sums.loss / sums.count
+                np.testing.assert_allclose(losses[name, index + 1], loss, rtol=1e-5)
+        # The same units in another order: each head reads what it was trained on.
+        for name in ("weight matching", "ZipIt!"):
+            for index in (1, 2):
+                end = losses[f"model {index}", index]
+                np.testing.assert_allclose(losses[name, index], end, rtol=1e-4)
+
+    def test_methods_of_whole_models_are_left_out_by_name(self, given, spec):
+        rows = self.table(given, spec, budget=BUDGET)
+        left_out = {row["method"] for row in rows if "left out" in row["info"]}
+        learned = {"Fisher", "fine-tuning", "RegMean", "greedy soup", "AdaMerging"}
+        assert left_out == learned | {n for n in METHODS if "NP Merge" in n or "REPAIR" in n}
+        done = [row["method"] for row in rows if row["accuracy"] is not None]
+        assert done == [
+            "model 1",
+            "model 2",
+            *(m for m in METHODS if m not in left_out for _ in "12"),
+        ]
+        with pytest.raises(ValueError, match="NP Merge looks at what whole models compute, so it"):
+            self.table(given, spec, methods="NP Merge")
+        with pytest.raises(ValueError, match="weight matching, REPAIR repairs heads, too, which"):
+            self.table(given, spec, methods="weight matching, REPAIR")
+
+    def test_errors(self, given, spec, tiny_task):
+        models, evidence, tests = given
+        message = r"models have no common body: leaf params/Dense_0/bias has shape \(24,\) in the"
+        other = {**models[1].params, "Dense_0": {"kernel": np.ones((9, 8)), "bias": np.ones(8)}}
+        with pytest.raises(ValueError, match=message):
+            self.table(([models[0], Model(other, {})], evidence, tests), spec)
+        more = {**models[1].params, "Dense_1": models[1].params["Dense_1"] | {"scale": np.ones(5)}}
+        with pytest.raises(ValueError, match=".*Dense_1/scale of a head is in only one of"):
+            self.table(([models[0], Model(more, {})], evidence, tests), spec)
+        with pytest.raises(ValueError, match="the head of model 2 has another shape than that of"):
+            self.table((models, evidence[0], tests[0]), spec)
+        with pytest.raises(ValueError, match="evidence is a list of 1 for 2 models; give one for"):
+            self.table((models, evidence[:1], tests), spec)
+        with pytest.raises(ValueError, match="evidence of model 2 is None; give Evidence"):
+            inspect.unwrap(merge_table)(
+                jax.random.key(0), models, spec, [evidence[0], None], test=tests, heads="own"
+            )
+        with pytest.raises(ValueError, match="label 6 of test of model 2 is out of range; classes"):
+            self.table((models, evidence, [tests[0], (tests[1][0], tests[1][1] + 2)]), spec)
+        with pytest.raises(ValueError, match="evidence is a list, one for each model's head; give"):
+            merge_table(jax.random.key(0), models, spec, evidence, test=tests[0])
+        floats = evidence[1]._replace(inputs=evidence[1].inputs.astype(np.float32))
+        message = "an example is float32 of shape .* in the evidence of model 2 and uint8 of"
+        with pytest.raises(ValueError, match=message):
+            joint_evidence([evidence[0], floats])
+
+
 class TestNamesOfMethods:
     def names(self, models, spec, evidence, test, methods):
         rows = merge_table(jax.random.key(0), models, spec, evidence, test=test, methods=methods)
@@ -254,6 +356,7 @@ class TestNamesOfMethods:
     def test_what_names_no_method_is_refused(self):
         for methods, message in [
             ("avrage", "method 'avrage' is unknown; give one of average, activation matching"),
+            (np.array(1), "methods is an array of int64 of shape (); give names or functions"),
             ([3], "method 3 is neither a name nor a function; give one of average"),
             (["average", "average"], "method 'average' has no name of its own; give a dictionary"),
             ([METHODS["average"]], "has no name of its own; give a dictionary {name: method}"),

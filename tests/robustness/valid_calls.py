@@ -353,6 +353,17 @@ def valid_calls() -> dict[str, Call]:
             {"task": TASK, "models": MODELS, "data": (IMAGES, LABELS), "aligns": ("none",)}
             | {"num_points": 3, "resamples": 5, "batch_size": 8, "calibration": IMAGES},
         ),
+        "merge_bodies": Call(
+            merging.merge_bodies,
+            {"merge": merging.task_arithmetic, "models": [FIRST, SECOND], "base": THIRD}
+            | {"heads": wsa_jax.matching("Dense_1/.*")},
+        ),
+        "head_of": Call(merging.head_of, {"spec": SPEC}),
+        "merge_table, own heads": Call(
+            merging.merge_table,
+            {"key": KEY, "models": MODELS, "spec": SPEC, "evidence": [EVIDENCE] * 2}
+            | {"test": [(IMAGES, LABELS)] * 2, "methods": ("average",), "heads": "own"},
+        ),
         "merge_table": Call(
             merging.merge_table,
             {

@@ -1,6 +1,6 @@
 """How methods bring models' units into correspondence, by name.
 
-Each is ``(key, spec, models, evidence, restarts) -> models`` on trees of variables, which were
+Each is ``(key, spec, models, evidence, restarts) -> maps`` on trees of variables, which were
 checked when they came in.
 """
 
@@ -23,6 +23,7 @@ from wsa_jax.merging.align import (
     weight_transport,
     zip_units,
 )
+from wsa_jax.merging.align.apply import Found
 from wsa_jax.merging.evidence import Evidence, Model, apply_of
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
@@ -40,7 +41,9 @@ AlignName = Literal[
     "canonical correlation",
     "zip",
 ]
-Align: TypeAlias = Callable[[Array, AxisSpec, Sequence[PyTree], Evidence, int], Sequence[PyTree]]
+Maps: TypeAlias = tuple[Found, ...]
+"""What moves one model, in the order in which it is applied; nothing moves the first one."""
+Align: TypeAlias = Callable[[Array, AxisSpec, Sequence[PyTree], Evidence, int], Sequence[Maps]]
 
 
 @door
@@ -67,11 +70,33 @@ def align_models(
       NotAdmittedError: too little evidence for the align.
       ValueError: rescaling where no group admits it, an unknown name, or as for the aligns.
     """
+    found = find_maps(key, spec, models, evidence, name, restarts=restarts)
+    return [moved(spec, model, maps) for model, maps in zip(models, found, strict=True)]
+
+
+def find_maps(
+    key: Array,
+    spec: AxisSpec,
+    models: Sequence[Model],
+    evidence: Evidence,
+    name: str,
+    *,
+    restarts: int,
+) -> Sequence[Maps]:
+    """What an align would move each model by."""
     if name not in ALIGNS:
         known = ", ".join(repr(known) for known in ALIGNS)
         raise ValueError(f"align {name!r} is unknown; give one of {known}")
-    variables = [model.variables for model in models]
-    return [Model.of(tree) for tree in ALIGNS[name](key, spec, variables, evidence, restarts)]
+    return ALIGNS[name](key, spec, [model.variables for model in models], evidence, restarts)
+
+
+def moved(spec: AxisSpec, model: Model, maps: Maps) -> Model:
+    """A model after all of its maps."""
+    return Model.of(_apply(spec, model.variables, maps))
+
+
+def _apply(spec: AxisSpec, variables: PyTree, maps: Maps) -> PyTree:
+    return functools.reduce(lambda tree, found: align(spec, tree, found), maps, variables)
 
 
 def reads_activations(name: str) -> bool:
@@ -85,50 +110,51 @@ def reads_activations(name: str) -> bool:
 
 def _none(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
-    return models
+) -> Sequence[Maps]:
+    return [()] * len(models)
 
 
 def _by_weights(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
+) -> Sequence[Maps]:
     first, *others = models
     keys = [jax.random.fold_in(key, index) for index in range(len(others))]
-    return [first] + [
-        align(spec, model, weight_matching(own, spec, first, model, restarts=restarts))
+    return [()] + [
+        (weight_matching(own, spec, first, model, restarts=restarts),)
         for own, model in zip(keys, others, strict=True)
     ]
 
 
 def _by_activations(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
+) -> Sequence[Maps]:
     first, *others = models
     read = activations_of(spec, evidence.task)
-    return [first] + [
-        align(spec, model, activation_matching(key, spec, first, model, read, evidence.inputs))
-        for model in others
+    return [()] + [
+        (activation_matching(key, spec, first, model, read, evidence.inputs),) for model in others
     ]
 
 
 def _rescaled(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
+) -> Sequence[Maps]:
     first, *others = models
-    return [first] + [align(spec, model, rescale(spec, first, model)) for model in others]
+    return [()] + [(rescale(spec, first, model),) for model in others]
 
 
 def _rescaled_by_weights(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
-    models = _rescaled(key, spec, models, evidence, restarts)
-    return _by_weights(key, spec, models, evidence, restarts)
+) -> Sequence[Maps]:
+    scales = _rescaled(key, spec, models, evidence, restarts)
+    scaled = [_apply(spec, model, maps) for model, maps in zip(models, scales, strict=True)]
+    matched = _by_weights(key, spec, scaled, evidence, restarts)
+    return [before + after for before, after in zip(scales, matched, strict=True)]
 
 
 def _weights_transported(
     key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-) -> Sequence[PyTree]:
-    return _mapped(spec, models, weight_transport(spec, models))
+) -> Sequence[Maps]:
+    return [(maps,) for maps in weight_transport(spec, models)]
 
 
 def _by_features(find: Callable[..., Sequence[UnitMaps]], **settings: Any) -> Align:
@@ -136,15 +162,11 @@ def _by_features(find: Callable[..., Sequence[UnitMaps]], **settings: Any) -> Al
 
     def found(
         key: Array, spec: AxisSpec, models: Sequence[PyTree], evidence: Evidence, restarts: int
-    ) -> Sequence[PyTree]:
+    ) -> Sequence[Maps]:
         read = activations_of(spec, evidence.task)
-        return _mapped(spec, models, find(spec, models, read, evidence.inputs, **settings))
+        return [(maps,) for maps in find(spec, models, read, evidence.inputs, **settings)]
 
     return found
-
-
-def _mapped(spec: AxisSpec, models: Sequence[PyTree], maps: Sequence[UnitMaps]) -> Sequence[PyTree]:
-    return [align(spec, model, own) for model, own in zip(models, maps, strict=True)]
 
 
 ALIGNS: Mapping[str, Align] = {

@@ -5,6 +5,7 @@ Models correspond and were checked when they came in, so none checks them again.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +50,32 @@ def repaired(evidence: Evidence) -> Repair:
     return repair
 
 
-def uniform(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
-    """Average parameters, and re-estimate statistics."""
-    del key, budget
-    params = weighted_mean(stack([model.params for model in models]), np.ones(len(models)))
-    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
+@dataclass(frozen=True)
+class OfWeights:
+    """A combination that looks at nothing but weights, so that it can merge parts of models, too.
+
+    Attributes:
+      merge: ``(key, models, base) -> params``, of parameters; the base is None where there is none.
+    """
+
+    merge: Callable[[Array, list[PyTree], PyTree], PyTree]
+
+    def __call__(
+        self, key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
+    ) -> MergeResult:
+        """Merge parameters, and re-estimate statistics."""
+        del budget
+        base = None if evidence.base is None else evidence.base.params
+        params = self.merge(key, [model.params for model in models], base)
+        return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
+
+
+uniform = OfWeights(lambda key, models, base: weighted_mean(stack(models), np.ones(len(models))))
+"""The average."""
+changes = OfWeights(lambda key, models, base: task_arithmetic(models, base))
+trimmed_changes = OfWeights(lambda key, models, base: ties(models, base))
+sparse_changes = OfWeights(lambda key, models, base: dare(key, models, base))
+stock = OfWeights(lambda key, models, base: model_stock(models, base))
 
 
 def fisher(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
@@ -84,38 +106,6 @@ def least_squares(
     params = Model.of(found.params).params
     state = repaired(evidence)(params, models[0].model_state)
     return MergeResult(params, state, found.info)
-
-
-def changes(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
-    """Add the task vectors of all models to their base."""
-    del key, budget
-    params = task_arithmetic(*_params(models, evidence))
-    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
-
-
-def trimmed_changes(
-    key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
-) -> MergeResult:
-    """Merge task vectors by TIES."""
-    del key, budget
-    params = ties(*_params(models, evidence))
-    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
-
-
-def sparse_changes(
-    key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
-) -> MergeResult:
-    """Drop most of each task vector at random, scale up the rest, and add them to the base."""
-    del budget
-    params = dare(key, *_params(models, evidence))
-    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
-
-
-def stock(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
-    """Go from the base towards the average, as far as the angles between task vectors say."""
-    del key, budget
-    params = model_stock(*_params(models, evidence))
-    return MergeResult(params, repaired(evidence)(params, models[0].model_state), {})
 
 
 def soup(key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget) -> MergeResult:
@@ -182,7 +172,11 @@ def adapted(key: Array, models: Sequence[Model], evidence: Evidence, budget: Bud
     """Learn a scale for each layer of each task vector from inputs alone: AdaMerging."""
     if evidence.task.logits is None:
         raise ValueError("the task has no logits, whose entropy is learnt from; set them")
-    params, base = _params(models, evidence)
+    if evidence.base is None:
+        raise ValueError(
+            "the evidence has no base, which is needed here; give Evidence(..., base=)"
+        )
+    params, base = [model.params for model in models], evidence.base.params
     # Statistics of where it starts, since logits of a merge without them are those of no model.
     start = task_arithmetic(params, base, scale=_ADA_START)
     learn_rows, held_out_rows = _rows(key, rows_of(evidence), budget)
@@ -236,15 +230,6 @@ def _learning(
         held_out=examples(held_out_rows) if len(held_out_rows) else None,
         repair=repaired(evidence),
     )
-
-
-def _params(models: Sequence[Model], evidence: Evidence) -> tuple[list[PyTree], PyTree]:
-    """The models' parameters and their base's."""
-    if evidence.base is None:
-        raise ValueError(
-            "the evidence has no base, which is needed here; give Evidence(..., base=)"
-        )
-    return [model.params for model in models], evidence.base.params
 
 
 def _accuracies(models: Sequence[Model], evidence: Evidence) -> list[float]:

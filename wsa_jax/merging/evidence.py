@@ -1,16 +1,16 @@
 """What merging methods get: models with their state, evidence, and a budget."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from wsa_jax import checks
-from wsa_jax.door import check_fields
+from wsa_jax.door import check_fields, shown
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.training.task import Task
 from wsa_jax.types import Inputs
@@ -90,6 +90,33 @@ class Budget:
             raise ValueError(
                 f"held_out {self.held_out} is not a share in [0, 1); 0.2 is the default"
             )
+
+
+def check_are_models(models: Sequence[Any], where: str) -> None:
+    """Raise a ValueError unless all of them are a `Model`.
+
+    >>> check_are_models([{"w": 1.0}], "merge_table")
+    Traceback (most recent call last):
+    ValueError: model 1 of merge_table is {'w': 1.0}; give Model(params, model_state)
+    """
+    for index, model in enumerate(models):
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"model {index + 1} of {where} is {shown(model)}; give Model(params, model_state)"
+            )
+
+
+def check_pair(data: Any, what: str) -> None:
+    """Raise a ValueError unless data is a pair of inputs and labels.
+
+    >>> check_pair([], "test")
+    Traceback (most recent call last):
+    ValueError: test is []; give a pair (inputs, labels)
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{what} is {shown(data)}; give a pair (inputs, labels)")
+    if data[1] is None:
+        raise ValueError(f"{what} has no labels, which losses need; give a pair (inputs, labels)")
 
 
 def rows_of(evidence: Evidence) -> int:

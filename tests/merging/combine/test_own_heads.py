@@ -68,3 +68,7 @@ def test_errors():
         merge_bodies(average, [], HEADS)
     with pytest.raises(ValueError, match=r"leaf in_bias has shape \(4,\) in the first model and"):
         merge_bodies(average, [MODELS[0], MODELS[1] | {"in_bias": np.ones(2)}], HEADS)
+    with pytest.raises(ValueError, match="merge returned .*, which is no body; give a function"):
+        merge_bodies(lambda bodies: None, MODELS, HEADS)
+    with pytest.raises(ValueError, match="heads does not take a leaf's name and the leaf"):
+        merge_bodies(average, MODELS, lambda name: True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from wsa_jax import checks
-from wsa_jax.door import door
+from wsa_jax.door import door, shown, taken_by
 from wsa_jax.leaves import is_array, key_path
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
@@ -40,7 +40,7 @@ def merge_bodies(
 
     Raises:
       ValueError: no models, a rule that selects no leaf of a model or all of them, bodies that
-        differ in a leaf, or as for ``merge``.
+        differ in a leaf, a ``merge`` that returns no body, or as for it.
 
     >>> models = [
     ...     {"body": np.full(2, value, np.float32), "head": np.ones((2, classes), np.float32)}
@@ -55,11 +55,16 @@ def merge_bodies(
     Source: how multi-task merges are evaluated, for example by Ilharco et al., ICLR 2023.
     """
     models = at_least_one(models)
-    bodies = [_body(model, heads, f"model {i + 1}") for i, model in enumerate(models)]
+    bodies = [body_of(model, heads, f"model {i + 1}") for i, model in enumerate(models)]
     checks.models(bodies)
-    given = (bodies,) if base is None else (bodies, _body(base, heads, "the base"))
+    given = (bodies,) if base is None else (bodies, body_of(base, heads, "the base"))
     merged = merge(*given)
     body = merged.params if isinstance(merged, MergeResult) else merged
+    if jax.tree.structure(body) != jax.tree.structure(bodies[0]):
+        raise ValueError(
+            f"merge returned {shown(merged)}, which is no body; give a function that makes one "
+            "body of several, such as average, or of several and a base, such as ties"
+        )
     return [
         jax.tree.map(lambda own, new: own if new is None else new, model, body) for model in models
     ]
@@ -105,9 +110,35 @@ def check_same_heads(models: Sequence[PyTree], heads: Rule) -> None:
         for name in differing:
             raise ValueError(
                 f"heads of different classes: leaf {name} has shape {first[name]} in model 1 and "
-                f"{other[name]} in model {index + 2}; merge the bodies alone, by merge_bodies(..., "
-                "heads=head_of(spec))"
+                f"{other[name]} in model {index + 2}; merge the bodies alone: merge_table(..., "
+                "heads='own'), or merge_bodies(..., heads=head_of(spec))"
             )
+
+
+def body_of(model: PyTree, heads: Rule, what: str) -> PyTree:
+    """The model without its head, whose leaves are None.
+
+    Raises:
+      ValueError: the rule selects no leaf, or every leaf.
+
+    >>> from wsa_jax.scope import matching
+    >>> body_of({"body": 1.0, "head": np.ones(2)}, matching("head"), "model 1")
+    {'body': 1.0, 'head': None}
+    """
+
+    def body(path: tuple, leaf: Leaf) -> Leaf:
+        return None if is_array(leaf) and heads(key_path(path), leaf) else leaf
+
+    with taken_by("heads", "a leaf's name and the leaf"):
+        found = jax.tree_util.tree_map_with_path(body, model)
+    whole, rest = len(jax.tree.leaves(model)), len(jax.tree.leaves(found))
+    if rest in (0, whole):
+        which = "no leaf" if rest == whole else "every leaf"
+        raise ValueError(
+            f"heads selects {which} of {what}; give a rule for the last layer, such as "
+            "head_of(spec) or matching('Dense_2/.*')"
+        )
+    return found
 
 
 class _Head:
@@ -125,18 +156,3 @@ class _Head:
 def _shapes(model: PyTree) -> dict[str, tuple[int, ...]]:
     named = jax.tree_util.tree_leaves_with_path(model)
     return {key_path(path): np.shape(leaf) for path, leaf in named}
-
-
-def _body(model: PyTree, heads: Rule, what: str) -> PyTree:
-    def body(path: tuple, leaf: Leaf) -> Leaf:
-        return None if is_array(leaf) and heads(key_path(path), leaf) else leaf
-
-    found = jax.tree_util.tree_map_with_path(body, model)
-    whole, rest = len(jax.tree.leaves(model)), len(jax.tree.leaves(found))
-    if rest in (0, whole):
-        which = "no leaf" if rest == whole else "every leaf"
-        raise ValueError(
-            f"heads selects {which} of {what}; give a rule for the last layer, such as "
-            "head_of(spec) or matching('Dense_2/.*')"
-        )
-    return found
