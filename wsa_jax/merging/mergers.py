@@ -167,6 +167,11 @@ def common_heads(spec: AxisSpec, models: Sequence[Model]) -> Rule:
                 f"models have no common body: leaf {name} of a head is in only one of model 1 and "
                 f"model {index + 1}; heads may differ in their classes alone"
             )
+        if jax.tree.structure(variables[index]) != jax.tree.structure(variables[0]):
+            raise ValueError(
+                f"models have no common body: model {index + 1} differs from model 1 in what is no "
+                "array, such as sizes that a module keeps; give dictionaries of arrays"
+            )
         checks.weights(variables[index], f"model {index + 1}")
     return heads
 
