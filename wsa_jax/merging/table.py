@@ -19,7 +19,7 @@ from wsa_jax.merging.mergers import Bodies, Method, WholeModels, joint_evidence
 from wsa_jax.merging.methods import METHODS, applicable
 from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec
-from wsa_jax.merging.table_checks import Test, check_table, evidences_of, tests_of
+from wsa_jax.merging.table_checks import Test, check_table, evidences_of, evaluation_sets
 from wsa_jax.progress import one_by_one
 from wsa_jax.training.checks import logits_shape
 from wsa_jax.training.evaluation import evaluate
@@ -85,7 +85,7 @@ def merge_table(
     """
     alone = heads == "own"
     evidences = evidences_of(evidence, len(models), alone)
-    tests = tests_of(test, len(models), alone)
+    tests = evaluation_sets(test, len(models), alone)
     rule = check_table(models, spec, evidences, tests, alone)
     budget = Budget() if budget is None else budget
     if rule is None:

@@ -16,7 +16,7 @@ from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.scope.layers import Rule
 from wsa_jax.training.checks import check_data, check_inputs
 
-Test = tuple[PyTree, Shaped[Array | np.ndarray, "examples ..."]]
+Test = tuple[PyTree, Shaped[Array | np.ndarray, "..."]]
 """Inputs and labels to evaluate on."""
 
 
@@ -36,7 +36,7 @@ def evidences_of(given: Any, count: int, alone: bool) -> list[Evidence]:
     return listed
 
 
-def tests_of(given: Any, count: int, alone: bool) -> list[Test]:
+def evaluation_sets(given: Any, count: int, alone: bool) -> list[Test]:
     """Likewise; a list of two may be a pair where it is no list of pairs."""
     several = alone and isinstance(given, list)
     listed = _one_each(given, count, "test") if several else [given] * count
