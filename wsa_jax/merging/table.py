@@ -19,7 +19,7 @@ from wsa_jax.merging.mergers import Bodies, Method, WholeModels, joint_evidence
 from wsa_jax.merging.methods import METHODS, applicable
 from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec
-from wsa_jax.merging.table_checks import Test, check_table, evidences_of, evaluation_sets
+from wsa_jax.merging.table_checks import Test, check_table, evaluation_sets, evidences_of
 from wsa_jax.progress import one_by_one
 from wsa_jax.training.checks import logits_shape
 from wsa_jax.training.evaluation import evaluate

@@ -93,6 +93,7 @@ def barrier_row(align: str, models: Sequence[Model], average: Model, settings: S
                 batch_size=batch_size,
             )
         )
+    # One seed for all, so that pairs, their greatest and the average see the same resamples.
     found = [barrier_interval(path, resamples=resamples, seed=seed) for path in paths]
     merged, counts = example_losses(
         task, tuple(average), data, calibration=None, batch_size=batch_size
