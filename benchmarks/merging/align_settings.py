@@ -5,7 +5,7 @@
 Pairs of models of three networks, trained on the same data or on disjoint classes, are averaged
 after both aligns at every setting. Settings are chosen by the mean accuracy of the averages on the
 validation part of the training data, which no model is trained on; test accuracies are recorded for
-the chosen ones alone.
+the chosen ones alone. A default changes where the chosen setting is better by more than chance.
 
 cpu: CIFAR-10 as 16x16 images; MLPs on all of it (20 epochs), ResNet8 of width 1/2 with BatchNorm on
 10,000 examples (5 epochs). paper: VGG11 and ResNet20 of width 8. smoke: MLPs on digits.
@@ -24,6 +24,7 @@ from benchmarks.merging.merge_rows import accuracies, accuracy_of, endpoints, ta
 from benchmarks.merging.merge_settings import NETWORKS, SAMPLES
 from benchmarks.merging.model_cell import ModelCell, Split
 from benchmarks.merging.pairs import pair_cells
+from benchmarks.record.claims import with_interval
 from benchmarks.record.figures import figure_legend, panels, plain_axes
 from benchmarks.record.statistics import Row, markdown_table, spread
 from benchmarks.script import Findings, figure_name
@@ -157,6 +158,15 @@ def collect(bench: Bench, args: MergingArgs) -> Outcome | None:
     return Outcome(validation, chosen, rows_of(bench, args, [*REFERENCES, *names], "test"))
 
 
+def lead(rows: Lines, align_name: str, value: float) -> list[float]:
+    """Accuracies at a setting less those at the default, paired, in points."""
+    names = (name_of(align_name, value), name_of(align_name, DEFAULTS[align_name]))
+    pairs = [
+        [accuracy_of(row, name) for name in names] for of_one in rows.values() for row in of_one
+    ]
+    return [mine - other for mine, other in pairs if mine is not None and other is not None]
+
+
 def table(rows: Lines, methods: Sequence[str]) -> str:
     """A line a network and its data, a column a method."""
     lines = [
@@ -216,6 +226,13 @@ def report(bench: Bench, args: MergingArgs, found: Outcome) -> Findings:
         f"{short(found.validation, align_name, chosen.get(align_name))}"
         for align_name in GRIDS
     ]
+    leads = {name: lead(found.validation, name, value) for name, value in chosen.items()}
+    parts += [
+        f"{name} {chosen[name]:g} less the default {DEFAULTS[name]:g}, paired, points: "
+        f"{with_interval(values).replace('seed', 'pair')}"
+        for name, values in leads.items()
+        if chosen[name] != DEFAULTS[name]
+    ]
     if found.test:
         names = [*REFERENCES, *(name_of(*choice) for choice in chosen.items())]
         parts.append(f"The chosen settings: test accuracy, %\n\n{table(found.test, names)}")
@@ -228,7 +245,7 @@ def report(bench: Bench, args: MergingArgs, found: Outcome) -> Findings:
         title="Settings of CCA Merge and ZipIt!, chosen on validation data",
         text="\n\n".join(parts),
         figures={figure_name("align_settings", args.preset): lambda: draw(found)},
-        summary={"chosen": chosen, "defaults": DEFAULTS, "validation": means},
+        summary={"chosen": chosen, "defaults": DEFAULTS, "leads": leads, "validation": means},
     )
 
 
