@@ -241,7 +241,7 @@ def test_errors(tiny_task, pair, tiny_data):
     with pytest.raises(ValueError, match="the report's data has no labels, which losses need"):
         inspect.unwrap(merge_report)(tiny_task, pair, (tiny_data[0], None))
     with pytest.raises(ValueError, match=r"examples of shape \(2, 2\), which calibration has"):
-        merge_report(tiny_task, pair, tiny_data, calibration=np.ones((3, 2, 2)))
+        merge_report(tiny_task, pair, tiny_data, calibration=np.ones((3, 2, 2), np.float32))
     with pytest.raises(ValueError, match="no calibration images to estimate BatchNorm statistics"):
         inspect.unwrap(merge_report)(tiny_task, pair, tiny_data, calibration=np.float32(1))
     with pytest.raises(ValueError, match="align 'wieght' is unknown; give one of 'none'"):
