@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from jaxlib.version import __version_info__ as jaxlib_version
 
 from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.models import MLP
@@ -26,6 +27,13 @@ jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
 # Most of the tests' time is compilation; results differ by rounding at most.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # also in the processes that tests start
+# XLA's former way to emit kernels compiles a round in a quarter of the time. Later versions have
+# one way, and end the process at a flag they do not know. `XLA_FLAGS= pytest` tests what users run.
+if jaxlib_version < (0, 11):
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
 # A shell's background jobs ignore Ctrl-C, and so would what the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
