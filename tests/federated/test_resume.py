@@ -1,4 +1,8 @@
-"""Runs with every kind of state, cut at every round and killed at random, end bitwise the same."""
+"""Runs with every kind of state, cut at every round and killed at random, end bitwise the same.
+
+Long is the killing, a campaign of processes. A single training run is killed in
+tests/training/test_fit_directory.
+"""
 
 import json
 import os
@@ -9,8 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tests.federated.resume_worker import MAKERS
+from tests.federated.resume_worker import MAKERS, ROUNDS, run
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("resume_worker.py")
@@ -37,6 +42,14 @@ def rounds_done(directory):
     return sum(len(path.read_text().splitlines()) for path in directory.glob("*/metrics.jsonl"))
 
 
+def test_resumed_at_half_time_ends_bitwise_as_in_one_go(tmp_path):
+    """Algorithms with every kind of state."""
+    expected = run(tmp_path / "whole", 0.0, ROUNDS)
+    assert len(expected) == len(MAKERS)
+    assert run(tmp_path / "halves", 0.0, ROUNDS // 2) == expected
+
+
+@pytest.mark.long
 def test_sigkill_at_random_rounds(tmp_path):
     directory = tmp_path / "killed"
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))

@@ -2,6 +2,9 @@
 
 A sample of what ``python tests/runs/mutate.py --all`` does: each trial starts a run, which takes a
 third of a second.
+
+Long are the mutations, a campaign: each way a file may be torn is in test_checkpoint, each refusal
+of a directory in test_run_directory.
 """
 
 import pytest
@@ -14,6 +17,7 @@ def trials(tmp_path_factory) -> Trials:
     return Trials(tmp_path_factory.mktemp("trials"))
 
 
+@pytest.mark.long
 def test_damaged_directories_resume_bitwise_or_say_so_in_one_line(trials):
     counts, bad = count(trials, mutations(trials, seed=0)[:24])
     assert not bad
