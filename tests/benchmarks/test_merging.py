@@ -1,4 +1,9 @@
-"""The scripts of the merging experiments: smoke runs, ledgers, splits, choices."""
+"""The scripts of the merging experiments: smoke runs, ledgers, splits, choices.
+
+Four smoke runs are long: they take half of the time, and train, match, merge and record as the
+others do. Their reports and figures are tested on planted rows in test_partial, and the methods
+that they compare with the library.
+"""
 
 import functools
 import json
@@ -36,6 +41,7 @@ SCRIPTS = {
     "coefficients": [],
     "np_merge_federated": [],
 }
+LONG = ("fig6_rebasin", "fig4_scaling", "np_merge_table", "np_merge_many")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,9 @@ def smoke_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("merging")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SCRIPTS]
+)
 def test_smoke_preset_runs_and_reports_where_it_is_told(name, smoke_folder, capsys):
     before = sorted(path.name for path in RESULTS.iterdir())
     main = script(name)

@@ -24,10 +24,10 @@ ROUNDS = 6
 MAKERS = (scaffold, fed_exp, fed_adam, fed_avg)
 
 
-def run(directory: Path, pause: float, stride: int) -> dict[str, list]:
+def run(directory: Path, pause: float, stride: int, last: int = ROUNDS) -> dict[str, list]:
     digests = {}
-    # A stride below ROUNDS resumes each algorithm from its directory at every stop.
-    for rounds, make in itertools.product(range(stride, ROUNDS + 1, stride), MAKERS):
+    # A stride below the last round resumes each algorithm from its directory at every stop.
+    for rounds, make in itertools.product(range(stride, last + 1, stride), MAKERS):
         algorithm = make()
         if (Checkpoints(directory / algorithm.name / "checkpoints").latest() or 0) > rounds:
             continue

@@ -1,4 +1,8 @@
-"""Every group of many kinds of networks is moved, and both matchings bring every unit back."""
+"""Every group of many kinds of networks is moved, and both matchings bring every unit back.
+
+Activation matching is long where another network has the same kinds of groups and taps; weight
+matching meets all of them.
+"""
 
 import functools
 import itertools
@@ -21,6 +25,10 @@ from wsa_jax.merging import (
 from wsa_jax.merging.align.assignment import permuted
 
 KEY = jax.random.key(5)
+
+
+# Like fused_query, attention, three_deep, mlp and depthwise.
+ALIKE = ("grouped_query", "rotary", "three_deep_residual", "low_rank", "squeezed")
 
 
 @functools.cache
@@ -61,7 +69,9 @@ def test_one_start_is_not_enough_and_two_are(name):
     assert np.sum(one > 0) >= 2 and not two.any()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in NETWORKS]
+)
 def test_activation_matching_brings_every_unit_back(name):
     apply_fn, spec, first, second, inputs = planted(name)
     found = activation_matching(KEY, spec, first, second, taps(apply_fn, spec), inputs)
