@@ -7,6 +7,7 @@ import pytest
 
 from wsa_jax.door import shown
 from wsa_jax.federated import LocalSettings, simulate
+from wsa_jax.federated.options import sets_of
 from wsa_jax.merging import Matching, Model, align, average, permute_units, trace_spec
 from wsa_jax.models import MLP
 from wsa_jax.training import classification_task, nnx_task
@@ -86,6 +87,11 @@ def test_a_mistake_is_told_in_one_line(call, message):
     with pytest.raises(ValueError) as refused:
         call()
     assert str(refused.value) == message
+
+
+def test_labels_may_be_a_list():
+    labels = sets_of((X, Y.tolist()), None)["train"][1]
+    np.testing.assert_array_equal(labels, Y, strict=True)
 
 
 def test_no_address_in_memory_is_shown():

@@ -71,7 +71,12 @@ def _pair_of(examples: Examples | Dataset) -> Examples:
         return examples.images, examples.labels
     if len(examples) != 2:
         raise ValueError(f"{len(examples)} arrays are given; give inputs and labels, a pair")
-    return examples
+    inputs, labels = examples
+    if isinstance(labels, list | tuple) and all(
+        isinstance(one, int | np.integer) for one in labels
+    ):
+        labels = np.asarray(labels)
+    return inputs, labels
 
 
 def schedules_of(
