@@ -37,40 +37,46 @@ class Outcome:
 
 def compete(
     bench: Bench,
-    sides: tuple[Mapping[str, Settings], Mapping[str, Settings]],
+    sides: tuple[Sequence[Settings], Sequence[Settings]],
     row_of: Callable[[Settings, int], Row | None],
     seeds: Sequence[int],
     *,
+    name_of: Callable[[Settings], str],
     chosen_by: str,
     called: str,
+    on_winner: bool = False,
 ) -> Outcome | None:
     """Let the settings of each side compete on the first seed, and the winners on all.
 
     Args:
       bench: where an open competition is noted.
-      sides: settings by name, without WSA and with it.
+      sides: settings without WSA, and with it.
       row_of: makes or finds the row of settings and a seed.
       seeds: the first is that of the trials.
+      name_of: what settings are called.
       chosen_by: the align by which winners are chosen.
       called: what an open competition is called.
+      on_winner: whether WSA is added to the winning baseline's settings; its trials wait for them.
     """
     first, *others = seeds
     rows: dict[str, list[Row | None]] = {}
-    winners: list[str | None] = []
+    winners: list[Settings | None] = []
     for side in sides:
-        trials = {name: row_of(settings, first) for name, settings in side.items()}
-        rows |= {name: [row] for name, row in trials.items()}
-        known = {name: middle(row, chosen_by) for name, row in trials.items() if row is not None}
-        complete = len(known) == len(trials)
-        winner = min(known, key=lambda name: known[name]) if complete else None
-        winners.append(winner)
-        if winner is not None:
-            rows[winner] += [row_of(side[winner], seed) for seed in others]
+        added = winners[0] if on_winner and winners else {}
+        trials = [] if added is None else [added | extra for extra in side]
+        found = [row_of(settings, first) for settings in trials]
+        rows |= {name_of(extra): [row] for extra, row in zip(trials, found, strict=True)}
+        scores = [middle(row, chosen_by) for row in found if row is not None]
+        complete = bool(trials) and len(scores) == len(trials)
+        winners.append(trials[scores.index(min(scores))] if complete else None)
+        if (winner := winners[-1]) is not None:
+            rows[name_of(winner)] += [row_of(winner, seed) for seed in others]
     if None in winners:
         bench.tally.undecided.add(called)
     if not any(row is not None for line in rows.values() for row in line):
         return None
-    return Outcome(rows=rows, baseline=winners[0], wsa=winners[1], chosen_by=chosen_by)
+    baseline, wsa = (None if winner is None else name_of(winner) for winner in winners)
+    return Outcome(rows=rows, baseline=baseline, wsa=wsa, chosen_by=chosen_by)
 
 
 def under(rows: Sequence[Row | None], align: str) -> list[Row]:
@@ -85,15 +91,26 @@ def middle(row: Row, align: str) -> float:
     return math.inf if found is None else found
 
 
+def finals(outcome: Outcome) -> list[tuple[Row, Row]]:
+    """Rows without and with WSA of each seed after the first that has both, of the same data."""
+    both = zip(outcome.finals(outcome.baseline), outcome.finals(outcome.wsa), strict=False)
+    pairs = [(plain, wsa) for plain, wsa in both if plain is not None and wsa is not None]
+    for plain, wsa in pairs:
+        check_same_data(plain, wsa)
+    return pairs
+
+
 def lower(outcome: Outcome, align: str) -> list[float]:
     """By how much WSA's barrier is lower, paired, on the seeds after the first."""
-    if outcome.baseline is None or outcome.wsa is None:
-        return []
-    pairs = list(zip(outcome.finals(outcome.baseline), outcome.finals(outcome.wsa), strict=True))
-    for plain, wsa in pairs:
-        if plain is not None and wsa is not None:
-            check_same_data(plain, wsa)
-    return differences([(under([plain], align), under([wsa], align)) for plain, wsa in pairs])
+    return differences(
+        [(under([plain], align), under([wsa], align)) for plain, wsa in finals(outcome)]
+    )
+
+
+def better(outcome: Outcome, align: str) -> list[float]:
+    """By how many points WSA's average is more accurate, paired, on the seeds after the first."""
+    pairs = [(half_way([wsa], align), half_way([plain], align)) for plain, wsa in finals(outcome)]
+    return [wsa[0] - plain[0] for wsa, plain in pairs if wsa and plain]
 
 
 def helped(outcome: Outcome) -> list[float]:
@@ -141,6 +158,7 @@ def summary_of(outcome: Outcome) -> Summary:
         "baseline": outcome.baseline,
         "wsa": outcome.wsa,
         "matching lowers by": helped(outcome),
+        "wsa's average is better by": better(outcome, outcome.chosen_by),
     } | {f"wsa lowers by, {said}": lower(outcome, align) for align, said in ALIGNS.items()}
 
 
@@ -169,12 +187,12 @@ def draw(outcomes: Mapping[str, Outcome], measures: Sequence[str] = ("loss",)) -
 
 
 def lower_claims(
-    outcome: Outcome | None, source: str, said: Mapping[str, str], run: str, page: str
+    outcome: Outcome, source: str, said: Mapping[str, str], run: str, page: str
 ) -> list[Claim]:
     """A line for each align, with what is claimed of it: that WSA lowers the barrier."""
     lines = []
     for align, claim in said.items():
-        values = lower(outcome, align) if outcome else []
+        values = lower(outcome, align)
         ours = f"lower by {with_interval(values)}" if values else ""
         lines.append(Claim(source, claim, run, ours, "", verdict_of(values), page))
     return lines

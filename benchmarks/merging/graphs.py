@@ -161,17 +161,21 @@ def target_of(cell: GraphPair, task: Task) -> WeightScope:
 def collect(bench: Bench, args: MergingArgs) -> dict[Network, Outcome]:
     """Let the settings compete on the first seed, and the winners on all."""
     trials = 1 if args.preset == "smoke" else None
-    baselines, wsa = (
-        {name_of(extra): extra for extra in settings[:trials]} for settings in (BASELINES, WSA)
-    )
     outcomes: dict[Network, Outcome] = {}
     for network in ("gcn",) if args.preset == "smoke" else NETWORKS:
 
         def row_of(extra: Settings, seed: int, network: Network = network) -> Row | None:
             return pair_row(bench, cell_of(args.preset, network, extra, seed))
 
-        seeds = seeds_of(args, SEEDS)
-        found = compete(bench, (baselines, wsa), row_of, seeds, chosen_by="weight", called=network)
+        found = compete(
+            bench,
+            (BASELINES[:trials], WSA[:trials]),
+            row_of,
+            seeds_of(args, SEEDS),
+            name_of=name_of,
+            chosen_by="weight",
+            called=network,
+        )
         if found is not None:
             outcomes[network] = found
     return outcomes

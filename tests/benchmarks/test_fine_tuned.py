@@ -20,24 +20,30 @@ from wsa_jax.merging import Model
 from wsa_jax.models import MLP, ViT
 from wsa_jax.training import linen_task
 
-SIDES = (
-    {"baseline": {}, "rate 0.1": {"rate": 0.1}},
-    {"WSA 1": {"strength": 1.0}, "WSA 10": {"strength": 10.0}},
-)
+SIDES = [{}, {"rate": 0.1}], [{"strength": 1.0}, {"strength": 10.0}]
+TRIAL = {
+    "name_of": lambda settings: str(settings),
+    "chosen_by": "none",
+    "called": "the trial",
+}
+BASELINE, RATE, WSA_1, WSA_10 = (str(extra) for side in SIDES for extra in side)
 
 
-def line(loss, barrier):
+def line(loss, barrier, accuracy):
     return {"t": [0.0, 0.5, 1.0], "loss": [1.0, loss, 1.0], "barrier": barrier} | {
-        "accuracy": [0.5, 0.4, 0.5]
+        "accuracy": [0.5, accuracy, 0.5]
     }
 
 
 def planted(settings, seed):
-    """Rows where rate 0.1 and WSA 10 are best by the average, and WSA's barrier is 0.2 lower."""
+    """Rate 0.1 and WSA 10 are best by the average; WSA's barrier is 0.2 lower, 5 points better."""
     loss = 2.0 - settings.get("rate", 0) - settings.get("strength", 0) / 10
     barrier = 1.0 + 0.1 * seed - 0.2 * ("strength" in settings)
+    accuracy = 0.4 + 0.05 * ("strength" in settings)
     return {
-        align: {part: line(loss + less, barrier - less) for part in ("validation", "test")}
+        align: {
+            part: line(loss + less, barrier - less, accuracy) for part in ("validation", "test")
+        }
         for align, less in (("none", 0.0), ("weight", 0.5))
     }
 
@@ -48,27 +54,35 @@ def bench(tmp_path):
 
 
 def test_winners_are_chosen_on_the_first_seed_and_judged_on_the_others(bench):
-    found = competition.compete(
-        bench, SIDES, planted, (0, 1, 2), chosen_by="none", called="the trial"
-    )
-    assert (found.baseline, found.wsa) == ("rate 0.1", "WSA 10")
-    assert {name: len(rows) for name, rows in found.rows.items()} == {
-        "baseline": 1,
-        "rate 0.1": 3,
-        "WSA 1": 1,
-        "WSA 10": 3,
-    }
+    found = competition.compete(bench, SIDES, planted, (0, 1, 2), **TRIAL)
+    assert (found.baseline, found.wsa) == (RATE, WSA_10)
+    counts = {name: len(rows) for name, rows in found.rows.items()}
+    assert counts == {BASELINE: 1, RATE: 3, WSA_1: 1, WSA_10: 3}
     np.testing.assert_allclose(competition.lower(found, "none"), [0.2, 0.2])
     np.testing.assert_allclose(competition.helped(found), [0.5, 0.5])
+    np.testing.assert_allclose(competition.better(found, "none"), [5.0, 5.0])
     assert not bench.tally.undecided
+
+
+def test_scope_alignment_may_compete_on_top_of_the_winner(bench):
+    found = competition.compete(bench, SIDES, planted, (0, 1), on_winner=True, **TRIAL)
+    assert (found.baseline, found.wsa) == (RATE, str({"rate": 0.1, "strength": 10.0}))
+
+    def without_rate(settings, seed):
+        return None if settings.get("rate") else planted(settings, seed)
+
+    # Nothing is tried on top of what is not known yet.
+    found = competition.compete(bench, SIDES, without_rate, (0, 1), on_winner=True, **TRIAL)
+    assert found.rows.keys() == {BASELINE, RATE}
+    assert bench.tally.undecided == {"the trial"}
 
 
 def test_a_competition_with_a_missing_trial_is_open(bench):
     def row_of(settings, seed):
         return None if settings.get("strength") == 1.0 else planted(settings, seed)
 
-    found = competition.compete(bench, SIDES, row_of, (0, 1), chosen_by="none", called="the trial")
-    assert (found.baseline, found.wsa) == ("rate 0.1", None)
+    found = competition.compete(bench, SIDES, row_of, (0, 1), **TRIAL)
+    assert (found.baseline, found.wsa) == (RATE, None)
     assert competition.lower(found, "none") == []
     assert bench.tally.undecided == {"the trial"}
 
@@ -78,7 +92,7 @@ def test_winners_that_saw_different_data_are_not_compared(bench):
         row = planted(settings, seed) | {"id": str(settings)}
         return row | {"data": {"test": "one" if "strength" in settings else "another"}}
 
-    found = competition.compete(bench, SIDES, row_of, (0, 1), chosen_by="none", called="the trial")
+    found = competition.compete(bench, SIDES, row_of, (0, 1), **TRIAL)
     with pytest.raises(SystemExit, match="saw different data"):
         competition.lower(found, "none")
 

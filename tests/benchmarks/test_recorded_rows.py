@@ -11,6 +11,7 @@ from benchmarks.merging.coefficients import CoefficientCell
 from benchmarks.merging.fig3_gaussianity import LayerShapes
 from benchmarks.merging.fig4_scaling import ScaledPath
 from benchmarks.merging.fig7_landscape import PlaneCell
+from benchmarks.merging.fig8_vit import ViTPair
 from benchmarks.merging.graphs import GraphPair
 from benchmarks.merging.merge_rows import TableCell
 from benchmarks.merging.model_cell import ModelCell
@@ -34,7 +35,7 @@ KINDS = {
     )
 }
 # These train what they merge themselves.
-WITHOUT_MODELS = {FederatedMerge, GraphPair, PretrainedCell}
+WITHOUT_MODELS = {FederatedMerge, GraphPair, PretrainedCell, ViTPair}
 KINDS |= {kind.__name__: kind for kind in WITHOUT_MODELS}
 
 
