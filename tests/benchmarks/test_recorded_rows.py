@@ -14,6 +14,7 @@ from benchmarks.merging.fig7_landscape import PlaneCell
 from benchmarks.merging.fig8_vit import ViTPair
 from benchmarks.merging.graphs import GraphPair
 from benchmarks.merging.merge_rows import TableCell
+from benchmarks.merging.minilm import MiniLMCell
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import PathCell
 from benchmarks.merging.pretrained import PretrainedCell
@@ -35,7 +36,7 @@ KINDS = {
     )
 }
 # These train what they merge themselves.
-WITHOUT_MODELS = {FederatedMerge, GraphPair, PretrainedCell, ViTPair}
+WITHOUT_MODELS = {FederatedMerge, GraphPair, MiniLMCell, PretrainedCell, ViTPair}
 KINDS |= {kind.__name__: kind for kind in WITHOUT_MODELS}
 
 

@@ -253,7 +253,8 @@ class TestOwnHeads:
     """Two tasks of 3 and 5 classes on one body, whose units the second has in another order."""
 
     @pytest.fixture(scope="class")
-    def given(self, tiny_task, models, spec, tiny_info, tiny_data):
+    @classmethod
+    def given(cls, tiny_task, models, spec, tiny_info, tiny_data):
         info = dataclasses.replace(tiny_info, num_classes=5)
         tasks = [tiny_task, classification(MLP(features=(24, 5)), info)]
         body = models[0].params["Dense_0"]

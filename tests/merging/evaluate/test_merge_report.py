@@ -88,11 +88,13 @@ class TestThreeModels:
     """The pair, and one that has learnt the same in other units."""
 
     @pytest.fixture(scope="class")
-    def models(self, tiny_task, tiny_info, tiny_data, pair):
+    @classmethod
+    def models(cls, tiny_task, tiny_info, tiny_data, pair):
         return [*pair, solved(tiny_task, tiny_info, tiny_data, 5)]
 
     @pytest.fixture(scope="class")
-    def found(self, tiny_task, models, tiny_data):
+    @classmethod
+    def found(cls, tiny_task, models, tiny_data):
         options = {"num_points": 5, "resamples": 50, "batch_size": 25, "aligns": ["weight"]}
         return merge_report(tiny_task, models, tiny_data, **options)
 
