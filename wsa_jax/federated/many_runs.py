@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from wsa_jax.door import door
 from wsa_jax.federated.alignment import WeightScopeAlignment
-from wsa_jax.federated.client import RoundSettings
+from wsa_jax.federated.local_settings import RoundSettings
 from wsa_jax.federated.mesh import place_on_mesh
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.round import ServerState, jitted_round

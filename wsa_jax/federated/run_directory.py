@@ -9,9 +9,9 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.alignment import ScopeForm, WeightScopeAlignment
-from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.diagnostics import RoundInfo
 from wsa_jax.federated.local_leaves import kept_leaves
+from wsa_jax.federated.local_settings import LocalSettings
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.train_clients import RoundPlan
 from wsa_jax.runs.described import described, task_settings

@@ -16,8 +16,8 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import check_fields, shown
-from wsa_jax.federated.client import RoundSettings
 from wsa_jax.federated.diagnostics import RoundInfo
+from wsa_jax.federated.local_settings import RoundSettings
 from wsa_jax.federated.round import RoundFn, ServerState
 from wsa_jax.federated.run_directory import json_number, round_row
 from wsa_jax.federated.train_clients import FederatedData

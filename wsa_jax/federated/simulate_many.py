@@ -20,8 +20,8 @@ from wsa_jax.federated.aggregate import Aggregation
 from wsa_jax.federated.algorithms import FederatedAlgorithm
 from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.checks import check_call, check_partition_of
-from wsa_jax.federated.client import LocalSettings
 from wsa_jax.federated.judging import HeldOut, judged
+from wsa_jax.federated.local_settings import LocalSettings
 from wsa_jax.federated.many_runs import AXIS, Run, Shared, run_together
 from wsa_jax.federated.named import (
     AlgorithmName,
