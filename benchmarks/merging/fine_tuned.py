@@ -294,7 +294,8 @@ def draw(panels: Mapping[str, Found]) -> Figure:
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel("test accuracy over all classes, %")
         plain_axes(axes, grid="x")
-    axes.legend(frameon=False, fontsize=8)
+    bars = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*bars, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     counts = sorted({len(rows) for found in shared.values() for rows in found.values()})
     seeds = "1 seed" if counts == [1] else f"means over {counts[0]} seeds"
     return caption(figure, f"two models fine-tuned from one, merged; {seeds}")
