@@ -136,6 +136,7 @@ def measure(args: Args, folder: Path) -> Summary:
     peak = max(one["peak"] for one in turns["merge"])
     largest = max(map(size_in_bytes, leaves.values()))
     return {
+        "benchmark": "files",
         "ratios": {"read_and_write": paired(times, "merge", "read_and_write")},
         **summary("seconds", times, 3),
         "processor_seconds": {name: round(value, 3) for name, value in processor.items()},
