@@ -11,8 +11,8 @@ from wsa_jax import checks
 from wsa_jax.conv import max_pool
 from wsa_jax.door import door
 from wsa_jax.models.convolutions import convolution, symmetric
+from wsa_jax.models.dense import dense_layers
 from wsa_jax.models.fields import counts_of
-from wsa_jax.models.initializers import layer_initializers
 from wsa_jax.models.norms import check_norm, normalize_channels
 
 __all__ = ["ImageNetResNet", "imagenet_resnet"]
@@ -104,8 +104,7 @@ class ImageNetResNet(nn.Module):
         x = x.mean(axis=(1, 2))
         # Torchvision leaves the head as PyTorch makes it.
         head = "reference" if self.initialization == "torchvision" else self.initialization
-        kernel_init, bias_init = layer_initializers(head, x.shape[-1])
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init)(x)
+        return dense_layers(x, (self.num_classes,), head)
 
     def shapes_of_blocks(self) -> list[tuple[int, int]]:
         """Channels and stride of each block, through all stages."""
