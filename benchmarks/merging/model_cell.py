@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -279,31 +279,19 @@ def train_model(
     learning_rate = optax.warmup_cosine_decay_schedule(
         0.0, cell.learning_rate, max(1, steps // 10), steps
     )
-    key, directory = jax.random.key(cell.seed), runs / "models" / cell_id(cell)
+    given = jax.random.key(cell.seed), task, images, labels
+    shared: dict[str, Any] = {
+        "settings": settings,
+        "learning_rate": learning_rate,
+        "target": _scopes(cell)[1] if cell.strength else None,
+        "strength": cell.strength,
+        "params": None if cell.initialization == "normal" else initial_params(cell),
+        "directory": runs / "models" / cell_id(cell),
+    }
     if cell.optimizer == "adam":
-        result = fit_by_adam(
-            key,
-            task,
-            images,
-            labels,
-            settings=settings,
-            learning_rate=learning_rate,
-            directory=directory,
-        )
+        result = fit_by_adam(*given, **shared)
     else:
-        result = training.fit(
-            key,
-            task,
-            images,
-            labels,
-            settings=settings,
-            learning_rate=learning_rate,
-            target=_scopes(cell)[1] if cell.strength else None,
-            strength=cell.strength,
-            params=None if cell.initialization == "normal" else initial_params(cell),
-            directory=directory,
-            checkpoint_every=max(1, steps // 8),
-        )
+        result = training.fit(*given, **shared, checkpoint_every=max(1, steps // 8))
     trained = digest(*jax.tree.leaves((result.params, result.model_state)))
     row = ledger.find(cell_id(cell))
     if row is None or not is_finished(row):
