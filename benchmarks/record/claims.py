@@ -78,6 +78,8 @@ def verdict_of(
     ('undecided', 'undecided: one seed')
     >>> verdict_of([0.1, -0.1, 0.0]), verdict_of([], 4.0)
     ('undecided', 'not run yet')
+    >>> verdict_of([0.0, 0.0])
+    'no gain'
     >>> verdict_of([-0.5, -0.6, -0.4], 4.0, rounds=(25, 1500))
     'undecided: 25 of 1,500 rounds'
     """
@@ -89,6 +91,8 @@ def verdict_of(
     if found is None:
         return f"{UNDECIDED}: one seed"
     low, high = found
+    if low == high == 0:
+        return "no gain"
     if high < 0:
         return "the reverse"
     if low > 0:
