@@ -26,6 +26,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "rounds_to_accuracy": "federated.rounds_to_accuracy",
     "best_against_best": "federated.best_against_best",
     "sanity_matching": "merging.sanity_matching",
+    "fig1_optimizers": "merging.fig1_optimizers",
     "table1_conditions": "merging.table1_conditions",
     "fig3_gaussianity": "merging.fig3_gaussianity",
     "fig4_scaling": "merging.fig4_scaling",

@@ -32,8 +32,9 @@ def fit_by_adam(
 ) -> FitResult:
     """Train as `fit` does, with Adam for SGD; kept in the directory when it has ended.
 
-    Decay is added to the gradient, as PyTorch's Adam does, and so is WSA's. Initial weights, where
-    none are given, and the order of the data are those that `fit` draws from the key.
+    Decay is added to the gradient, as PyTorch's Adam does, and so is WSA's. Initial weights and
+    statistics, where none are given, and the order of the data are those that `fit` draws from the
+    key.
     """
     kept = directory / "model.npz"
     if kept.is_file():
@@ -50,8 +51,13 @@ def fit_by_adam(
     per_epoch = count // size
 
     @jax.jit
-    def run(images: Array, labels: Array, initial: tuple[PyTree, PyTree] | None) -> FitResult:
-        params, model_state = task.init(init_key) if initial is None else initial
+    def run(
+        images: Array, labels: Array, params: PyTree | None, model_state: PyTree | None
+    ) -> FitResult:
+        if params is None or model_state is None:
+            drawn = task.init(init_key)
+            params = drawn[0] if params is None else params
+            model_state = drawn[1] if model_state is None else model_state
 
         def step(carry: tuple, index: Array) -> tuple[tuple, Array]:
             params, model_state, state, order = carry
@@ -74,8 +80,7 @@ def fit_by_adam(
         (params, model_state, *_), loss = jax.lax.scan(step, start, jnp.arange(settings.steps))
         return FitResult(params, model_state, loss)
 
-    initial = None if params is None else (params, model_state)
-    result = run(jnp.asarray(images), jnp.asarray(labels), initial)
+    result = run(jnp.asarray(images), jnp.asarray(labels), params, model_state)
     directory.mkdir(parents=True, exist_ok=True)
     state = {"model_state": result.model_state} if result.model_state else {}
     save_model(kept, {"params": result.params, "loss": result.loss} | state)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -182,26 +183,37 @@ def report(bench: Bench, args: MergingArgs, rows: Rows) -> Findings:
     )
 
 
+def shown_layers(count: int) -> list[int]:
+    """Where there are more than three layers: the first, the middle and the last one.
+
+    >>> shown_layers(3), shown_layers(8), shown_layers(2)
+    ([0, 1, 2], [0, 4, 7], [0, 1])
+    """
+    return sorted({0, count // 2, count - 1})
+
+
+def draw_layer(axes: Axes, layer: dict[str, Any], color: str, label: str) -> None:
+    """The histogram of a layer, and the Gaussian of its mean and std."""
+    z = np.linspace(-REACH, REACH, len(layer["density"]) + 1)
+    x = layer["mean"] + layer["std"] * z
+    density = np.asarray(layer["density"]) / layer["std"]
+    axes.stairs(density, x, fill=True, color=color, alpha=0.35)
+    gaussian = stats.norm.pdf(x, layer["mean"], layer["std"])
+    axes.plot(x, gaussian, color=color, linewidth=1.5, label=label)
+    axes.set_xlabel("weight")
+    plain_axes(axes)
+
+
 def draw(rows: Rows, label: str) -> Figure:
     """The first model of each initialisation: a panel a layer, at most three of them."""
     shown = {name: there[0] for name, found in rows.items() if (there := measured(found))}
-    count = min(len(row["after"]) for row in shown.values())
-    # Where there are more than three layers: the first, the middle and the last one.
-    layers = sorted({0, count // 2, count - 1})
+    layers = shown_layers(min(len(row["after"]) for row in shown.values()))
     places = [(name, row, index) for name, row in shown.items() for index in layers]
     figure, axes = panels(len(places), width=4.2, height=3.4)
     for panel, (name, row, index) in zip(axes, places, strict=True):
         for when, color in zip(("before", "after"), PALETTE, strict=False):
-            layer = row[when][index]
-            z = np.linspace(-REACH, REACH, len(layer["density"]) + 1)
-            x = layer["mean"] + layer["std"] * z
-            density = np.asarray(layer["density"]) / layer["std"]
-            panel.stairs(density, x, fill=True, color=color, alpha=0.35)
-            gaussian = stats.norm.pdf(x, layer["mean"], layer["std"])
-            panel.plot(x, gaussian, color=color, linewidth=1.5, label=f"Gaussian, {when} training")
-        plain_axes(panel)
+            draw_layer(panel, row[when][index], color, f"Gaussian, {when} training")
         panel.set_title(f"{name} initial weights, {row['after'][index]['layer']}", fontsize=9)
-        panel.set_xlabel("weight")
         panel.set_ylabel("density")
     figure_legend(figure, columns=2)
     return caption(figure, label)

@@ -250,10 +250,13 @@ def _scopes(cell: ModelCell) -> tuple[WeightScope, WeightScope]:
 
 
 def check_cells(cells: Iterable[ModelCell]) -> None:
-    """Exit where WSA's step would be unstable in a cell, before any of them is trained."""
+    """Exit where WSA's step would be unstable in a cell, before any of them is trained.
+
+    The bound is that of SGD. Adam divides a gradient by its size, so no strength lengthens a step.
+    """
     for cell in cells:
-        if cell.optimizer == "adam" and (cell.strength or cell.initialization != "normal"):
-            raise RefusedError(f"{cell.label}: Adam takes no WSA and normal initial weights only")
+        if cell.optimizer == "adam":
+            continue
         rate, strength = (np.full(1, value) for value in (cell.learning_rate, cell.strength))
         try:
             check_bound(*_scopes(cell), rate, strength)

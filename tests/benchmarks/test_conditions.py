@@ -16,11 +16,12 @@ from benchmarks.merging.model_cell import (
     cell_task,
     check_cells,
     initial_params,
+    train_model,
     worsened,
 )
 from benchmarks.merging.pairs import apply_fn, with_equal_stds
 from benchmarks.merging.table1_conditions import correlation, correlation_verdict
-from benchmarks.record.ledger import cell_id
+from benchmarks.record.ledger import Ledger, cell_id
 from benchmarks.refused import RefusedError
 from wsa_jax.data import dataset_info
 from wsa_jax.scope.scope import weight_scope
@@ -147,9 +148,25 @@ def test_adams_first_step_is_the_rate_in_each_weight_and_a_model_kept_is_read(tm
     assert (again.model_state, again.loss.shape) == ({}, (1,))
 
 
-def test_adam_with_what_it_does_not_take_is_refused():
-    with pytest.raises(RefusedError, match="Adam takes no WSA and normal initial weights only"):
-        check_cells([dataclasses.replace(CELL, optimizer="adam", initialization="uniform")])
+def test_adam_takes_uniform_weights_and_a_strength_that_sgd_refuses(tmp_path):
+    strong = {"strength": 1e6, "target": "fixed", "target_std": 0.05, "learning_rate": 1e-3}
+    cell = dataclasses.replace(
+        CELL, width=0.0625, epochs=1, batch_size=500, augmentation="none", **strong
+    )
+    with pytest.raises(RefusedError, match="of the stable range"):
+        check_cells([cell])
+    cell = dataclasses.replace(cell, optimizer="adam", initialization="uniform")
+    check_cells([cell])
+    found = train_model(cell, Ledger(tmp_path / "models.jsonl"), tmp_path)
+    # Two steps, the first of rate 0: one step of the rate against the sign of the gradient, which
+    # is WSA's at this strength: (mean / target² + (w - mean) (1 / target² - 1 / std²)) / n.
+    assert found.row["steps"] == 2
+    begin = initial_params(cell)
+    for name in ("Dense_0", "Dense_1", "Dense_2"):
+        w = np.asarray(begin[name]["kernel"], np.float64)
+        slope = w.mean() / 0.05**2 + (w - w.mean()) * (1 / 0.05**2 - 1 / w.var())
+        expected = w - 1e-3 * np.sign(slope)
+        np.testing.assert_allclose(found.params[name]["kernel"], expected, atol=1e-5)
 
 
 def test_correlations_are_scipys_and_their_interval_decides():

@@ -28,6 +28,7 @@ SCRIPTS = {
     "fig5_otfusion": [],
     "fig3_gaussianity": [],
     "table1_conditions": [],
+    "fig1_optimizers": [],
     "fig4_scaling": [],
     "fig7_landscape": [],
     "graphs": [],
