@@ -59,21 +59,47 @@ def paired_figure(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
 
 
 def context(comparisons: Sequence[Comparison], rows_of: RowsOf) -> str:
-    """Data, network, clients, rounds and seeds of what is drawn."""
+    """Data, network, clients, rounds and seeds of what is drawn.
+
+    Lines that are not all of the same seeds are not named by those that any of them has.
+    """
     run = [line for line in comparisons if rows_of(line.baseline)]
-    paired = [line for line in run if paired_gains(rows_of(line.treated), rows_of(line.baseline))]
-    cells = [line.baseline for line in paired or run]
-    rows = [row for cell in cells for row in rows_of(cell)]
-    done = sorted({row["rounds_done"] for row in rows})
-    seeds = sorted({row["config"]["seed"] for row in rows})
+    drawn = {
+        line: pairs
+        for line in run
+        if (pairs := paired_rows(rows_of(line.treated), rows_of(line.baseline)))
+    }
+    cells = [line.baseline for line in drawn or run]
+    # Of the baseline, as far as its line is paired; alone it is whole.
+    rows = [[pair[1] for pair in pairs] for pairs in drawn.values()]
+    rows = rows or [rows_of(cell) for cell in cells]
+    done = sorted({row["rounds_done"] for line in rows for row in line})
     data = dict.fromkeys(DATASET_NAMES.get(cell.dataset, cell.dataset) for cell in cells)
     networks = dict.fromkeys(cell.network for cell in cells)
     sides = [f"images of {cell.side}x{cell.side}" for cell in cells[:1] if cell.side]
     clients = dict.fromkeys(f"{cell.clients} clients" for cell in cells)
     rounds = " to ".join(f"{count:,}" for count in dict.fromkeys((done[0], done[-1])))
-    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    named = seeds_named([[row["config"]["seed"] for row in line] for line in rows])
     parts = [" and ".join(data), *sides, " and ".join(networks), " and ".join(clients)]
     return ", ".join([*parts, f"{rounds} rounds", named])
+
+
+def seeds_named(lines: Sequence[Sequence[int]]) -> str:
+    """The seeds that all lines have in common, or how many a line has.
+
+    >>> seeds_named([[0, 1], [1, 0]]), seeds_named([[2]])
+    ('seeds 0, 1', 'seed 2')
+    >>> seeds_named([[0], [0, 1, 2]]), seeds_named([[0], [1]])
+    ('1 to 3 seeds a line', 'one seed a line, of 0, 1')
+    """
+    there = sorted({seed for line in lines for seed in line})
+    counts = sorted({len(set(line)) for line in lines})
+    if all(set(line) == set(there) for line in lines):
+        return f"seed{'s' if len(there) > 1 else ''} {', '.join(map(str, there))}"
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} seeds a line"
+    count = "one seed" if counts == [1] else f"{counts[0]} seeds"
+    return f"{count} a line, of {', '.join(map(str, there))}"
 
 
 def curve_panels(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:

@@ -17,7 +17,7 @@ from benchmarks.federated import (
 )
 from benchmarks.federated.cell import Cell
 from benchmarks.federated.experiment import Args, recorded
-from benchmarks.federated.figures import curve_panels, paired_figure
+from benchmarks.federated.figures import context, curve_panels, paired_figure
 from benchmarks.federated.strength_sweep import comparisons as sweep
 from benchmarks.federated.table2_cross_silo import comparisons as table2
 from benchmarks.merging import bench as benches
@@ -171,6 +171,23 @@ def test_short_runs_are_dots_beside_their_accuracies_and_without_the_papers(tmp_
     assert mean.get_color() == METHODS["FedAvg +WSA"]
     assert zero.get_xdata() == [0, 0]
     assert "50.00 \u2192 52.00 %" in [text.get_text() for text in axes.texts]
+
+
+def test_a_figure_names_the_seeds_of_its_pairs_alone(tmp_path):
+    lines = table2(Args(preset="short", rounds=25))[:2]
+    rows = Ledger(tmp_path / "rows.jsonl")
+    for seed in (0, 1, 2):
+        rows.write(planted_row(lines[0].baseline, 0.5, seed=seed))
+    rows.write(planted_row(lines[0].treated, 0.6, seed=1))
+    rows_of = recorded(rows, (0, 1, 2))
+    assert context(lines[:1], rows_of).endswith("25 rounds, seed 1")
+    for line in lines:
+        for seed in (0, 1, 2):
+            rows.write(planted_row(line.baseline, 0.5, seed=seed))
+    for seed in (0, 1):
+        rows.write(planted_row(lines[1].treated, 0.6, seed=seed))
+    rows_of = recorded(rows, (0, 1, 2))
+    assert context(lines, rows_of).endswith("25 rounds, 1 to 2 seeds a line")
 
 
 def test_a_report_without_the_first_records_controls_draws_no_mechanism(tmp_path):
