@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from benchmarks.record.claims import interval
 from wsa_jax.plots import PALETTE, draw_curves
@@ -141,7 +141,7 @@ def legend_below(axes: Axes, *, columns: int = 2, **shown: Any) -> None:
     )
 
 
-def figure_legend(figure: Figure, *, columns: int = 3) -> None:
+def figure_legend(figure: Figure | SubFigure, *, columns: int = 3) -> None:
     """One legend under all panels, of the settings that any of them shows."""
     shown: dict[str, Any] = {}
     for axes in figure.axes:
