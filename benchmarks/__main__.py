@@ -18,12 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 from benchmarks.record.ledger import LedgerError
 from benchmarks.refused import RefusedError
 from benchmarks.registry import EXPERIMENTS, TIMINGS, TOOLS, full_name, script
-from benchmarks.script import Preset
+from benchmarks.script import Preset, parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +66,7 @@ def run(given: list[str]) -> None:
     """List, or run what is named; refusals, damaged files and Ctrl-C are told in one line."""
     try:
         if not given or given[0].startswith("-"):
-            prog = "python -m benchmarks"
-            list_all(tyro.cli(ListArgs, prog=prog, args=given, description=__doc__))
+            list_all(parsed(ListArgs, given, name="", description=__doc__ or ""))
             return
         modules = {**EXPERIMENTS, **TOOLS}
         if given[0] == "speed":

@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from benchmarks.record.claims import Claim
+from benchmarks.refused import RefusedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Preset = Literal["smoke", "short", "cpu", "paper"]
 """How large: smoke in seconds, short in an hour, cpu on two cores, paper in full."""
+Arguments = TypeVar("Arguments")
 Summary = dict[str, Any]
 """The main figures of a run, as its last line prints them."""
 
@@ -57,6 +57,19 @@ def figure_name(name: str, preset: str) -> str:
     return name if preset in ("smoke", "cpu") else f"{name}_{preset}"
 
 
+def parsed(
+    arguments: type[Arguments], argv: Sequence[str], *, name: str, description: str
+) -> Arguments:
+    """The settings of a command line; what cannot be read is refused."""
+    from wsa_jax.commands.arguments import CommandLineError, parse
+
+    prog = f"python -m benchmarks {name}".rstrip()
+    try:
+        return parse(arguments, argv, prog=prog, description=description)
+    except CommandLineError as error:
+        raise RefusedError(str(error)) from error
+
+
 class NothingRecordedError(SystemExit):
     """There is no row to report."""
 
@@ -92,10 +105,13 @@ class Script(abc.ABC):
         """How much of a preset is on record; None where nothing of that kind is recorded."""
         return None
 
+    def parsed(self, argv: Sequence[str]) -> Any:
+        """The settings of a command line."""
+        return parsed(self.arguments, argv, name=self.name, description=self.description)
+
     def __call__(self, argv: Sequence[str] | None = None) -> None:
         """Parse, run, print the last line; exit with 1 where a part of the work failed."""
-        prog = f"python -m benchmarks {self.name}"
-        args = tyro.cli(self.arguments, prog=prog, args=argv, description=self.description)
+        args = self.parsed(sys.argv[1:] if argv is None else argv)
         figures = {"benchmark": self.name} | self.run(args)
         print(json.dumps(figures))
         if failed := figures.get("failed"):

@@ -115,6 +115,28 @@ def test_bad_input_is_one_line_that_names_it(arguments, named, capsys):
     assert "\n" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("merge a b", "--output is missing; for example wsa-jax merge a.safetensors"),
+        ("match a", "second, --output are missing; for example wsa-jax match a.safetensors"),
+        ("merge a b --ouput c", "--ouput c is unknown; give --output"),
+        ("merge a b -o c --dry-runs --keep 1", "--dry-runs is unknown; give --dry-run"),
+        ("demo --epochs=3", "--epochs=3 is unknown; give one of --help, --output, "),
+        ("match a b c -o d", "c is one argument too many; for example wsa-jax match"),
+        ("demo --seeds few", "--seeds: invalid literal for int() with base 10: 'few'"),
+        ("partition --kind skewed", "invalid choice 'skewed' for argument '--kind'. Expected one"),
+        ("partition --clients", "Missing value for argument '--clients'"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"wsa-jax: error: {said}")
+
+
 class TestOutput:
     @pytest.fixture
     def no_work(self, monkeypatch):

@@ -159,17 +159,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require("tyro", "the command wsa-jax")
     except MissingExtraError as error:
         _refuse(error)
-    import tyro
+    from wsa_jax.commands.arguments import parse
 
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or given[0] not in COMMANDS:
         _list_commands(given)
     name, *rest = given
     command = _command(name)
-    prog = f"wsa-jax {name}"
-    settings = tyro.cli(command.settings, prog=prog, args=rest, description=command.description)
+    prog, example = f"wsa-jax {name}", f"for example {COMMANDS[name]}"
     try:
-        command.run(settings)
+        command.run(
+            parse(
+                command.settings, rest, prog=prog, description=command.description, way_out=example
+            )
+        )
     except (ValueError, FileNotFoundError, MissingExtraError) as error:
         _refuse(error)
     except BrokenPipeError:

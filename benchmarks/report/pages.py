@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from benchmarks.record.claims import Claim
 from benchmarks.record.ledger import ROOT
 from benchmarks.record.statistics import markdown_table
@@ -135,12 +133,11 @@ def run_directive(command: str) -> tuple[str, Findings]:
     found = script(full_name(name, modules), modules)
     if not isinstance(found, Reported):
         raise ValueError(f"{name} keeps no table for a page; name an experiment")
-    prog = f"python -m benchmarks {name}"
     try:
-        findings = found.findings(tyro.cli(found.arguments, prog=prog, args=settings))
+        findings = found.findings(found.parsed(settings))
     except NothingRecordedError:
         findings = Findings(title=name, text="Not run yet.")
-    typed = " ".join([prog, *settings])
+    typed = " ".join(["python -m benchmarks", name, *settings])
     return f"```sh\n{typed}\n```", findings
 
 

@@ -60,6 +60,10 @@ def test_examples_in_docstrings(module):
         (["import-rows", "absent.jsonl"], "absent.jsonl is no file"),
         (["fig7", "--seed", "0", "1"], "--seed 0 1 are 2 seeds"),
         (["speed", "path", "--rounds", "0"], "--rounds 0: give at least 1"),
+        (["fig6", "--epoch", "3"], "--epoch 3 is unknown; give one of --help, --preset, "),
+        (["fig6", "--pre-set", "cpu"], "--pre-set cpu is unknown; give --preset"),
+        (["--presets", "cpu"], "--presets cpu is unknown; give --preset"),
+        (["import-rows"], "file is missing; python -m benchmarks import-rows --help tells"),
     ],
 )
 def test_what_cannot_run_is_told_in_one_line_with_status_2(arguments, complaint, capsys):
