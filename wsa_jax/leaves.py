@@ -1,18 +1,16 @@
 """What a leaf of a model is, and what it is called."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from wsa_jax.types import Leaf
+from wsa_jax.types import KeyPath, Leaf
 
 # Attributes in which module systems hold a leaf.
 _WRAPPERS = frozenset({"value", "raw_value"})
 
 
-def key_path(path: tuple[Any, ...], separator: str = "/") -> str:
+def key_path(path: KeyPath, separator: str = "/") -> str:
     """Join a JAX key path with slashes, without the wrapper names that module systems add.
 
     >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"Conv_0": {"kernel": 1.0}})

@@ -1,6 +1,6 @@
 """Names for the types that signatures share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Array, ArrayLike, PyTree, Real
@@ -31,6 +31,12 @@ Key = Array
 
 Leaf = Any
 """A leaf of a pytree: an array, a number, or what a module keeps beside them (functions)."""
+
+KeyPath = tuple[Any, ...]
+"""Where a leaf is in a pytree: a key for each level, of JAX or of the module that registered it."""
+
+Numbers = ArrayLike | Sequence[float | int]
+"""A number, or one for each model: an array or a sequence."""
 
 Labels = Any
 """Labels of examples, ``[examples, ...]``: an array of NumPy or JAX, or anything given for one."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -92,7 +92,7 @@ def merge_files(
     base: ModelFile | None,
     asked: Recipe,
     output: Path,
-    advance: Callable[[int], Any] = lambda count: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Merge open files of one architecture, and write provenance into the output's metadata.
 
@@ -169,7 +169,9 @@ _RUNNING = (".running_mean", ".running_var", ".mean", ".var")
 
 
 @contextmanager
-def _progress(files: Sequence[ModelFile], base: ModelFile | None) -> Iterator[Callable[[int], Any]]:
+def _progress(
+    files: Sequence[ModelFile], base: ModelFile | None
+) -> Iterator[Callable[[int], object]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 

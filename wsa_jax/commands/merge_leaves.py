@@ -35,7 +35,7 @@ class Merging:
       advance: called with the number of bytes that were read, after each leaf.
     """
 
-    def __init__(self, recipe: Recipe, given: Sequence[Source], advance: Callable[[int], Any]):
+    def __init__(self, recipe: Recipe, given: Sequence[Source], advance: Callable[[int], object]):
         self._recipe, self._given, self._advance = recipe, given, advance
         self._shapes = given[0].file.shapes
         self._limits: Sequence[Any] = ()

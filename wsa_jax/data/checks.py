@@ -1,9 +1,8 @@
 """Whether images are what a dataset's normalisation is made for: stored pixels, 0 .. scale."""
 
-from typing import Any
-
 import jax
 import numpy as np
+from jax import Array
 
 from wsa_jax.data.registry import DatasetInfo
 
@@ -11,7 +10,7 @@ from wsa_jax.data.registry import DatasetInfo
 _SAMPLE = 256
 
 
-def check_images(images: Any, info: DatasetInfo, what: str) -> None:
+def check_images(images: np.ndarray | Array, info: DatasetInfo, what: str) -> None:
     """Raise a ValueError unless images hold pixels as ``info`` normalises them.
 
     Looks at the dtype and at the range of some of the images, on the host; traced images are
@@ -40,7 +39,7 @@ def check_images(images: Any, info: DatasetInfo, what: str) -> None:
         )
 
 
-def check_image_dtype(images: Any, info: DatasetInfo, what: str) -> None:
+def check_image_dtype(images: np.ndarray | Array, info: DatasetInfo, what: str) -> None:
     """Raise a ValueError unless a dtype can hold pixels 0 .. scale."""
     dtype = np.dtype(images.dtype)
     floating = jax.numpy.issubdtype(dtype, np.floating)

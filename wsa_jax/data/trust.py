@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 __all__ = ["check_features"]
 
@@ -44,7 +43,7 @@ def check_features(folder: Path) -> None:
             )
 
 
-def _class_names(value: Any) -> Iterator[str]:
+def _class_names(value: object) -> Iterator[str]:
     """All names of classes, however deep."""
     if isinstance(value, dict):
         for name in _NAMES:

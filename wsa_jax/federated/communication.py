@@ -1,6 +1,6 @@
 """How many bytes a round sends over the network."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def bytes_per_round(
     broadcast = jax.eval_shape(algorithm.broadcast, server)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def sent(params: PyTree, broadcast: Any, client: PyTree, rate: Any) -> Any:
+    def sent(params: PyTree, broadcast: PyTree, client: PyTree, rate: jax.Array) -> PyTree:
         context = LocalContext(params, broadcast, client, rate, 1, jax.random.key(0))
         update = algorithm.send(jax.tree.map(wide, params), context)
         return update, algorithm.finish(update, context)[1]

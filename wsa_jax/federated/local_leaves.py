@@ -1,6 +1,6 @@
 """Leaves that stay at the clients: FedBN (normalisation), FedPer (a head)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def without_moves(update: PyTree, rule: Rule) -> PyTree:
 
 def first_memory(
     algorithm: FederatedAlgorithm, params: PyTree, model_state: PyTree, rule: Rule | None
-) -> Any:
+) -> PyTree:
     """What a client remembers before its first round."""
     own = algorithm.init_client(params)
     if rule is None:

@@ -21,7 +21,7 @@ from wsa_jax.federated.run_loop import Recorder, Schedules
 from wsa_jax.federated.train_clients import FederatedData, RoundPlan
 from wsa_jax.progress import Advance
 from wsa_jax.runs.run_directory import RunDirectory
-from wsa_jax.types import Examples, Json
+from wsa_jax.types import Examples, Json, Leaf
 
 AXIS = "runs"
 
@@ -34,7 +34,7 @@ class Stacked:
     The tree itself says the shapes of one run, so it is made again of one run's leaves alone.
     """
 
-    leaves: list[Any]
+    leaves: list[Leaf]
     tree: Any = field(metadata={"static": True})
 
     @classmethod

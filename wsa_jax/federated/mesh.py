@@ -1,7 +1,6 @@
 """Clients over devices: the mesh, which device trains which client, how client states travel."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ AXIS = "clients"
 
 
 @door
-def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh with one axis, ``clients``, over the given devices, or all of them.
 
     With several processes these are the devices of every process, in the same order everywhere.

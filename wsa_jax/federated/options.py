@@ -43,7 +43,7 @@ class SimulationOptions(CommonOptions, total=False):
     model_state: PyTree | None
     state: ServerState | None
     keep_local: Rule | None
-    test_partition: Partition | Sequence[Any] | Mapping[int, Any] | None
+    test_partition: Partition | Sequence[object] | Mapping[int, object] | None
 
 
 class ManyOptions(CommonOptions, total=False):

@@ -9,7 +9,6 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
@@ -203,7 +202,7 @@ def dirichlet_unequal(
 
 @door
 def iid(
-    labels: Shaped[Array | np.ndarray, " n"] | Sequence[Any], *, clients: int, seed: int
+    labels: Shaped[Array | np.ndarray, " n"] | Sequence[int], *, clients: int, seed: int
 ) -> Partition:
     """All samples dealt at random; sizes differ by at most one.
 
@@ -277,7 +276,7 @@ def shards(
 
 
 @door
-def as_partition(partition: Partition | Sequence[Any] | Mapping[int, Any]) -> Partition:
+def as_partition(partition: Partition | Sequence[object] | Mapping[int, object]) -> Partition:
     """Return a partition, made of the rows of each client: a list of them, or a dictionary.
 
     A dictionary holds client numbers from 0 and their rows, as FedLab's and PFLlib's partitioners

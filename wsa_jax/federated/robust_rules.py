@@ -1,7 +1,6 @@
 """Rules that take each coordinate by itself: the median, and the trimmed mean."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +69,12 @@ def trimmed_mean(
     return jax.tree.map(mean, models)
 
 
-def check_trim(trim: Any) -> None:
+def check_trim(trim: object) -> None:
     """Raise a ValueError unless some models are left in the middle."""
     checks.number("trim", trim, 0, 0.5, "the share left out at each end")
 
 
-def _kept(keep: Any) -> tuple[Array, Integer[Array, ""]]:
+def _kept(keep: ArrayLike) -> tuple[Array, Integer[Array, ""]]:
     kept = jnp.asarray(keep) > 0
     return kept, kept.sum()
 

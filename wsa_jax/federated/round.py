@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ class ServerState:
     model_state: PyTree
     target: WeightScope
     server: PyTree
-    clients: Any
+    clients: PyTree
     round: Integer[Array, ""]
 
 

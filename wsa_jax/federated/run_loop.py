@@ -249,7 +249,7 @@ def takes_state(on_round: OnRound) -> bool:
     return len(needed) > 1
 
 
-def _json_value(name: str, value: Any, number: int) -> Any:
+def _json_value(name: str, value: object, number: int) -> object:
     """A value of a row as JSON holds it; numbers of NumPy and JAX become Python's."""
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = np.asarray(value).tolist()

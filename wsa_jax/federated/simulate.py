@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def simulate(
     key: Key[Array, ""],
     task: Task,
     train: Examples | Dataset,
-    partition: Partition | Sequence[Any] | Mapping[int, Any],
+    partition: Partition | Sequence[object] | Mapping[int, object],
     *,
     rounds: int,
     algorithm: FederatedAlgorithm | AlgorithmName | None = None,

@@ -1,9 +1,9 @@
 """Maps between the names of another library's files and ours: a table, read in both directions."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -176,7 +176,7 @@ class NameMap:
 
 class _Place(NamedTuple):
     entry: int
-    fields: dict[str, Any]
+    fields: dict[str, int | str]
     names: tuple[str, ...]
 
 
@@ -215,7 +215,9 @@ def _divided(whole: np.ndarray, count: int, name: str) -> Sequence[np.ndarray]:
     return np.split(whole, count)
 
 
-def _changed(change: Any, array: np.ndarray, name: str) -> np.ndarray:
+def _changed(
+    change: Callable[[np.ndarray], np.ndarray], array: np.ndarray, name: str
+) -> np.ndarray:
     try:
         return change(array)
     except ValueError as error:

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from wsa_jax.files.model_file import ModelFile, ModelFileError, told
 from wsa_jax.files.names import unflatten
 from wsa_jax.files.writing import Content
 from wsa_jax.leaves import key_path
 from wsa_jax.runs.checkpoint import FAILURES, quiet
-from wsa_jax.types import Json
+from wsa_jax.types import Json, KeyPath
 
 # The file that describes the tree; where a manager saved one tree, it is a folder further down.
 _TREE = "_METADATA"
@@ -96,7 +97,7 @@ def _checkpoint(folder: Path) -> Path | None:
     return next((one for one in (folder, folder / "default") if (one / _TREE).is_file()), None)
 
 
-def _only(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+def _only(tree: PyTree, path: KeyPath, value: object) -> PyTree:
     """A tree of one leaf at a place of another tree; lists keep their length."""
     if not path:
         return value

@@ -28,6 +28,7 @@ from wsa_jax.merging.evidence import Evidence, Model, apply_of
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.taps import taps
 from wsa_jax.training.task import Task
+from wsa_jax.types import Inputs
 
 AlignName = Literal[
     "none",
@@ -185,6 +186,6 @@ ALIGNS: Mapping[str, Align] = {
 
 
 @functools.lru_cache(maxsize=16)
-def activations_of(spec: AxisSpec, task: Task) -> Callable[[PyTree, Any], dict[str, Array]]:
+def activations_of(spec: AxisSpec, task: Task) -> Callable[[PyTree, Inputs], dict[str, Array]]:
     """The activations of every group, as a function of variables and stored inputs."""
     return taps(apply_of(task), spec)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ class Budget:
             )
 
 
-def check_are_models(models: Sequence[Any], where: str) -> None:
+def check_are_models(models: Sequence[object], where: str) -> None:
     """Raise a ValueError unless all of them are a `Model`.
 
     >>> check_are_models([{"w": 1.0}], "merge_table")
@@ -106,7 +106,7 @@ def check_are_models(models: Sequence[Any], where: str) -> None:
             )
 
 
-def check_pair(data: Any, what: str) -> None:
+def check_pair(data: object, what: str) -> None:
     """Raise a ValueError unless data is a pair of inputs and labels.
 
     >>> check_pair([], "test")

@@ -21,6 +21,7 @@ from wsa_jax.merging.methods import Pipeline, lacking
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.scope.layers import Rule
+from wsa_jax.types import Leaf
 
 Method = Callable[..., MergeResult]
 """``method(key, spec, models, evidence, budget=budget) -> MergeResult``; a `Pipeline` is one."""
@@ -118,7 +119,7 @@ class Bodies(WholeModels):
     def _without_head(self, model: Model) -> Model:
         """The model with a head of zeros, of the first one's shape."""
 
-        def leaf(path: tuple, own: Any, first: Any) -> Any:
+        def leaf(path: tuple, own: Leaf, first: Leaf) -> Leaf:
             return jnp.zeros_like(first) if self.heads(key_path(path), own) else own
 
         first = self.models[0].variables
@@ -197,7 +198,7 @@ def joint_evidence(evidences: Sequence[Evidence]) -> Evidence:
     return first._replace(inputs=inputs, labels=None)
 
 
-def _row(leaf: Any) -> str:
+def _row(leaf: Leaf) -> str:
     array = np.asarray(leaf)
     return f"{array.dtype} of shape {array.shape[1:]}"
 

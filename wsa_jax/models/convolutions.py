@@ -1,6 +1,6 @@
 """A convolution without bias inside a compact module, as the residual networks have it."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -16,7 +16,7 @@ def convolution(
     stride: int,
     index: int,
     initialization: str,
-    padding: Any = "SAME",
+    padding: str | Sequence[tuple[int, int]] = "SAME",
     groups: int = 1,
 ) -> Float[Array, "batch new_height new_width new_channels"]:
     """Convolve with the submodule `Conv_i`, whose kernel is initialised by name.

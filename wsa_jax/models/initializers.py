@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 
 __all__ = ["layer_initializers"]
 
-Initializer = Callable[..., Any]
+Initializer = Callable[..., Array]
 
 
 def layer_initializers(

@@ -164,7 +164,7 @@ def _seal(step: int, run: str, note: str, named: dict[str, np.ndarray]) -> str:
     return f"{text_digest(text)} {text}"
 
 
-def _read_seal(found: Any, path: Path) -> Json:
+def _read_seal(found: object, path: Path) -> Json:
     if found is None:
         raise CheckpointError(
             f"checkpoint {path} has no digests: an earlier version wrote it, or it is damaged; "

@@ -5,7 +5,7 @@ Weight Scope Alignment (Xu et al., 2024), Eq. 1-4. Training-time use is in `regu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def fuse_scopes(
     share = jnp.asarray(shares(weights), jnp.float32)
     share = share.reshape((models,) + (1,) * (stacked.mean.ndim - 1))
 
-    def fuse(values: Any) -> Array:
+    def fuse(values: Array | np.ndarray) -> Array:
         return jnp.sum(jnp.where(share > 0, share * values, 0.0), axis=0)
 
     # In units of the largest std, whose square may be out of range.

@@ -140,7 +140,7 @@ def targeted_transformation(
         params: PyTree | None = None,
         *,
         target: WeightScope | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> tuple[PyTree, RegularizeScopeState]:
         del extra
         target = given if target is None else target

@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
@@ -86,7 +86,7 @@ def node_task(module: nn.Module, graph: Graph) -> Task:
         logits, model_state = on_graph(params, model_state, on_device, train, key)
         return logits[nodes], model_state
 
-    def check(nodes: Any, what: str) -> None:
+    def check(nodes: Array | np.ndarray, what: str) -> None:
         if isinstance(nodes, jax.core.Tracer) or not jnp.size(nodes):
             return
         if not jnp.issubdtype(nodes.dtype, jnp.integer):

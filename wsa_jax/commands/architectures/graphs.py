@@ -1,7 +1,6 @@
 """Graph networks, under our names."""
 
 import re
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from wsa_jax.commands.architectures.known import (
 )
 from wsa_jax.files.model_file import Shapes
 from wsa_jax.models import GCN, GraphSAGE, graph
+from wsa_jax.models.graph import Graph
 
 
 def read_gcn(shapes: Shapes, asked: Asked) -> Architecture:
@@ -30,7 +30,7 @@ def read_graph_sage(shapes: Shapes, asked: Asked) -> Architecture:
     return Architecture(name="graph-sage", module=GraphSAGE(features=features), inputs=inputs)
 
 
-def _layers(shapes: Shapes, kernel: str) -> tuple[Any, tuple[int, ...]]:
+def _layers(shapes: Shapes, kernel: str) -> tuple[Graph, tuple[int, ...]]:
     """Two nodes and the edges between them, and the widths of the layers."""
     prefix = prefix_of(shapes)
     pattern = rf"{re.escape(prefix)}Layer_(\d+)\.{re.escape(kernel)}"

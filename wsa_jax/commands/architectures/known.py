@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import Array
 from jaxtyping import PyTree
 
 from wsa_jax.files import ModelFile, ModelFileError, NameMap, flatten, load_model
@@ -120,7 +121,7 @@ class Architecture:
         return {**self.names.to_theirs(variables), **{name: file[name] for name in beside}}
 
 
-def images(height: int, width: int, channels: int) -> Any:
+def images(height: int, width: int, channels: int) -> Array:
     """Two images, as inputs of a network."""
     return jnp.zeros((2, height, width, channels))
 
@@ -154,7 +155,7 @@ def numbered(
     return dict(sorted(found.items()))
 
 
-def lacking(what: str, found: Sequence[Any] | dict) -> None:
+def lacking(what: str, found: Sequence[object] | dict) -> None:
     """Raise the LookupError of a reader that finds nothing of what it needs."""
     if not found:
         raise KeyError(what)

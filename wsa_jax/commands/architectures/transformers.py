@@ -2,9 +2,9 @@
 
 import json
 import re
-from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from wsa_jax.commands.architectures.known import (
     Architecture,
@@ -130,6 +130,6 @@ def _heads(asked: Asked) -> int:
     )
 
 
-def _patches(patch: int, tokens: int, channels: int) -> Any:
+def _patches(patch: int, tokens: int, channels: int) -> Array:
     """A row of patches, one fewer than tokens."""
     return images(patch, patch * (tokens - 1), channels)

@@ -3,13 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import NamedTuple, ParamSpec
 
 import jax
 from jaxtyping import Array, PyTree
 
 from wsa_jax.tree import wide
-from wsa_jax.types import Examples
+from wsa_jax.types import Examples, Scalar
 
 Arguments = ParamSpec("Arguments")
 
@@ -106,7 +106,7 @@ def current(server: PyTree, params: PyTree) -> PyTree:
     return params
 
 
-def add_update(params: PyTree, update: PyTree, scale: Any = 1.0) -> PyTree:
+def add_update(params: PyTree, update: PyTree, scale: Scalar = 1.0) -> PyTree:
     """Return ``params + scale update``, computed in at least float32, in each leaf's own dtype."""
 
     def add(w: Array, d: Array) -> Array:

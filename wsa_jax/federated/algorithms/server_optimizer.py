@@ -1,7 +1,6 @@
 """Server optimisers: any optax optimiser steps on the mean update as if it were a gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -49,7 +48,7 @@ def server_optimizer(
         updates, server = optimizer.update(gradient, server, jax.tree.map(wide, context.params))
         return add_update(context.params, updates), server
 
-    def init_server(params: PyTree) -> Any:
+    def init_server(params: PyTree) -> optax.OptState:
         return optimizer.init(jax.tree.map(wide, params))
 
     return FederatedAlgorithm(name, apply, settings, init_server=init_server)

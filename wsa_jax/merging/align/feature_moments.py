@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jax import Array
 from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
@@ -159,12 +160,12 @@ def _without_samples(
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(activations: Activations) -> Callable[[PyTree, Inputs], Mapping[str, Any]]:
+def _compiled(activations: Activations) -> Callable[[PyTree, Inputs], Mapping[str, Array]]:
     return jax.jit(activations)
 
 
 def _of_batch(
-    name: str, found: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+    name: str, found: Sequence[Mapping[str, Array]], sizes: Sequence[int]
 ) -> FeatureMoments:
     rows = [_rows(np.asarray(values[name])) for values in found]
     for index, (values, size) in enumerate(zip(rows, sizes, strict=True)):

@@ -1,7 +1,7 @@
 """Alternate a permutation align with rescaling."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door
+from wsa_jax.merging.align.assignment import Matching
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import Permutations, permute_units, scale_units
@@ -17,7 +18,7 @@ from wsa_jax.types import Json
 
 __all__ = ["ScaledMatching", "rescale_and_match"]
 
-Match = Callable[[Array, AxisSpec, PyTree, PyTree], Any]
+Match = Callable[[Array, AxisSpec, PyTree, PyTree], Matching]
 Rescale = Callable[[AxisSpec, PyTree, PyTree], Rescaling]
 
 

@@ -5,7 +5,6 @@ on the host.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -16,6 +15,8 @@ from wsa_jax.types import Json
 __all__ = ["closed_form", "distance_fun", "divergence", "log_std", "minimise", "scope_fun"]
 
 ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Loss = Callable[[np.ndarray, np.ndarray, Scopes], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Of a mean and a variance; the value, and its derivatives with respect to both."""
 
 
 def _factor(table: Table, x: np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ def divergence(
     return value, shift / rows.var, 0.5 * (1.0 / rows.var - 1.0 / var)
 
 
-def scope_fun(tables: list[Table], free: np.ndarray, loss: Callable[..., Any]) -> ValueAndGradient:
+def scope_fun(tables: list[Table], free: np.ndarray, loss: Loss) -> ValueAndGradient:
     """Weighted mean of a loss of each row's scope, together with its derivatives."""
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:

@@ -6,7 +6,7 @@ alone, so single weights are read only once. In float64 on the host.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from wsa_jax.merging.symmetry.units import unit_rows
 from wsa_jax.scope.layers import Rule, select_layers
 from wsa_jax.scope.scope import STD_FLOOR
 from wsa_jax.tree import is_weight, key_path
+from wsa_jax.types import Leaf
 
 __all__ = [
     "LogScales",
@@ -149,7 +150,7 @@ def leaf_tables(spec: AxisSpec, variables: LogScales, first: PyTree, second: PyT
 
 
 def _table(
-    spec: AxisSpec, variables: LogScales, name: str, first: Any, second: Any
+    spec: AxisSpec, variables: LogScales, name: str, first: Leaf, second: Leaf
 ) -> Table | None:
     a, b = (np.asarray(leaf).astype(np.float64) for leaf in (first, second))
     ties: dict[int, list[tuple[Group, Tie]]] = {}

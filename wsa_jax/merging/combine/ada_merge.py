@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,9 @@ from wsa_jax.merging.combine.learning import (
 from wsa_jax.merging.combine.task_vectors import check_base
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.tree import at_least_one, is_traced, wide
-from wsa_jax.types import Inputs, Leaf, LearningRate
+from wsa_jax.types import Inputs, Leaf, LearningRate, Numbers
 
-LogitsFn = Callable[[PyTree, PyTree, Any], Float[Array, "batch ... classes"]]
+LogitsFn = Callable[[PyTree, PyTree, Inputs], Float[Array, "batch ... classes"]]
 """``(params, model_state, inputs) -> logits``, in evaluation mode."""
 
 
@@ -149,7 +148,7 @@ def entropy_loss(logits_fn: LogitsFn) -> LossFn:
     return loss
 
 
-def _initial(init: Any, count: int) -> Array:
+def _initial(init: Numbers, count: int) -> Array:
     if np.shape(init) not in ((), (count,)):
         raise ValueError(
             f"init of shape {np.shape(init)} for {count} models; give one scale, or one per model"

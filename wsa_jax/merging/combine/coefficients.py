@@ -5,7 +5,7 @@ leaves that are not learnt have none. Their arrays broadcast against the leaf.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ def interpolate(logits: Coefficients, models: Sequence[PyTree]) -> PyTree:
     """
     first, second = models
 
-    def mix(path: tuple, a: Any, b: Any) -> Leaf:
+    def mix(path: tuple, a: Leaf, b: Leaf) -> Leaf:
         if not is_weight(a):
             return a
         return _interpolate_leaf(of_leaf(logits, key_path(path)), a, b)

@@ -1,7 +1,6 @@
 """What a merge learns from and what it learns: checks at the door, and the few examples."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from wsa_jax.types import Inputs
 @door
 def labelled_examples(
     inputs: Inputs,
-    labels: Shaped[ArrayLike, "examples ..."] | Sequence[Any],
+    labels: Shaped[ArrayLike, "examples ..."] | Sequence[object],
     *,
     num_classes: int | None = None,
 ) -> Batch:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from wsa_jax.merging.combine.examples import check_examples, check_learnable
 from wsa_jax.merging.result import MergeResult
 from wsa_jax.training.task import Task
 from wsa_jax.tree import as_list, shares, wide
+from wsa_jax.types import Numbers
 
 LogLikelihood = Callable[[PyTree, PyTree, PyTree], Array]
 """``(params, model_state, example) -> scalar``; an example keeps its leading axis, of size 1."""
@@ -147,7 +147,7 @@ def fisher_merge(
 def merge_by_fisher(
     models: Sequence[PyTree],
     fishers: Sequence[PyTree],
-    scale: Any,
+    scale: Numbers,
     floor: Real[ArrayLike, ""] = 1e-6,
     model_state: PyTree = None,
 ) -> MergeResult:
@@ -181,7 +181,9 @@ def _task_log_likelihood(task: Task) -> LogLikelihood:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted_fisher(log_likelihood: LogLikelihood, batch_size: int) -> Callable[..., Any]:
+def _jitted_fisher(
+    log_likelihood: LogLikelihood, batch_size: int
+) -> Callable[..., dict[str, Array]]:
     @jax.jit
     def run(params: PyTree, model_state: PyTree, examples: PyTree) -> dict[str, Array]:
         weights = weights_by_name(params)

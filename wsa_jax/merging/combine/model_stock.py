@@ -1,6 +1,6 @@
 """Model Stock: how far to go from the base towards the average, by the angle between models."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def _changes(model: PyTree, base: PyTree) -> list[Array]:
 
 # Jitted as a whole: its many small operations would each compile for every shape of a leaf.
 @jax.jit
-def _share(vectors: list[Any]) -> Array:
+def _share(vectors: list[PyTree]) -> Array:
     """The share t of the average, from the mean cosine of all pairs."""
     count = len(vectors)
     units = [unit(vector) for vector in vectors]
@@ -75,6 +75,6 @@ def _share(vectors: list[Any]) -> Array:
     return count * cosine / (1 + (count - 1) * cosine)
 
 
-def _product(first: Any, second: Any) -> Array:
+def _product(first: PyTree, second: PyTree) -> Array:
     terms = jax.tree.map(lambda a, b: jnp.sum((jnp.conj(a) * b).real), first, second)
     return sum(jax.tree.leaves(terms), jnp.float32(0.0))

@@ -1,7 +1,6 @@
 """Merge the bodies of models and leave each its own head: models of different tasks or classes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from wsa_jax.types import Leaf
 
 @door
 def merge_bodies(
-    merge: Callable[..., Any], models: PyTree, heads: Rule, *, base: PyTree = None
+    merge: Callable[..., PyTree], models: PyTree, heads: Rule, *, base: PyTree = None
 ) -> list[PyTree]:
     """Merge all but the heads of several models: one body, each with its own head.
 

@@ -141,7 +141,7 @@ def add_to_base(mix: Mix, models: Sequence[PyTree], base: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(merged, models[0], base, *models[1:])
 
 
-def _leaves(model: PyTree) -> dict[str, Any]:
+def _leaves(model: PyTree) -> dict[str, Leaf]:
     named = jax.tree_util.tree_leaves_with_path(model)
     return {f"leaf {key_path(path)}" if path else "a leaf": leaf for path, leaf in named}
 

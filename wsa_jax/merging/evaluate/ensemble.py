@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -96,5 +96,5 @@ def _ensemble_task(logits_fn: LogitsFn) -> Task:
     return Task(_untrained, _untrained, metrics, logits=log_mean)
 
 
-def _untrained(*_: Any) -> Any:
+def _untrained(*_: object) -> NoReturn:
     raise TypeError("an ensemble can only be evaluated; train its models")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -264,7 +264,7 @@ def _short(values: Sequence[float]) -> list[str]:
     return [f"{value:.3g}" for value in values]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Values that JSON has: NaN, which it has not, is None."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}

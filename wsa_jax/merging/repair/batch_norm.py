@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,9 @@ from wsa_jax.merging.repair.unknown import check_rest
 from wsa_jax.scope.layers import Rule
 from wsa_jax.training.checks import check_one_label_each, logits_shape
 from wsa_jax.training.task import Batch, Task
-from wsa_jax.types import Inputs, Labels
+from wsa_jax.types import Inputs, Labels, Leaf
 
-Update = Callable[[PyTree, PyTree, Any], PyTree]
+Update = Callable[[PyTree, PyTree, Inputs], PyTree]
 """``(params, model_state, inputs) -> model_state``, a step in training mode."""
 
 
@@ -179,7 +178,7 @@ def _jitted_reset(
     return run
 
 
-def _filled(layers: Layers, moments: Moments) -> list[Any]:
+def _filled(layers: Layers, moments: Moments) -> list[Leaf]:
     """The leaves of the state with pooled moments for statistics, and what goes with them."""
     leaves = list(layers.leaves)
 

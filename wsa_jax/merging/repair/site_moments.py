@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from wsa_jax.merging.symmetry.affine import Site, find_sites
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
 from wsa_jax.tree import shares
-from wsa_jax.types import Inputs, Leaf
+from wsa_jax.types import Inputs, Leaf, Numbers
 
 Apply = Callable[..., PyTree]
 """``(variables, inputs) -> outputs``, in evaluation mode."""
@@ -80,7 +80,7 @@ def sites_of(apply_fn: Apply, params: PyTree, inputs: Inputs) -> list[Site]:
 
 
 def check_repair(
-    models: Sequence[PyTree], merged: PyTree, inputs: Inputs, weights: Any
+    models: Sequence[PyTree], merged: PyTree, inputs: Inputs, weights: Numbers | None
 ) -> np.ndarray:
     """Check what REPAIR gets, and return the models' shares."""
     if not models:

@@ -132,12 +132,12 @@ def _with_equinox(found: list[Statistic], model_state: PyTree) -> Statistics:
     return Statistics(tuple(found), tuple(first_time))
 
 
-def _is_equinox_state(node: Any) -> bool:
+def _is_equinox_state(node: object) -> bool:
     kind = type(node)
     return kind.__name__ == "State" and kind.__module__.split(".")[0] == "equinox"
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return (
         type(value) is tuple
         and len(value) == 2

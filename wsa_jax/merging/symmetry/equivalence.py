@@ -1,7 +1,6 @@
 """Check that moved parameters still compute the same function."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jaxtyping import PyTree
 
 from wsa_jax.door import door, taken_by
 from wsa_jax.tree import key_path
+from wsa_jax.types import Leaf
 
 
 @door
@@ -80,7 +80,7 @@ def check_equivalence(
     return worst
 
 
-def _wide(array: Any) -> np.ndarray:
+def _wide(array: Leaf) -> np.ndarray:
     """In double precision; complex numbers stay complex."""
     wide = np.complex128 if jnp.iscomplexobj(array) else np.float64
     return np.asarray(array, wide)

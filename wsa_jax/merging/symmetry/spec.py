@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import numpy as np
@@ -363,7 +363,7 @@ def _first(ties: tuple[Tie, ...]) -> str:
     return f"{tie.leaf}[{tie.axis}]{layer}+{tie.offset}/{tie.outer}x{tie.inner}"
 
 
-def _listed(names: Iterable[Any], limit: int = 8) -> str:
-    names = [str(name) for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _listed(names: Iterable[object], limit: int = 8) -> str:
+    said = [str(name) for name in names]
+    more = f" and {len(said) - limit} more" if len(said) > limit else ""
+    return ", ".join(said[:limit]) + more

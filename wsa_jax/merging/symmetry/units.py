@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 from wsa_jax.door import door
 from wsa_jax.leaves import is_traced, key_path
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, check_spec, ties_by_leaf
+from wsa_jax.types import Leaf
 
 Permutations = Mapping[str, Integer[Array | np.ndarray, "*parent units"] | Sequence[Any]]
 Scales = Mapping[str, Float[Array | np.ndarray, "*parent units"] | Sequence[Any]]
@@ -91,7 +92,7 @@ def gather_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> 
     return _map_ties(spec, params, move)
 
 
-def _check_order(name: str, order: Any) -> None:
+def _check_order(name: str, order: Leaf) -> None:
     """Raise a ValueError unless each row of an order names every unit once."""
     if is_traced(order):
         return

@@ -1,7 +1,8 @@
 """Rules of primitives that read or write elements by index."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from jax.lax import GatherDimensionNumbers
 
 from wsa_jax.merging.symmetry.tracing.axes import Axis, fresh, join, pin, size_of
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
@@ -83,7 +84,7 @@ def gather(walk: Walk, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def _looked_up(table: Value, indices: Value, numbers: Any) -> int | None:
+def _looked_up(table: Value, indices: Value, numbers: GatherDimensionNumbers) -> int | None:
     """The axis along which single positions of that same axis are read, or None."""
     if indices.index is None or indices.index.offset or len(numbers.start_index_map) != 1:
         return None
