@@ -132,6 +132,47 @@ class Reported(Script):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report(Reported):
+    """A report of rows that other scripts make."""
+
+    found: Callable[[Any], Findings]
+    """What is on record, by the arguments."""
+    output: Callable[[Any], Path]
+    """The folder of the figures."""
+    count: Callable[[Preset], State | None] | None = None
+    """How much of a preset is on record."""
+
+    def run(self, args: Any) -> Summary:
+        return self.found(args).show(self.output(args))
+
+    def findings(self, args: Any) -> Findings:
+        return self.found(args)
+
+    def state(self, preset: Preset) -> State | None:
+        return None if self.count is None else self.count(preset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Reported):
+    """Work that adds rows, and what they say so far."""
+
+    work: Callable[[Any], Summary]
+    found: Callable[[Any], Findings]
+    """What is on record, by the arguments."""
+    count: Callable[[Preset], State | None]
+    """How much of a preset is on record."""
+
+    def run(self, args: Any) -> Summary:
+        return self.work(args)
+
+    def findings(self, args: Any) -> Findings:
+        return self.found(args)
+
+    def state(self, preset: Preset) -> State | None:
+        return self.count(preset)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command(Script):
     """A script of one function."""
 

@@ -41,7 +41,7 @@ from benchmarks.record.figures import INK, METHODS, caption, dots, plain_axes
 from benchmarks.record.ledger import RESULTS, Ledger, is_finished
 from benchmarks.record.statistics import Row, markdown_table, mean_and_error, verdict
 from benchmarks.refused import RefusedError
-from benchmarks.script import Findings, Preset, Reported, State, Summary, figure_name
+from benchmarks.script import Findings, Preset, State, Study, Summary, figure_name
 
 INITS = ("he", "reference")
 
@@ -286,20 +286,12 @@ def claims() -> list[Claim]:
     return named
 
 
-@dataclass(frozen=True, kw_only=True)
-class BestAgainstBest(Reported):
-    """Trials on validation, and their winners on test."""
-
-    def run(self, args: CommonArgs) -> Summary:
-        return run(args)
-
-    def state(self, preset: Preset) -> State | None:
-        return count(preset)
-
-    def findings(self, args: CommonArgs) -> Findings:
-        return found(args, ledger_of(args))
-
-
-SCRIPT = BestAgainstBest(
-    claims=claims, name="best_against_best", description=__doc__, arguments=CommonArgs
+SCRIPT = Study(
+    name="best_against_best",
+    description=__doc__,
+    arguments=CommonArgs,
+    claims=claims,
+    work=run,
+    found=lambda args: found(args, ledger_of(args)),
+    count=count,
 )

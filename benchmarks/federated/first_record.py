@@ -33,7 +33,7 @@ from benchmarks.record.figures import (
 )
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
-from benchmarks.script import Findings, Reported, Summary
+from benchmarks.script import Findings, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,15 +246,10 @@ def found(args: Args) -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstRecord(Reported):
-    """A report of rows that other scripts make."""
-
-    def run(self, args: Args) -> Summary:
-        return found(args).show(args.output)
-
-    def findings(self, args: Args) -> Findings:
-        return found(args)
-
-
-SCRIPT = FirstRecord(name="first_record", description=__doc__, arguments=Args)
+SCRIPT = Report(
+    name="first_record",
+    description=__doc__,
+    arguments=Args,
+    found=found,
+    output=lambda args: args.output,
+)

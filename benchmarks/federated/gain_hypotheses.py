@@ -29,7 +29,7 @@ from benchmarks.federated.paper_numbers import PAPER_ROUNDS, TABLE2
 from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
-from benchmarks.script import Findings, Preset, Reported, State, Summary
+from benchmarks.script import Findings, Preset, Report, State
 
 BEFORE, AFTER = TABLE2["cifar10", 0.5]["fed_avg"]
 PAGE = "federated.md#where-could-4-points-come-from"
@@ -155,23 +155,21 @@ def found(args: Args) -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class GainHypotheses(Reported):
-    """A report of rows that other scripts make."""
-
-    def run(self, args: Args) -> Summary:
-        return found(args).show(args.results.parent)
-
-    def findings(self, args: Args) -> Findings:
-        return found(args)
-
-    def state(self, preset: Preset) -> State | None:
-        """Cells of the sizes that it shows, the first seed of each."""
-        sizes = [size for size in (FULL, STANDARD) if size.preset == preset]
-        if not sizes:
-            return None
-        lines = hypotheses(arguments(sizes[0], Ledger(RESULTS / "federated.jsonl")))
-        return cells_state(ordered_cells(lines, (0,)))
+def count(preset: Preset) -> State | None:
+    """Cells of the sizes that it shows, the first seed of each."""
+    sizes = [size for size in (FULL, STANDARD) if size.preset == preset]
+    if not sizes:
+        return None
+    lines = hypotheses(arguments(sizes[0], Ledger(RESULTS / "federated.jsonl")))
+    return cells_state(ordered_cells(lines, (0,)))
 
 
-SCRIPT = GainHypotheses(name="gain_hypotheses", description=__doc__, arguments=Args, claims=claims)
+SCRIPT = Report(
+    name="gain_hypotheses",
+    description=__doc__,
+    arguments=Args,
+    claims=claims,
+    found=found,
+    output=lambda args: args.results.parent,
+    count=count,
+)

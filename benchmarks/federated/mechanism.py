@@ -6,7 +6,6 @@ The rows are those of `first_record`: FedAvg and FedAvg +WSA 10 in the reference
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from benchmarks.federated.first_record import Args, groups_of, named, where
 from benchmarks.record.figures import Curve, caption, draw_recorded, figure_legend, shared_length
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.refused import RefusedError
-from benchmarks.script import Findings, Reported, Summary
+from benchmarks.script import Findings, Report
 
 # What a panel shows of a round, of its diagnostics by layer.
 _PANELS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -97,15 +96,10 @@ def found(args: Args) -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mechanism(Reported):
-    """A report of rows that other scripts make."""
-
-    def run(self, args: Args) -> Summary:
-        return found(args).show(args.output)
-
-    def findings(self, args: Args) -> Findings:
-        return found(args)
-
-
-SCRIPT = Mechanism(name="mechanism", description=__doc__, arguments=Args)
+SCRIPT = Report(
+    name="mechanism",
+    description=__doc__,
+    arguments=Args,
+    found=found,
+    output=lambda args: args.output,
+)

@@ -15,7 +15,7 @@ from benchmarks.federated.experiment import ledger_of, recorded
 from benchmarks.federated.paired_claims import SEEDS
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.refused import RefusedError
-from benchmarks.script import Findings, Reported, Summary
+from benchmarks.script import Findings, Report
 
 MARKS = (100, 250, 500, 750, 1_000, 1_250, 1_500)
 
@@ -69,15 +69,10 @@ def found(args: Args) -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class OnTheWay(Reported):
-    """A report of rows that other scripts make."""
-
-    def run(self, args: Args) -> Summary:
-        return found(args).show(ledger_of(args).path.parent)
-
-    def findings(self, args: Args) -> Findings:
-        return found(args)
-
-
-SCRIPT = OnTheWay(name="on_the_way", description=__doc__, arguments=Args)
+SCRIPT = Report(
+    name="on_the_way",
+    description=__doc__,
+    arguments=Args,
+    found=found,
+    output=lambda args: ledger_of(args).path.parent,
+)

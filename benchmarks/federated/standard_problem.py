@@ -13,7 +13,6 @@ smoke: two strengths, FedAvg on digits.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -42,8 +41,8 @@ from benchmarks.script import (
     Findings,
     NothingRecordedError,
     Preset,
-    Reported,
     State,
+    Study,
     Summary,
     figure_name,
 )
@@ -178,18 +177,11 @@ def found(args: CommonArgs) -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandardProblem(Reported):
-    """A queue of cells, and what it has found so far."""
-
-    def run(self, args: CommonArgs) -> Summary:
-        return run(args)
-
-    def state(self, preset: Preset) -> State | None:
-        return count(preset)
-
-    def findings(self, args: CommonArgs) -> Findings:
-        return found(args)
-
-
-SCRIPT = StandardProblem(name="standard_problem", description=__doc__, arguments=CommonArgs)
+SCRIPT = Study(
+    name="standard_problem",
+    description=__doc__,
+    arguments=CommonArgs,
+    work=run,
+    found=found,
+    count=count,
+)

@@ -41,13 +41,8 @@ def fit_by_adam(
         tree = load_model(kept)
         return FitResult(tree["params"], tree.get("model_state", {}), tree["loss"])
     init_key, order_key, loss_key = jax.random.split(key, 3)
-    parts = [optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate)]
-    if settings.clip_norm is not None:
-        parts.insert(0, clip_gradient(settings.clip_norm))
-    if target is not None:
-        regularize = regularize_scope(strength, target=target, select=settings.select)
-        parts.insert(0, regularize)
-    optimizer, size, count = optax.chain(*parts), settings.batch_size, len(labels)
+    optimizer = _optimizer(settings, learning_rate, target, strength)
+    size, count = settings.batch_size, len(labels)
     per_epoch = count // size
 
     @jax.jit
@@ -61,6 +56,7 @@ def fit_by_adam(
 
         def step(carry: tuple, index: Array) -> tuple[tuple, Array]:
             params, model_state, state, order = carry
+            # Drawn again at the start of each epoch, as `fit` does.
             position = index % per_epoch
             order = jax.lax.cond(
                 position == 0,
@@ -80,8 +76,25 @@ def fit_by_adam(
         (params, model_state, *_), loss = jax.lax.scan(step, start, jnp.arange(settings.steps))
         return FitResult(params, model_state, loss)
 
+    # Saved last: a model in the directory is one whose training has ended.
     result = run(jnp.asarray(images), jnp.asarray(labels), params, model_state)
     directory.mkdir(parents=True, exist_ok=True)
     state = {"model_state": result.model_state} if result.model_state else {}
     save_model(kept, {"params": result.params, "loss": result.loss} | state)
     return result
+
+
+def _optimizer(
+    settings: FitSettings,
+    learning_rate: optax.Schedule,
+    target: WeightScope | None,
+    strength: float,
+) -> optax.GradientTransformation:
+    """WSA, clip and decay of the gradient, in this order, and then Adam."""
+    parts = [optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate)]
+    if settings.clip_norm is not None:
+        parts.insert(0, clip_gradient(settings.clip_norm))
+    if target is not None:
+        regularize = regularize_scope(strength, target=target, select=settings.select)
+        parts.insert(0, regularize)
+    return optax.chain(*parts)

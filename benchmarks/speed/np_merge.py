@@ -149,13 +149,35 @@ def memory(problem: Problem) -> dict[str, float]:
     }
 
 
+def seconds(once: Callable[[], PyTree]) -> float:
+    """How long a call takes until its arrays are there."""
+    return timed(lambda: jax.block_until_ready(once()))[1]
+
+
+def sequential(problem: Problem, models: tuple[int, ...]) -> Summary:
+    """Seconds of a sequential merge of so many models, and the line through them."""
+    times = take_turns(
+        {
+            str(count): lambda count=count: seconds(lambda: problem.many(count).params)
+            for count in models
+        },
+        rounds=2,
+    )
+    taken = np.median(np.array(list(times.values())), axis=1)
+    # What each merge adds is the price of one; what is left at none was spent once.
+    slope, start = np.polyfit(np.array(models) - 1, taken, 1)
+    return {
+        "models": list(models),
+        "seconds": np.round(taken, 3).tolist(),
+        "seconds_a_merge": round(float(slope), 3),
+        "seconds_at_no_merge": round(float(start), 3),
+    }
+
+
 def measure(args: Args) -> Summary:
     """Take turns over all sides; return medians, spreads, ratios, memory and the line."""
     problem = Problem(args)
     plain, arguments = problem.plain_loop()
-
-    def seconds(once: Callable[[], PyTree]) -> float:
-        return timed(lambda: jax.block_until_ready(once()))[1]
 
     def milliseconds(once: Callable[[], PyTree]) -> float:
         return 1000 * seconds(once) / args.steps
@@ -174,6 +196,7 @@ def measure(args: Args) -> Summary:
         **summary("milliseconds", times, 2),
         "parameter_mib": round(problem.bytes / 2**20, 2),
     }
+    # What is planned at the smoke preset's sizes says nothing of a network's.
     if args.preset != "smoke":
         copies = memory(problem)
         figures["memory_copies"] = {name: round(value, 2) for name, value in copies.items()} | {
@@ -181,22 +204,7 @@ def measure(args: Args) -> Summary:
             "beyond_plain_loop": round(copies["np_merge"] - copies["plain_loop"], 2),
         }
     if args.models:
-        merges = np.array(args.models) - 1
-        merging = take_turns(
-            {
-                str(count): lambda count=count: seconds(lambda: problem.many(count).params)
-                for count in args.models
-            },
-            rounds=2,
-        )
-        taken = np.median(np.array(list(merging.values())), axis=1)
-        slope, start = np.polyfit(merges, taken, 1)
-        figures["sequential"] = {
-            "models": list(args.models),
-            "seconds": np.round(taken, 3).tolist(),
-            "seconds_a_merge": round(float(slope), 3),
-            "seconds_at_no_merge": round(float(start), 3),
-        }
+        figures["sequential"] = sequential(problem, args.models)
     return figures | {
         "settings": {
             "width": args.width,

@@ -127,6 +127,7 @@ def targeted_transformation(
     if target is not None:
         check_target(target, select)
 
+    # A rule that selects nothing is refused before training, not at its first step.
     def init(params: PyTree) -> RegularizeScopeState:
         select_layers(params, select)
         if check is not None:
@@ -152,6 +153,7 @@ def targeted_transformation(
             )
         if target is not given:
             check_target(target, select)
+        # The count saturates: at its largest integer a schedule must not start again.
         updates = change(updates, state.count, params, target)
         return updates, RegularizeScopeState(count=jnp.asarray(optax.safe_increment(state.count)))
 

@@ -37,15 +37,13 @@ def read_vit(shapes: Shapes, asked: Asked) -> Architecture:
     before = _before(shapes, "embeddings.cls_token")
     place = shapes[f"{before}embeddings.position_embeddings"].shape
     kernel = shapes[f"{before}embeddings.patch_embeddings.projection.weight"].shape
-    layer = rf"{re.escape(before)}encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
-    hidden = numbered(shapes, layer, rank=2)
-    lacking(f"{before}encoder.layer.0.intermediate.dense.weight", hidden)
+    depth, hidden = _their_blocks(shapes, before)
     module = ViT(
         patch=kernel[2],
         width=place[-1],
-        depth=len(hidden),
+        depth=depth,
         heads=_heads(asked),
-        hidden=hidden[0][0],
+        hidden=hidden,
         num_classes=shapes["classifier.weight"].shape[0],
         epsilon=1e-12,
     )
@@ -61,6 +59,7 @@ def read_vit(shapes: Shapes, asked: Asked) -> Architecture:
 def read_text_encoder(shapes: Shapes, asked: Asked) -> Architecture:
     """Embeddings and blocks, with a head or without; two texts of two tokens."""
     prefix = prefix_of(shapes)
+    # A head is told by its kernel: an encoder alone, without one, gives a feature for each text.
     if f"{prefix}word.embedding" in shapes:
         word, place, kind = (
             shapes[f"{prefix}{name}.embedding"].shape for name in ("word", "position", "type")
@@ -74,11 +73,9 @@ def read_text_encoder(shapes: Shapes, asked: Asked) -> Architecture:
             shapes[f"{before}embeddings.{name}_embeddings.weight"].shape
             for name in ("word", "position", "token_type")
         )
-        layer = rf"{re.escape(before)}encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
-        found = numbered(shapes, layer, rank=2)
-        lacking(f"{before}encoder.layer.0.intermediate.dense.weight", found)
-        depth, heads, hidden = len(found), _heads(asked), found[0][0]
+        (depth, hidden), heads = _their_blocks(shapes, before), _heads(asked)
         classes = shapes["classifier.weight"].shape[0] if "classifier.weight" in shapes else None
+    # Sizes alone: no weight is read to find out what it is.
     module = TextEncoder(
         vocabulary=word[0],
         width=word[1],
@@ -106,6 +103,14 @@ def _our_blocks(shapes: Shapes) -> tuple[int, int, int]:
     lacking("Block_0.attention.query.kernel", queries)
     lacking("Block_0.Dense_0.kernel", hidden)
     return len(queries), queries[0][1], hidden[0][1]
+
+
+def _their_blocks(shapes: Shapes, before: str) -> tuple[int, int]:
+    """Number of blocks under Hugging Face's names, and the width between their dense layers."""
+    layer = rf"{re.escape(before)}encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
+    found = numbered(shapes, layer, rank=2)
+    lacking(f"{before}encoder.layer.0.intermediate.dense.weight", found)
+    return len(found), found[0][0]
 
 
 def _before(shapes: Shapes, end: str) -> str:
