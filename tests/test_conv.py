@@ -159,9 +159,10 @@ def test_what_has_no_better_form_is_lax(dtype, settings):
 def test_half_precision_keeps_its_type():
     x = normal(0, 2, 8, 8, 3).astype(jnp.bfloat16)
     w = normal(1, 3, 3, 3, 4).astype(jnp.bfloat16)
-    y, dx, dw = value_and_gradients(square_conv, x, w)
+    compiled = jax.jit(partial(value_and_gradients, square_conv))
+    y, dx, dw = compiled(x, w)
     assert {y.dtype, dx.dtype, dw.dtype} == {jnp.dtype(jnp.bfloat16)}
-    full = value_and_gradients(square_conv, x.astype(jnp.float32), w.astype(jnp.float32))
+    full = compiled(x.astype(jnp.float32), w.astype(jnp.float32))
     np.testing.assert_allclose(y.astype(jnp.float32), full[0], rtol=0.02, atol=0.05)
 
 
@@ -170,7 +171,8 @@ def square_conv(x, w, conv=conv_general_dilated):
 
 
 def test_empty_batch():
-    y, dx, dw = value_and_gradients(square_conv, jnp.ones((0, 6, 6, 3)), jnp.ones((3, 3, 3, 4)))
+    compiled = jax.jit(partial(value_and_gradients, square_conv))
+    y, dx, dw = compiled(np.ones((0, 6, 6, 3), np.float32), np.ones((3, 3, 3, 4), np.float32))
     assert (y.shape, dx.shape) == ((0, 6, 6, 4), (0, 6, 6, 3))
     assert not dw.any()
 
@@ -193,10 +195,13 @@ def test_vmap_equals_lax_before_and_after_differentiation(axes):
 
         return jax.value_and_grad(loss, argnums=(0, 1))(x, w)
 
-    for transform in (inside, outside):
-        ours = jax.jit(partial(transform, conv_general_dilated))(x, w)
-        lax_s = jax.jit(partial(transform, lax.conv_general_dilated))(x, w)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4), ours, lax_s)
+    @jax.jit
+    def both(x, w):
+        convs = conv_general_dilated, lax.conv_general_dilated
+        return [[transform(conv, x, w) for transform in (inside, outside)] for conv in convs]
+
+    ours, lax_s = both(x, w)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4), ours, lax_s)
 
 
 def test_vmap_in_vmap():
@@ -232,11 +237,16 @@ def test_scan_and_map_equal_the_plain_loop():
         return lax.scan(step, w, batches)
 
     mapped, losses = jax.jit(lambda w, x: lax.map(partial(train, w), x))(w, x)
+
+    @jax.jit
+    def step(w, x):
+        loss = partial(square_conv, conv=lax.conv_general_dilated)
+        return w - 0.1 * jax.grad(lambda w: jnp.square(loss(x, w)).mean())(w)
+
     for client in range(2):
         expected = w
-        for batch in x[client]:
-            loss = partial(square_conv, conv=lax.conv_general_dilated)
-            expected -= 0.1 * jax.grad(lambda w: jnp.square(loss(batch, w)).mean())(expected)  # noqa: B023
+        for batch in np.asarray(x[client]):
+            expected = step(expected, batch)
         np.testing.assert_allclose(mapped[client], expected, rtol=1e-4, atol=1e-5)
     assert losses.shape == (2, 3)
 
@@ -270,8 +280,15 @@ def test_in_linen_and_nnx_layers():
     fast, plain = (
         nn.Conv(4, conv_general_dilated=conv, **settings) for conv in (conv_general_dilated, None)
     )
-    params = plain.init(jax.random.key(1), x)
-    gradients = [jax.grad(lambda p: jnp.sin(m.apply(p, x)).sum())(params) for m in (fast, plain)]  # noqa: B023
+    params = jax.jit(plain.init)(jax.random.key(1), x)
+
+    @jax.jit
+    def both(params):
+        return [
+            jax.grad(lambda p, m=m: jnp.sin(m.apply(p, x)).sum())(params) for m in (fast, plain)
+        ]
+
+    gradients = both(params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *gradients)
     fast, plain = (
         nnx.Conv(2, 4, rngs=nnx.Rngs(0), conv_general_dilated=conv, **settings)
@@ -307,7 +324,7 @@ def test_shape_errors_are_lax_s_own():
 )
 def test_max_pool_equals_reduce_window(shape, window, strides):
     # Rounded to halves: most windows have a single maximum, many have ties.
-    x = jnp.round(2 * normal(0, *shape)) / 2
+    x = np.round(2 * np.asarray(normal(0, *shape))) / 2
     lead = (1,) * (len(shape) - 3)
 
     def expected(x):
@@ -327,37 +344,51 @@ def test_max_pool_equals_reduce_window(shape, window, strides):
 
 
 def test_max_pool_gradient_goes_to_the_first_of_equal_values():
-    x = jnp.array([[1.0, 2.0], [2.0, 2.0]]).reshape(1, 2, 2, 1)
-    gradient = jax.grad(lambda x: max_pool(x).sum())(x)
+    x = np.array([[1.0, 2.0], [2.0, 2.0]], np.float32).reshape(1, 2, 2, 1)
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x).sum()))(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0.0, 1.0], [0.0, 0.0]])
 
 
 def test_max_pool_nan_and_infinities():
-    x = jnp.array([[jnp.nan, 1.0, -jnp.inf, -jnp.inf], [0.0, 2.0, -jnp.inf, -jnp.inf]])
-    y = max_pool(x.reshape(1, 2, 4, 1))[0, 0, :, 0]
-    assert jnp.isnan(y[0])
+    x = np.array([[np.nan, 1.0, -np.inf, -np.inf], [0.0, 2.0, -np.inf, -np.inf]], np.float32)
+    y = np.asarray(jax.jit(max_pool)(x.reshape(1, 2, 4, 1)))[0, 0, :, 0]
+    assert np.isnan(y[0])
     assert y[1] == -jnp.inf
 
 
 def test_max_pool_forward_mode_vmap_and_second_derivatives():
     x = normal(0, 3, 2, 4, 4, 2)
-    _, tangent = jax.jvp(max_pool, (x,), (2 * x,))
-    np.testing.assert_allclose(tangent, 2 * max_pool(x))
-    np.testing.assert_array_equal(jax.vmap(max_pool)(x), max_pool(x))
-    second = jax.grad(lambda x: jnp.square(jax.grad(lambda x: (max_pool(x) ** 2).sum())(x)).sum())(
-        x
-    )
-    expected = jax.grad(lambda x: 4 * (max_pool(x) ** 2).sum())(x)
+
+    @jax.jit
+    def all_of_it(x):
+        def squared(x):
+            return (max_pool(x) ** 2).sum()
+
+        second = jax.grad(lambda x: jnp.square(jax.grad(squared)(x)).sum())(x)
+        expected = jax.grad(lambda x: 4 * squared(x))(x)
+        _, tangent = jax.jvp(max_pool, (x,), (2 * x,))
+        return max_pool(x), jax.vmap(max_pool)(x), tangent, second, expected
+
+    y, mapped, tangent, second, expected = all_of_it(x)
+    np.testing.assert_allclose(tangent, 2 * y)
+    np.testing.assert_array_equal(mapped, y)
     np.testing.assert_allclose(second, expected, rtol=1e-6)
 
 
 def test_relu_and_max_pool_commute():
     x = normal(0, 2, 8, 8, 3)
     g = normal(1, 2, 4, 4, 3)
-    first, pull_first = jax.vjp(lambda x: nn.relu(max_pool(x)), x)
-    last, pull_last = jax.vjp(lambda x: max_pool(nn.relu(x)), x)
-    np.testing.assert_array_equal(first, last)
-    np.testing.assert_array_equal(pull_first(g)[0], pull_last(g)[0])
+
+    @jax.jit
+    def both(x, g):
+        results = []
+        for fun in (lambda x: nn.relu(max_pool(x)), lambda x: max_pool(nn.relu(x))):
+            y, pull = jax.vjp(fun, x)
+            results.append((y, *pull(g)))
+        return results
+
+    for first, last in zip(*both(x, g), strict=True):
+        np.testing.assert_array_equal(first, last)
 
 
 @pytest.mark.parametrize(

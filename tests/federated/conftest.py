@@ -29,6 +29,8 @@ from wsa_jax.federated.client import (
     epochs_needed,
 )
 from wsa_jax.federated.round import make_round
+from wsa_jax.models import MLP
+from wsa_jax.training import Task, classification
 
 FORMS = {
     "plain": None,
@@ -95,6 +97,18 @@ class Federation(NamedTuple):
 
 
 @pytest.fixture(scope="session")
+def tiny_task(tiny_info) -> Task:
+    """A linear model instead of the MLP of other tests: its rounds compile in two thirds."""
+    return classification(MLP(features=(3,)), tiny_info)
+
+
+@pytest.fixture(scope="session")
+def deep_task(tiny_info) -> Task:
+    """Two layers, for what there is to see between layers."""
+    return classification(MLP(features=(8, 3)), tiny_info)
+
+
+@pytest.fixture(scope="session")
 def tiny_partition() -> Partition:
     sizes = np.array([25, 10, 0, 7], np.int32)
     order = np.random.default_rng(3).permutation(60)
@@ -147,15 +161,13 @@ def rejected():
 def federate(tiny_task, tiny_data, tiny_partition):
     """Simulate the tiny federation; arguments replace the defaults."""
 
-    def start(**settings):
+    def start(task=tiny_task, **settings):
         defaults = {
             "rounds": 5,
             "learning_rate": 0.1,
             "local": LocalSettings(steps=2, batch_size=8),
             "evaluate_every": 2,
         }
-        return simulate(
-            jax.random.key(0), tiny_task, tiny_data, tiny_partition, **(defaults | settings)
-        )
+        return simulate(jax.random.key(0), task, tiny_data, tiny_partition, **(defaults | settings))
 
     return start

@@ -9,21 +9,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests.federated.digits import first_digits, simulate_digits
+from tests.federated.small_runs import simulate_small
+from tests.tiny import examples
 from wsa_jax.federated import Execution, WeightScopeAlignment, clients_mesh, scaffold
 from wsa_jax.runs.processes import on_host
 
 
 def federate(directory: Path | None, execution: Execution, rounds: int = 3):
-    return simulate_digits(
+    return simulate_small(
         clients=8,
-        examples=160,
+        count=160,
         rounds=rounds,
         algorithm=scaffold(),
         participants=6,
         wsa=WeightScopeAlignment(strength=0.5),
         learning_rate=0.1,
-        test=first_digits(160),
+        test=examples(160),
         evaluate_every=1,
         directory=directory,
         execution=execution,

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests.federated.digits import simulate_digits, untimed
+from tests.federated.small_runs import simulate_small, untimed
 from wsa_jax.federated import fed_adam, fed_avg, fed_exp, scaffold
 from wsa_jax.runs.checkpoint import Checkpoints
 
@@ -31,7 +31,7 @@ def run(directory: Path, pause: float, stride: int, last: int = ROUNDS) -> dict[
         algorithm = make()
         if (Checkpoints(directory / algorithm.name / "checkpoints").latest() or 0) > rounds:
             continue
-        result = simulate_digits(
+        result = simulate_small(
             clients=4,
             rounds=rounds,
             algorithm=algorithm,

@@ -14,7 +14,6 @@ from wsa_jax.federated import (
     coordinate_median,
     fed_adam,
     fed_avg,
-    fed_exp,
     scaffold,
     trimmed_mean,
 )
@@ -30,6 +29,9 @@ from wsa_jax.federated.aggregate import (
 from wsa_jax.federated.algorithms.base import add_update
 from wsa_jax.tree import unstack
 
+# Compiled whole: operation by operation the same tests spend several times as long compiling.
+median = jax.jit(coordinate_median)
+trimmed = jax.jit(trimmed_mean, static_argnums=2)
 MEDIAN = Aggregation(rule="median")
 MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(11.0)[::-1]}
 
@@ -38,19 +40,18 @@ MODELS = {"w": np.random.default_rng(0).normal(size=(11, 3, 2)), "b": np.arange(
 def test_rules_equal_scipy_over_the_kept(count):
     keep = np.zeros(11)
     keep[np.random.default_rng(count).permutation(11)[:count]] = 1
-    models = jax.tree.map(jnp.float32, MODELS)
     # What is left out may hold anything.
-    dirty = jax.tree.map(
-        lambda x: x.at[np.flatnonzero(keep == 0)].set(jnp.nan, mode="drop"), models
-    )
+    dirty = {name: np.float32(rows) for name, rows in MODELS.items()}
+    for rows in dirty.values():
+        rows[keep == 0] = np.nan
     for name, rows in MODELS.items():
         kept = rows[keep > 0]
         np.testing.assert_allclose(
-            coordinate_median(dirty, keep)[name], np.median(kept, axis=0), rtol=1e-5, atol=1e-6
+            median(dirty, keep)[name], np.median(kept, axis=0), rtol=1e-5, atol=1e-6
         )
         for trim in (0.0, 0.1, 0.3, 0.45):
             np.testing.assert_allclose(
-                trimmed_mean(dirty, keep, trim)[name],
+                trimmed(dirty, keep, trim)[name],
                 stats.trim_mean(kept, trim, axis=0),
                 rtol=1e-5,
                 atol=1e-6,
@@ -58,8 +59,8 @@ def test_rules_equal_scipy_over_the_kept(count):
 
 
 def test_none_kept_gives_zeros():
-    models = jax.tree.map(jnp.float32, MODELS)
-    for found in (coordinate_median(models, np.zeros(11)), trimmed_mean(models, np.zeros(11), 0.1)):
+    models = {name: np.float32(rows) for name, rows in MODELS.items()}
+    for found in (median(models, np.zeros(11)), trimmed(models, np.zeros(11), 0.1)):
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(found))
 
 
@@ -72,12 +73,12 @@ def test_clip():
 
 
 def test_the_median_of_an_even_number_does_not_overflow():
-    found = coordinate_median({"w": jnp.full((4, 1), 3e38)}, jnp.ones(4))
+    found = median({"w": jnp.full((4, 1), 3e38)}, jnp.ones(4))
     np.testing.assert_array_equal(found["w"], np.float32(3e38))
 
 
 def test_a_trimmed_mean_does_not_overflow():
-    found = trimmed_mean({"w": jnp.full((5, 2), 3e38)}, jnp.ones(5), 0.1)
+    found = trimmed({"w": jnp.full((5, 2), 3e38)}, jnp.ones(5), 0.1)
     np.testing.assert_allclose(found["w"], np.float32(3e38), rtol=1e-6)
 
 
@@ -101,8 +102,8 @@ def test_float64_is_not_rounded():
         found = aggregate(total, Aggregation())
         kept = add_update(found.by_samples, {"w": jnp.array([0.0, 1e-12])})
         np.testing.assert_array_equal(kept["w"], [1.0 + 1e-12, 2.0 + 1e-12])
-        median = coordinate_median(jax.tree.map(lambda x: x[None], params), jnp.ones(1))
-        np.testing.assert_array_equal(median["w"], params["w"])
+        middle = median(jax.tree.map(lambda x: x[None], params), jnp.ones(1))
+        np.testing.assert_array_equal(middle["w"], params["w"])
 
 
 def test_leaves_that_are_no_floats():
@@ -218,7 +219,7 @@ class TestNonFiniteClients:
         assert int(info.dropped) == 0
         assert np.isnan(state.params["Dense_0"]["kernel"]).any()
 
-    @pytest.mark.parametrize("make", [lambda: BROKEN, fed_exp, fed_adam])
+    @pytest.mark.parametrize("make", [lambda: BROKEN, fed_adam])
     def test_all_dropped_changes_nothing_but_the_round(self, fragile, make):
         start = fragile.start(make())
         run = fragile.round(make())
@@ -305,8 +306,11 @@ class TestHugeResults:
 
 @pytest.mark.parametrize(
     "rule",
-    # Trimming one of three at either end leaves the median.
-    [MEDIAN, Aggregation(rule="trimmed_mean", trim=0.4)],
+    # Trimming one of three at either end leaves the median; its arithmetic is SciPy's above.
+    [
+        MEDIAN,
+        pytest.param(Aggregation(rule="trimmed_mean", trim=0.4), marks=pytest.mark.long),
+    ],
     ids=["median", "trimmed_mean"],
 )
 def test_a_round_takes_the_rule_over_clients_with_examples(fragile, rule):

@@ -96,6 +96,10 @@ class TestTrainClient:
         positions, mask = draw(
             data_key, data.sizes[client], capacity=25, steps=5, batch_size=8, epochs=2
         )
+        pull, prox = (
+            jax.jit(partial(step, **(which or {})))
+            for step in (scope_gradient, proximal_scope_step)
+        )
         params = jax.device_get(params)
         velocity = jax.tree.map(np.zeros_like, params)
         for rows, weights in zip(positions, mask, strict=True):
@@ -103,8 +107,8 @@ class TestTrainClient:
             batch = Batch(data.inputs[chosen], data.labels[chosen], weights)
             grads = jax.device_get(grad_fn(params, batch))
             if form in ("gradient", "penalty"):
-                pull = jax.device_get(jax.jit(partial(scope_gradient, **which))(params, target))
-                grads = jax.tree.map(lambda g, p: g + strength * p, grads, pull)
+                more = jax.device_get(pull(params, target))
+                grads = jax.tree.map(lambda g, p: g + strength * p, grads, more)
             norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
             grads = jax.tree.map(lambda g, n=norm: g * min(1, 0.5 / n), grads)
             grads = jax.tree.map(lambda g, w: g + 0.05 * w, grads, params)
@@ -112,9 +116,7 @@ class TestTrainClient:
             params = jax.tree.map(lambda w, v: w - self.RATE * v, params, velocity)
             if form == "proximal":
                 params = jax.device_get(
-                    jax.jit(partial(proximal_scope_step, **which))(
-                        params, target, step_size=self.RATE, strength=strength
-                    )
+                    prox(params, target, step_size=self.RATE, strength=strength)
                 )
         return params
 
@@ -124,7 +126,7 @@ class TestTrainClient:
             (None, 0.0),
             *((ScopeForm(form=form), 3.0) for form in ("gradient", "penalty", "proximal")),
             (ScopeForm(form="penalty", direction="target||weights"), 3.0),
-            # By size a divergence counts up to 648 times, and a bias is a layer as well.
+            # By size a divergence counts up to 27 times, and a bias is a layer as well.
             *(
                 (ScopeForm(form=form, scale="size", select=all_leaves), 0.01)
                 for form in ("gradient", "penalty", "proximal")

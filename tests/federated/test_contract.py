@@ -3,10 +3,12 @@
 A round takes seconds to compile, so the product of algorithms, forms and ways to run is covered,
 not exhausted. All algorithms are under contract with WSA. What the forms do to a local step does
 not depend on the server's part, and how clients are run meets an algorithm only in what its clients
-do: so one algorithm of each kind of client stands for the others there.
+do and what travels. SCAFFOLD's clients have all of it (corrections, states, messages) and FedAdam's
+server an optimiser's state: these two stand for the others there, and each of the others is long.
 """
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +16,21 @@ import numpy as np
 import optax
 import pytest
 
+from tests.federated.torch_federation import CLIP, DECAY, MU, NAMES, TorchFederation
 from tests.trees import assert_bitwise, flat
 from wsa_jax.federated import algorithms
-from wsa_jax.federated.client import RoundSettings
+from wsa_jax.federated.client import RoundSettings, draw_batches
 
 OPTIMIZER = optax.nadam(0.05)
-# One entry an algorithm: a function without arguments that makes it.
+# One entry an algorithm: a function without arguments that makes it, with PyTorch's numbers.
 ALGORITHMS = {
     "fed_avg": algorithms.fed_avg,
-    "fed_prox": algorithms.fed_prox,
+    "fed_prox": partial(algorithms.fed_prox, MU),
     "scaffold": algorithms.scaffold,
-    "fed_exp": algorithms.fed_exp,
-    "fed_avg_m": algorithms.fed_avg_m,
-    "fed_adam": algorithms.fed_adam,
-    "fed_yogi": algorithms.fed_yogi,
+    "fed_exp": partial(algorithms.fed_exp, epsilon_decay=0.9),
+    "fed_avg_m": partial(algorithms.fed_avg_m, 0.7, 0.9),
+    "fed_adam": partial(algorithms.fed_adam, 0.02),
+    "fed_yogi": partial(algorithms.fed_yogi, 0.02),
     "server_optimizer": lambda: algorithms.server_optimizer("server_optimizer", OPTIMIZER, ()),
 }
 # Their parts are those of the algorithms above (corrections, states of clients, messages): one
@@ -36,9 +39,20 @@ BRIEF = {"fed_dyn": algorithms.fed_dyn, "fed_nova": algorithms.fed_nova}
 # The forms differ inside the local steps alone: all of them once, and one with every algorithm.
 CASES = [(name, "gradient") for name in ALGORITHMS]
 CASES += [("fed_avg", "penalty"), ("fed_avg", "proximal"), ("fed_avg", "other direction")]
-CASES += [("fed_avg", "plain"), ("scaffold", "plain")]
-# With a plain round to compare with.
-WITH_WSA = [case for case in CASES if case[0] in ("fed_avg", "scaffold") and case[1] != "plain"]
+CASES += [("fed_avg", "plain")]
+# With a plain round to compare with; that of other algorithms is PyTorch's.
+WITH_WSA = [case for case in CASES if case[0] == "fed_avg" and case[1] != "plain"]
+# What the peer writes: the paper's loss term, and the algorithms with a name.
+WITH_PEER = [
+    (name, form)
+    for name, form in CASES
+    if form in ("plain", "gradient") and name != "server_optimizer"
+]
+
+
+def standing(*names, long=()):
+    """Algorithms that stand for the rest, and those that repeat at length what they show."""
+    return [*names, *(pytest.param(name, marks=pytest.mark.long) for name in long)]
 
 
 SETTINGS = RoundSettings(jnp.float32(0.1), jnp.float32(1.0))
@@ -107,6 +121,72 @@ def test_other_numbers_and_keys_need_no_second_compilation(federation, cell):
 
 
 @pytest.fixture(scope="module")
+def by_class(federation, tiny_data):
+    """Clients of the same sizes, whose examples are of one class or two."""
+    order, sizes = np.argsort(tiny_data[1], kind="stable"), np.asarray(federation.data.sizes)
+    indices = np.zeros(federation.data.indices.shape, np.int32)
+    for i, end in enumerate(np.cumsum(sizes)):
+        indices[i, : sizes[i]] = order[end - sizes[i] : end]
+    return federation.data._replace(indices=jnp.asarray(indices))
+
+
+@pytest.fixture(scope="module")
+def batches(federation, by_class):
+    """The rows that each client with examples looks at in three rounds: round, client, step."""
+    sizes, local = by_class.sizes, federation.local
+
+    @jax.jit
+    def drawn(number):
+        train_key = jax.random.split(jax.random.fold_in(federation.key, number))[1]
+
+        def of_client(client):
+            data_key, _ = jax.random.split(jax.random.fold_in(train_key, client))
+            return draw_batches(
+                data_key, sizes[client], capacity=by_class.indices.shape[1], steps=local.steps,
+                batch_size=local.batch_size, epochs=federation.epochs,
+            )  # fmt: skip
+
+        return jax.vmap(of_client)(jnp.arange(4))
+
+    rounds, indices = [], np.asarray(by_class.indices)
+    for number in range(3):
+        places, masks = map(np.asarray, drawn(number))
+        rounds.append(
+            [
+                [indices[i][row[mask > 0]] for row, mask in zip(places[i], masks[i], strict=True)]
+                for i in np.flatnonzero(sizes)
+            ]
+        )
+    return rounds
+
+
+# At strength 0 the round with alignment is the plain algorithm.
+@pytest.mark.parametrize("strength", [2.0, 0.0])
+@pytest.mark.parametrize("case", WITH_PEER, indirect=True, ids="-".join)
+def test_rounds_equal_pytorch(federation, case, cell, tiny_data, by_class, batches, strength):
+    """Three rounds against PyTorch's autograd and optimisers in float64."""
+    torch = pytest.importorskip("torch", reason="PyTorch is a peer: pip install -e '.[peers]'")
+    (algorithm, form), (run, (key, state, _), _) = case, cell
+    assert (federation.local.clip_norm, federation.local.weight_decay) == (CLIP, DECAY)
+    rate, begin = 0.3, flat(state.params)
+    sizes = np.asarray(by_class.sizes)
+    peer = TorchFederation(
+        torch, algorithm.name, state.params, *tiny_data, sizes[sizes > 0], rate,
+        strength if form == "gradient" else 0.0,
+    )  # fmt: skip
+    for number, rows in enumerate(batches):
+        state, _ = run(key, state, by_class, federation.settings(rate, strength))
+        peer.round(number, rows)
+        found = np.concatenate([np.ravel(state.params[a][b]) for a, b in NAMES])
+        expected = np.concatenate([w.numpy().ravel() for w in peer.w])
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+    assert np.abs(flat(state.params) - begin).max() > 0.05
+    assert peer.clipped
+    # Clients of different classes disagree, so FedExP must have extrapolated.
+    assert (peer.largest_scale > 1.02) == (algorithm.name == "fed_exp")
+
+
+@pytest.fixture(scope="module")
 def wsa_cell(federation, algorithm):
     """A second round, with WSA, from client states that differ: map, and its outcome."""
     run = federation.round(algorithm, "gradient")
@@ -115,22 +195,28 @@ def wsa_cell(federation, algorithm):
     return arguments, run(*arguments)
 
 
-# FedProx corrects gradients, SCAFFOLD has states besides, FedExP a message.
-@pytest.mark.parametrize("algorithm", ["fed_prox", "scaffold", "fed_exp"], indirect=True)
+@pytest.mark.parametrize(
+    "algorithm", standing("scaffold", long=("fed_prox", "fed_exp")), indirect=True
+)
 def test_map_equals_vmap(federation, algorithm, wsa_cell, assert_close):
     arguments, outcome = wsa_cell
     together = federation.round(algorithm, "gradient", clients="vmap")
     assert_close(together(*arguments), outcome, atol=1e-5)
 
 
-# An optimiser's state is the server's, the same on all devices.
-@pytest.mark.parametrize("algorithm", ["scaffold", "fed_exp", "fed_adam"], indirect=True)
+# An optimiser's state is the server's, the same on all devices; SCAFFOLD goes over the meshes of
+# test_mesh.
+@pytest.mark.parametrize(
+    "algorithm", standing("fed_adam", long=("scaffold", "fed_exp")), indirect=True
+)
 def test_map_equals_sharded(federation, algorithm, wsa_cell, assert_close):
     arguments, outcome = wsa_cell
     sharded = federation.round(algorithm, "gradient", devices=4)
     assert_close(sharded(*arguments), outcome, atol=1e-5)
 
 
+# Long: PyTorch tells what the jitted rounds give, and each operation is a program here.
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["scaffold", "fed_yogi"], indirect=True)
 def test_jit_equals_no_jit(federation, algorithm, assert_close):
     run = federation.round(algorithm, "gradient")
@@ -170,11 +256,17 @@ def test_gradient_equals_penalty(federation, assert_close):
     assert_close(*outcomes, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, indirect=True)
+# Nothing, a state of clients, a message, an optimiser's state: the others' are of these kinds.
+LOW = ("fed_avg", "scaffold", "fed_exp", "fed_adam")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    standing(*LOW, long=[n for n in ALGORITHMS if n not in LOW]),
+    indirect=True,
+)
 def test_low_precision_state_keeps_its_dtypes(federation, algorithm):
-    params = jax.tree.map(
-        lambda w: w.astype(jnp.bfloat16), federation.task.init(jax.random.key(0))[0]
-    )
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), federation.start(algorithm).params)
     start = federation.start(algorithm, params)
     run = federation.round(algorithm, "gradient")
     arguments = (federation.key, start, federation.data, federation.settings())

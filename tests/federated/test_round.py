@@ -16,6 +16,12 @@ SIZES = np.array([25, 10, 0, 7])
 
 
 @pytest.fixture(scope="module")
+def federation(federation, deep_task):
+    """The one of other tests, with two layers to tell apart."""
+    return federation._replace(task=deep_task)
+
+
+@pytest.fixture(scope="module")
 def start(federation):
     return federation.start(fed_avg())
 

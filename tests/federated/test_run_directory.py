@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 
-from tests.federated.digits import simulate_digits, untimed
+from tests.federated.small_runs import simulate_small, untimed
 from tests.trees import assert_bitwise
 from wsa_jax.federated import (
     Aggregation,
@@ -20,9 +20,11 @@ from wsa_jax.runs.checkpoint import CheckpointError
 from wsa_jax.scope.scope import constant_target, weight_scope
 from wsa_jax.training import classification
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 
 def run(directory, rounds=12):
-    return simulate_digits(
+    return simulate_small(
         clients=3, rounds=rounds, participants=2, evaluate_every=2, directory=directory
     )
 
@@ -119,7 +121,7 @@ class TestResume:
         federate(directory=tmp_path, rounds=1)
         images, labels = tiny_data
         same = {"key": jax.random.key(0), "task": tiny_task, "train": tiny_data}
-        other = classification(MLP(features=(72, 3), initialization="he"), tiny_info)
+        other = classification(MLP(features=(3,), initialization="he"), tiny_info)
         with pytest.raises(ValueError, match=r"initialization='reference'.*initialization='he'"):
             self.reopen(tmp_path, tiny_partition, **same | {"task": other})
         with pytest.raises(ValueError, match="holds a run with data ="):

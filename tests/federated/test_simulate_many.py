@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.federated.digits import untimed
+from tests.federated.small_runs import untimed
 from wsa_jax import kernels
 from wsa_jax.federated import (
     STOP,

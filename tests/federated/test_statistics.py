@@ -1,6 +1,7 @@
 """BatchNorm statistics and dropout keys through federated rounds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,13 @@ SIZES = np.array([25, 10, 0, 7])
 
 
 class Normed(nn.Module):
-    """Dense, BatchNorm, dropout, dense."""
+    """Dense, BatchNorm, dropout."""
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        x = nn.Dense(3)(x.reshape(x.shape[0], -1))
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
-        x = nn.Dropout(0.3, deterministic=not train)(nn.relu(x))
-        return nn.Dense(3)(x)
+        return nn.Dropout(0.3, deterministic=not train)(x)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def task(tiny_info):
 
 @pytest.fixture(scope="module")
 def start(task):
-    params, model_state = task.init(jax.random.key(7))
+    params, model_state = jax.jit(task.init)(jax.random.key(7))
     return initial_state(
         fed_avg(), params, clients=4, target=weight_scope(params), model_state=model_state
     )
@@ -80,16 +80,16 @@ def test_statistics_are_averaged_by_sample_count(federation, task, start):
 @pytest.mark.parametrize("batch_size", [7, 14])
 def test_statistics_are_those_of_the_clients_own_examples(federation, task, start, batch_size):
     data, client = federation.data, 3  # of 7 examples: one batch, or twice each
-    found = train_client(
-        jax.random.key(0),
-        federation.broadcast(start),
-        federation.client(client),
-        SETTINGS,
+    train = functools.partial(
+        train_client,
         task=task,
         algorithm=fed_avg(),
         local=LocalSettings(steps=1, batch_size=batch_size),
         epochs=1,
-    ).model_state["batch_stats"]["BatchNorm_0"]
+    )
+    given = federation.broadcast(start), federation.client(client), SETTINGS
+    trained = jax.jit(train)(jax.random.key(0), *given)
+    found = trained.model_state["batch_stats"]["BatchNorm_0"]
     images = np.float64(data.inputs[data.indices[client][:7]]).reshape(7, -1)
     dense = jax.tree.map(np.float64, start.params["Dense_0"])
     hidden = ((images / 16 - 0.5) / 0.25) @ dense["kernel"] + dense["bias"]
@@ -108,8 +108,9 @@ def test_counters_and_keys_survive(federation, task, start):
         carried = {"own": statistics, "steps": model_state["steps"] + 1, "key": following}
         return value, carried
 
-    extra = {"own": start.model_state, "steps": jnp.int32(100), "key": jax.random.key(3)}
-    state = dataclasses.replace(jax.tree.map(jnp.array, start), model_state=extra)
+    copied = jax.tree.map(jnp.array, start)  # a round may donate its state
+    extra = {"own": copied.model_state, "steps": jnp.int32(100), "key": jax.random.key(3)}
+    state = dataclasses.replace(copied, model_state=extra)
     counting = task._replace(loss=loss)
     run = make_round(counting, fed_avg(), participants=4, epochs=3, local=LOCAL)
     found, _ = run(federation.key, state, federation.data, SETTINGS)
@@ -148,8 +149,10 @@ def test_keys_and_counters_are_checkpointed(tmp_path, federation, task, tiny_dat
     )
 
 
-def test_dropout_follows_the_key_and_evaluation_uses_the_statistics(task, tiny_data, federation):
-    params, model_state = task.init(jax.random.key(7))
+def test_dropout_follows_the_key_and_evaluation_uses_the_statistics(
+    task, start, tiny_data, federation
+):
+    params, model_state = start.params, start.model_state
 
     def accuracy(seed):
         result = simulate(

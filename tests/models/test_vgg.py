@@ -87,23 +87,29 @@ def test_vgg16_has_the_published_size_and_a_norm_a_convolution(norm):
 
 def test_no_norm_is_the_network_without_one_whatever_train():
     model = VGG(features=(4, "M"), dense=(), num_classes=3)
-    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
-    variables = model.init(jax.random.key(0), x)
+    x = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), x)
     assert list(variables) == ["params"]
     assert sorted(variables["params"]) == ["Conv_0", "Dense_0"]
-    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x, train=True))
+    apply = jax.jit(model.apply, static_argnames="train")
+    np.testing.assert_array_equal(apply(variables, x), apply(variables, x, train=True))
 
 
 @pytest.mark.parametrize(("norm", "axes"), [("batch", (0, 1, 2)), ("layer", (3,))])
 def test_the_norm_stands_between_convolution_and_relu(norm, axes):
     model = VGG(features=(5, "M"), dense=(), num_classes=2, norm=norm)
-    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
-    variables = model.init(jax.random.key(0), x)
-    scale, bias = jnp.linspace(0.5, 2.0, 5), jnp.linspace(-0.3, 0.4, 5)
+    x = np.random.default_rng(1).normal(size=(3, 4, 4, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), x)
+    scale, bias = (np.linspace(*ends, 5, dtype=np.float32) for ends in ((0.5, 2.0), (-0.3, 0.4)))
     layers = variables["params"] | {f"{norm.title()}Norm_0": {"scale": scale, "bias": bias}}
 
-    found, _ = model.apply({**variables, "params": layers}, x, train=True, mutable=["batch_stats"])
-    y = np.asarray(nn.Conv(5, (3, 3)).apply({"params": layers["Conv_0"]}, x), np.float64)
+    @jax.jit
+    def both(variables):
+        convolved = nn.Conv(5, (3, 3)).apply({"params": variables["params"]["Conv_0"]}, x)
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])[0], convolved
+
+    found, y = both({**variables, "params": layers})
+    y = np.asarray(y, np.float64)
     y = (y - y.mean(axes, keepdims=True)) / np.sqrt(y.var(axes, keepdims=True) + 1e-5)
     y = np.maximum(np.asarray(scale) * y + np.asarray(bias), 0)
     y = y.reshape(3, 2, 2, 2, 2, 5).max((2, 4)).reshape(3, -1)
@@ -125,19 +131,30 @@ def test_vgg_equals_the_network_of_flax_layers_on_shared_weights():
         x = nn.relu(nn.Dense(7).apply({"params": layers["Dense_0"]}, x.reshape(len(x), -1)))
         return nn.Dense(3).apply({"params": layers["Dense_1"]}, x)
 
-    def both(apply):
-        return jax.jit(jax.value_and_grad(lambda v: jnp.sin(apply(v, x)).sum()))(variables)
+    @jax.jit
+    def both(variables):
+        applies = model.apply, reference
+        return [
+            jax.value_and_grad(lambda v, f=f: jnp.sin(f(v, x)).sum())(variables) for f in applies
+        ]
 
-    for a, b in zip(*map(jax.tree.leaves, (both(model.apply), both(reference))), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, both(variables)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("initialization", "gain"), [("reference", 1 / 3), ("he", 2.0)])
 def test_initial_scopes_are_those_of_the_initialization(initialization, gain):
-    model = vgg8(10, width=0.25, initialization=initialization)
-    init = jax.jit(lambda: model.init(jax.random.key(0, impl="rbg"), IMAGE)["params"])
-    params = init()
-    scope = weight_scope(params)
+    model = VGG(
+        features=(16, "M", 24, "M"), dense=(32,), num_classes=10, initialization=initialization
+    )
+
+    @jax.jit
+    def init():
+        params = model.init(jax.random.key(0, impl="rbg"), IMAGE[:, :8, :8])["params"]
+        return params, weight_scope(params)
+
+    params, scope = jax.device_get(init())
+    assert len(scope.names) == 4
     for name, mean, std in zip(scope.names, scope.mean, scope.std, strict=True):
         layer, leaf = name.split("/")
         kernel = params[layer][leaf]

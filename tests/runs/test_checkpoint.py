@@ -14,6 +14,8 @@ from wsa_jax import weight_scope
 from wsa_jax.runs.checkpoint import CheckpointError, Checkpoints
 from wsa_jax.runs.files import write_atomically
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

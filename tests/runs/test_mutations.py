@@ -11,6 +11,8 @@ import pytest
 
 from tests.runs.mutate import Trials, count, flips, mutations
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory) -> Trials:

@@ -21,6 +21,8 @@ from wsa_jax.runs.files import CheckpointError
 from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.runs.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 ROOT = Path(__file__).resolve().parents[2]
 STATE = {"w": jnp.zeros(3)}
 HOLDER = """

@@ -40,6 +40,8 @@ ATTENTION = {
     }
 }
 TARGET = jax.jit(partial(weight_scope, select=matrices))(ATTENTION)
+# Compiled whole: operation by operation the same tests spend several times as long compiling.
+scope_jit = jax.jit(weight_scope, static_argnames="select")
 OUT = r"^att/bias (of the target )?is constant .* give select=without\(matrices, \('att/bias',\)\)"
 
 
@@ -92,7 +94,7 @@ class TestConstantLayers:
             return params
 
         found = jax.jit(lambda p, t: run(p, t, matrices))(ATTENTION, TARGET)
-        expected = run(ATTENTION, weight_scope(ATTENTION, select=rule), rule)
+        expected = jax.jit(lambda p: run(p, weight_scope(p, select=rule), rule))(ATTENTION)
         if form == "proximal":
             # The proximal step holds such a layer together at its mean, at every strength.
             assert np.abs(found["att"]["bias"]).max() <= 0.006
@@ -115,7 +117,7 @@ class TestMagnitudes:
         values = np.random.default_rng(1).normal(0.3, 1.0, size=(3, 50))
         leaf = np.asarray(size * values, np.float32)
         rule = kernels if axis is None else stacked(kernels, "w", axis=axis)
-        found = weight_scope({"w": jnp.asarray(leaf)}, select=rule)
+        found = scope_jit({"w": leaf}, select=rule)
         exact = leaf.astype(np.float64) / size
         reduced = None if axis is None else 1
         np.testing.assert_allclose(
@@ -128,14 +130,14 @@ class TestMagnitudes:
     def test_float64_keeps_its_digits_until_the_end(self):
         with jax.enable_x64(True):
             values = 1e9 + np.random.default_rng(2).normal(size=(40, 5))
-            found = weight_scope({"w": jnp.asarray(values)})
+            found = scope_jit({"w": jnp.asarray(values)})
         assert found.mean.dtype == np.float32
         np.testing.assert_allclose(found.std, values.std(), rtol=1e-6)
 
     def test_an_outlier_as_first_weight_costs_no_digit(self):
         values = np.random.default_rng(3).normal(size=(200, 50)).astype(np.float32)
         values[0, 0] = 1e4
-        found = weight_scope({"w": jnp.asarray(values)})
+        found = scope_jit({"w": values})
         np.testing.assert_allclose(found.std, values.astype(np.float64).std(), rtol=1e-5)
 
     def test_a_training_step_reads_the_weights_twice(self):

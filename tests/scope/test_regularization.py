@@ -33,11 +33,14 @@ GRADS = jax.tree.map(jnp.sin, PARAMS)
 RULES = {"kernels": kernels, "all": all_leaves, "stacked": stacked(kernels, "b/kernel", axis=0)}
 
 
-def target_for(rule=kernels):
-    return constant_target(weight_scope(PARAMS, select=rule), mean=0.1, std=0.7)
-
-
+# Compiled whole: operation by operation the same tests spend several times as long compiling.
+gradient_jit = jax.jit(scope_gradient, static_argnames=("select", "scale", "direction"))
+scope_jit = jax.jit(weight_scope, static_argnames="select")
 assert_close = functools.partial(trees.assert_close, rtol=1e-5, atol=1e-6)
+
+
+def target_for(rule=kernels):
+    return constant_target(scope_jit(PARAMS, select=rule), mean=0.1, std=0.7)
 
 
 def step(transform, params=PARAMS, grads=GRADS, target=None):
@@ -95,13 +98,13 @@ class TestOneGradient:
         target = target_for(rule)
         settings = {"select": rule, "scale": scale}
         by_autodiff = jax.jit(jax.grad(lambda p: scope_penalty(p, target, **settings)))(PARAMS)
-        assert_close(scope_gradient(PARAMS, target, **settings), by_autodiff)
+        assert_close(gradient_jit(PARAMS, target, **settings), by_autodiff)
 
     def test_closed_form_equals_autodiff_in_the_other_direction(self):
         settings = {"select": RULES["stacked"], "scale": "size", "direction": "target||weights"}
         target = target_for(settings["select"])
         by_autodiff = jax.jit(jax.grad(lambda p: scope_penalty(p, target, **settings)))(PARAMS)
-        assert_close(scope_gradient(PARAMS, target, **settings), by_autodiff)
+        assert_close(gradient_jit(PARAMS, target, **settings), by_autodiff)
         settings.pop("select")
         transform = regularize_scope(3.0, select=RULES["stacked"], **settings)
         added = step(transform, grads=jax.tree.map(jnp.zeros_like, GRADS), target=target)
@@ -116,7 +119,7 @@ class TestOneGradient:
             (m, s), (q, r) = (one, other) if direction == "weights||target" else (other, one)
             return np.log(r / s) + (s**2 + (m - q) ** 2) / (2 * r**2) - 0.5
 
-        found = scope_gradient(PARAMS, target_for(), direction=direction)["a"]["kernel"]
+        found = gradient_jit(PARAMS, target_for(), direction=direction)["a"]["kernel"]
         for place in [(0, 0), (3, 2), (5, 3)]:
             shift = np.zeros_like(w)
             shift[place] = 1e-5
@@ -129,20 +132,20 @@ class TestOneGradient:
     @pytest.mark.parametrize("std", [0.0, 1e-7])
     def test_constant_layer_moves_its_mean_only(self, std):
         params = {"w": 0.5 + std * jnp.array([[1.0, -1.0], [1.0, -1.0]])}
-        target = constant_target(weight_scope(params), std=0.1)
-        found = scope_gradient(params, target)["w"]
-        np.testing.assert_allclose(found, found[0, 0], rtol=1e-6)
+        target = constant_target(scope_jit(params), std=0.1)
+        found = gradient_jit(params, target)["w"]
+        np.testing.assert_allclose(found, np.full_like(found, found[0, 0]), rtol=1e-6)
         assert found[0, 0] > 0
-        assert_close({"w": found}, jax.grad(scope_penalty)(params, target))
+        assert_close({"w": found}, jax.jit(jax.grad(scope_penalty))(params, target))
 
     def test_constant_layer_stays_in_the_other_direction(self):
         params = {"w": jnp.full((2, 2), 0.5)}
-        target = constant_target(weight_scope(params), std=0.1)
+        target = constant_target(scope_jit(params), std=0.1)
         settings = {"direction": "target||weights"}
-        value = scope_penalty(params, target, **settings)
-        by_autodiff = jax.grad(lambda p: scope_penalty(p, target, **settings))(params)
+        loss = jax.jit(jax.value_and_grad(lambda p: scope_penalty(p, target, **settings)))
+        value, by_autodiff = loss(params)
         assert np.isfinite(value)
-        for found in (by_autodiff, scope_gradient(params, target, **settings)):
+        for found in (by_autodiff, gradient_jit(params, target, **settings)):
             np.testing.assert_array_equal(found["w"], 0)
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -158,20 +161,20 @@ class TestOneGradient:
 class TestTransform:
     def test_half_precision_equals_autodiff(self):
         # 1/n alone is below float16's smallest number, strength times 1/n is not.
-        weights = jax.random.normal(jax.random.key(0), (512, 512)) * 0.02
-        params = {"kernel": weights.astype(jnp.float16)}
-        target = constant_target(weight_scope(params), mean=0.0, std=0.02005)
+        weights = np.random.default_rng(0).normal(0, 0.02, (512, 512))
+        params = {"kernel": jnp.asarray(weights, jnp.float16)}
+        target = constant_target(scope_jit(params), mean=0.0, std=0.02005)
         zeros = jax.tree.map(jnp.zeros_like, params)
         found = step(regularize_scope(1e4), params, zeros, target)
         wide = {"kernel": params["kernel"].astype(jnp.float32)}
-        exact = 1e4 * jax.grad(scope_penalty)(wide, target)["kernel"]
+        exact = 1e4 * np.asarray(jax.jit(jax.grad(scope_penalty))(wide, target)["kernel"])
         error = np.abs(np.asarray(found["kernel"], np.float32) - exact).max()
         assert error < 1e-3 * np.abs(exact).max()
 
     @pytest.mark.parametrize("scale", ["sum", "size"])
     def test_adds_strength_times_the_gradient_of_the_loss_term(self, scale):
         target = target_for()
-        by_autodiff = jax.grad(lambda p: 3 * scope_penalty(p, target, scale=scale))(PARAMS)
+        by_autodiff = jax.jit(jax.grad(lambda p: 3 * scope_penalty(p, target, scale=scale)))(PARAMS)
         expected = jax.tree.map(jnp.add, GRADS, by_autodiff)
         assert_close(step(regularize_scope(3, scale=scale)), expected)
 
@@ -222,7 +225,7 @@ class TestTransform:
         scanned = jax.jit(lambda c: jax.lax.scan(body, c, length=3)[0])(carry)[0]
         params = PARAMS
         for count in range(3):
-            gradient = scope_gradient(params, target)
+            gradient = gradient_jit(params, target)
             params = jax.tree.map(lambda w, g, c=count: w - 0.5 * c * g, params, gradient)
         assert_close(scanned, params)
 

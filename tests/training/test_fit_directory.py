@@ -16,8 +16,8 @@ import numpy as np
 import optax
 import pytest
 
+from tests.tiny import INFO, examples
 from tests.trees import assert_bitwise
-from wsa_jax.data import load_dataset
 from wsa_jax.scope.scope import weight_scope
 from wsa_jax.training import FitSettings, classification, fit
 from wsa_jax.training.fit import _jitted_fit
@@ -41,22 +41,26 @@ class Normed(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        x = nn.relu(nn.Dense(6)(x.reshape(len(x), -1)))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(10)(nn.Dropout(0.2, deterministic=not train)(x))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x.reshape(len(x), -1))
+        return nn.Dense(3)(nn.Dropout(0.2, deterministic=not train)(x))
+
+
+# Drawn here: the process to be killed need not load a data set.
+IMAGES, CLASSES = examples(130)
+KERNEL = np.random.default_rng(0).normal(0, 0.2, (9, 3)).astype(np.float32)
+TARGET = jax.jit(weight_scope)({"Dense_0": {"kernel": KERNEL}})
 
 
 def train(directory=None, key=KEYS, settings=SETTINGS, rows=130, **changed):
-    digits = load_dataset("digits")
-    task = classification(Normed(), digits.info)
+    task = classification(Normed(), INFO)
     arguments = {
         "learning_rate": SCHEDULE,
-        "target": weight_scope(task.init(jax.random.key(0))[0]),
+        "target": TARGET,
         "strength": 0.3,
         "checkpoint_every": EVERY,
         "directory": directory,
     }
-    data = digits.images[:rows], digits.labels[:rows]
+    data = IMAGES[:rows], CLASSES[:rows]
     return fit(key, task, *data, settings=settings, **(arguments | changed))
 
 
@@ -95,7 +99,7 @@ def test_a_finished_run_is_returned_and_an_earlier_checkpoint_gone_on_from(whole
 
 
 def test_one_compilation_however_often_it_is_saved_and_resumed(whole, saved):
-    task = classification(Normed(), load_dataset("digits").info)
+    task = classification(Normed(), INFO)
     compiled = _jitted_fit(task, SETTINGS, True, True)
     assert compiled.advance._cache_size() == 1
 
