@@ -80,7 +80,7 @@ def test_slerp_at_every_magnitude(size, per):
 def test_slerp_and_average_keep_the_digits_of_float64():
     with jax.enable_x64(True):
         first, second = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
-        found = slerp(first, second, 1 / 3)["w"]
+        found = jax.jit(slerp)(first, second, 1 / 3)["w"]
         np.testing.assert_allclose(found, [np.sqrt(0.75), 0.5], rtol=1e-14)
         mean = average([first, second], weights=[1.0, 2.0])["w"]
         np.testing.assert_allclose(mean, [1 / 3, 2 / 3], rtol=1e-15)

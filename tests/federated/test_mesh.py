@@ -47,7 +47,7 @@ def test_padding_and_replicated_states_equal_one_device(
 
 def collectives(federation, algorithm, **options):
     """How many of each a compiled round holds, and the round."""
-    run = federation.round(algorithm, "gradient", devices=4, **options)
+    run = federation.round(algorithm, devices=4, **options)
     arguments = (federation.key, federation.start(algorithm), federation.data)
     # Lowering fills the state with stand-ins, which the tests' type checker would refuse.
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -103,7 +103,7 @@ def test_a_median_gathers(federation, assert_close):
     found, many = collectives(federation, fed_avg(), aggregation=aggregation)
     assert found["all-gather"] > 0
     arguments = (federation.key, federation.start(fed_avg()), federation.data)
-    one = federation.round(fed_avg(), "gradient", aggregation=aggregation)
+    one = federation.round(fed_avg(), aggregation=aggregation)
     settings = federation.settings()
     assert_close(many(*arguments, settings), one(*arguments, settings), atol=1e-5)
 

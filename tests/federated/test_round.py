@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_the_clients(federation, start):
         flat = jax.jit(lambda key, leaves: run(key, *jax.tree.unflatten(structure, leaves)))
         return flat.lower(federation.key, leaves).compile().memory_analysis().temp_size_in_bytes
 
-    # A permutation of the clients is drawn: a few bytes for each, where a model has thousands.
+    # A permutation of the clients is drawn: a few bytes for each, where a model has hundreds.
     assert compiled(1000) - compiled(10) < 20 * 1000
 
 

@@ -98,7 +98,7 @@ def test_no_norm_is_the_network_without_one_whatever_train():
 @pytest.mark.parametrize(("norm", "axes"), [("batch", (0, 1, 2)), ("layer", (3,))])
 def test_the_norm_stands_between_convolution_and_relu(norm, axes):
     model = VGG(features=(5, "M"), dense=(), num_classes=2, norm=norm)
-    x = np.random.default_rng(1).normal(size=(3, 4, 4, 3)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4, 3)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), x)
     scale, bias = (np.linspace(*ends, 5, dtype=np.float32) for ends in ((0.5, 2.0), (-0.3, 0.4)))
     layers = variables["params"] | {f"{norm.title()}Norm_0": {"scale": scale, "bias": bias}}

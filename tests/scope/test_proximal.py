@@ -19,12 +19,13 @@ from wsa_jax.scope.layers import kernels
 
 WEIGHTS = np.random.default_rng(0).normal(0.4, 0.3, (3, 2))
 PARAMS = {"kernel": jnp.asarray(WEIGHTS, jnp.float32), "bias": jnp.ones(2)}
-TARGET = constant_target(jax.jit(weight_scope)(PARAMS), mean=-0.2, std=0.8)
+scope_jit = jax.jit(weight_scope, static_argnames="select")
+TARGET = constant_target(scope_jit(PARAMS), mean=-0.2, std=0.8)
 proximal = jax.jit(proximal_scope_step, static_argnames=("select", "scale"))
 
 
 def scope_of(params):
-    scope = weight_scope(params)
+    scope = scope_jit(params)
     return float(scope.mean[0]), float(scope.std[0])
 
 
@@ -88,7 +89,7 @@ class TestStep:
     @pytest.mark.parametrize("target_std", [0.8, 0.0])
     def test_constant_layer_moves_its_mean_only(self, target_std):
         params = {"kernel": jnp.full((3, 2), 0.4)}
-        target = weight_scope({"kernel": target_std * jnp.asarray(np.sign(WEIGHTS - 0.4), "f4")})
+        target = scope_jit({"kernel": np.float32(target_std * np.sign(WEIGHTS - 0.4))})
         moved = proximal(params, target, step_size=1.0, strength=1.0)["kernel"]
         np.testing.assert_array_equal(moved, moved[0, 0])
         goal = float(target.mean[0])
@@ -97,7 +98,7 @@ class TestStep:
     def test_slices_of_a_stacked_leaf_move_on_their_own(self):
         leaf = jnp.stack([PARAMS["kernel"], 3 * PARAMS["kernel"]])
         rule = stacked(kernels, "kernel")
-        target = constant_target(weight_scope({"kernel": leaf}, select=rule), mean=-0.2, std=0.8)
+        target = constant_target(scope_jit({"kernel": leaf}, select=rule), mean=-0.2, std=0.8)
         settings = {"step_size": 0.1, "strength": 5.0}
         together = proximal({"kernel": leaf}, target, select=rule, **settings)["kernel"]
         for i in range(2):
@@ -135,9 +136,9 @@ class TestTransform:
     def test_is_the_step_after_the_optimiser(self):
         grads = jax.tree.map(jnp.cos, PARAMS)
         chain = optax.chain(optax.sgd(0.1), proximal_scope(0.1, 5))
-        updates, _ = self.update(chain, grads)
+        updates, _ = jax.jit(lambda grads: self.update(chain, grads))(grads)
         stepped = jax.tree.map(lambda w, g: w - 0.1 * g, PARAMS, grads)
-        expected = proximal_scope_step(stepped, TARGET, step_size=0.1, strength=5)
+        expected = proximal(stepped, TARGET, step_size=0.1, strength=5)
         found = optax.apply_updates(PARAMS, updates)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
@@ -147,7 +148,7 @@ class TestTransform:
         first, state = self.update(transform, zeros)
         np.testing.assert_allclose(first["kernel"], 0, atol=1e-6)
         second, _ = transform.update(zeros, state, PARAMS, target=TARGET)
-        expected = proximal_scope_step(PARAMS, TARGET, step_size=0.2, strength=5.0)["kernel"]
+        expected = proximal(PARAMS, TARGET, step_size=0.2, strength=5.0)["kernel"]
         np.testing.assert_allclose(PARAMS["kernel"] + second["kernel"], expected, rtol=1e-5)
 
     @pytest.mark.parametrize("missing", ["params", "target"])

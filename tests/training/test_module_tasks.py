@@ -199,7 +199,7 @@ def test_squared_error_of_several_numbers_is_their_mean_and_shapes_must_agree():
     sums = evaluate(task, {}, {}, X, labels)
     np.testing.assert_allclose(sums.loss, np.mean((X - labels) ** 2, 1).sum(), rtol=1e-5)
     batch = Batch(jnp.asarray(X), jnp.asarray(labels), jnp.zeros(12).at[3].set(1))
-    loss, _ = task.loss(KEY, {}, {}, batch)
+    loss, _ = jax.jit(task.loss)(KEY, {}, {}, batch)
     np.testing.assert_allclose(loss, np.mean((X - labels)[3] ** 2), rtol=1e-5)
     with pytest.raises(ValueError, match=r"predictions have shape \(4,\) and labels \(3,\) for"):
         evaluate(task, {}, {}, X, labels[:, :3])
@@ -213,7 +213,9 @@ def test_images_are_normalised_and_refused_in_other_units():
     kernel = np.asarray(next(v for v in named(params).values() if v.ndim == 4))
     x = (images / 16 - 0.5) / 0.25
     np.testing.assert_allclose(
-        task.logits(params, state, images), np.einsum("nhwc,hwco->no", x, kernel), rtol=1e-4
+        jax.jit(task.logits)(params, state, images),
+        np.einsum("nhwc,hwco->no", x, kernel),
+        rtol=1e-4,
     )
     with pytest.raises(ValueError, match="images of the data are float64 from"):
         evaluate(task, params, state, images / 16, LABELS[:5])
@@ -236,7 +238,7 @@ class TestNodes:
     def test_gcn_equals_its_matrices(self):
         model = GCN(features=(6, 3))
         task = node_task(model, self.GRAPH)
-        params = jax.tree.map(np.float64, task.init(KEY)[0])
+        params = jax.tree.map(np.float64, jax.jit(task.init)(KEY)[0])
         a = self.adjacency() + np.eye(5)
         a /= np.sqrt(np.outer(a.sum(1), a.sum(1)))
         x = np.float64(self.GRAPH.nodes)
@@ -249,7 +251,7 @@ class TestNodes:
 
     def test_sage_equals_its_matrices(self):
         task = node_task(GraphSAGE(features=(6, 3)), self.GRAPH)
-        params = jax.tree.map(np.float64, task.init(KEY)[0])
+        params = jax.tree.map(np.float64, jax.jit(task.init)(KEY)[0])
         a = self.adjacency()
         a /= np.maximum(a.sum(1, keepdims=True), 1)
         x = np.float64(self.GRAPH.nodes)
@@ -263,7 +265,7 @@ class TestNodes:
 
     def test_nodes_that_are_not_there_are_named(self):
         task = node_task(GCN(features=(3,)), self.GRAPH)
-        params, _ = task.init(KEY)
+        params, _ = jax.jit(task.init)(KEY)
         with pytest.raises(ValueError, match="node 5 of the data is not in the graph, which has 5"):
             evaluate(task, params, {}, np.array([1, 5]), np.array([0, 1]))
         with pytest.raises(ValueError, match="nodes of the data are float32; give their numbers"):

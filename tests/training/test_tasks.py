@@ -32,6 +32,7 @@ def _apply(params, model_state, inputs, train, key):
 
 
 TAGGER = classification_task(_init, _apply, padding_label=-1)
+INIT = jax.jit(TAGGER.init)
 
 
 def log_softmax(logits):
@@ -40,7 +41,7 @@ def log_softmax(logits):
 
 class TestTokens:
     def test_metrics_are_sums_over_tokens_that_are_no_padding(self):
-        params, _ = TAGGER.init(jax.random.key(0))
+        params, _ = INIT(jax.random.key(0))
         sums = evaluate(TAGGER, params, {}, TOKENS, LABELS, batch_size=7)
         logits = np.float64(params["embedding"])[TOKENS]
         picked = np.take_along_axis(log_softmax(logits), np.maximum(LABELS, 0)[..., None], -1)
@@ -49,9 +50,9 @@ class TestTokens:
         assert sums.correct == (logits.argmax(-1) == LABELS)[~PADDED].sum()
 
     def test_loss_is_a_mean_over_tokens_and_its_gradient_leaves_padding_out(self):
-        params, _ = TAGGER.init(jax.random.key(0))
+        params, _ = INIT(jax.random.key(0))
         batch = Batch(jnp.asarray(TOKENS[:4]), jnp.asarray(LABELS[:4]), jnp.array([1.0, 1, 0, 1]))
-        loss, _ = TAGGER.loss(jax.random.key(1), params, {}, batch)
+        loss, _ = jax.jit(TAGGER.loss)(jax.random.key(1), params, {}, batch)
         kept = ~PADDED[:4] & np.array([[True], [True], [False], [True]])
         logits = np.float64(params["embedding"])[TOKENS[:4]]
         picked = np.take_along_axis(log_softmax(logits), np.maximum(LABELS[:4], 0)[..., None], -1)
@@ -146,11 +147,12 @@ class TestRegressionOfPytrees:
         assert sums.means()["accuracy"] == 0
 
     def test_a_plane_without_accuracy(self):
-        draw = lambda seed: {  # noqa: E731
-            "x": jax.random.normal(jax.random.key(seed), (3,)),
-            "y": jax.random.normal(jax.random.key(seed + 9), (2,)),
-        }
-        plane = loss_plane(REGRESSION, draw(0), draw(1), draw(2), PAIRS, SUMS, resolution=3)
+        rng = np.random.default_rng(0)
+        corners = [
+            {"x": jnp.asarray(rng.normal(size=3), "f4"), "y": jnp.asarray(rng.normal(size=2), "f4")}
+            for _ in range(3)
+        ]
+        plane = loss_plane(REGRESSION, *corners, PAIRS, SUMS, resolution=3)
         assert plane.accuracy is None
         assert plane.loss.shape == (3, 3)
 
