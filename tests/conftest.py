@@ -13,12 +13,9 @@ import pytest
 import tyro
 from jaxlib.version import __version_info__ as jaxlib_version
 
-from wsa_jax.data.registry import DatasetInfo
-from wsa_jax.models import MLP
-from wsa_jax.training import Task, classification
-
 assert tyro  # loaded before doctests run: it fails where one has left a list in builtins._
 
+# What is of wsa_jax is imported where it is used: the process that deals out the tests needs none.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it
 
@@ -120,7 +117,7 @@ def frozen():
 
 
 @pytest.fixture(scope="session")
-def tiny_info() -> DatasetInfo:
+def tiny_info():
     """Grey images of 3x3 pixels in three classes."""
     from tests.tiny import INFO  # found once the folder above is on the path
 
@@ -128,8 +125,11 @@ def tiny_info() -> DatasetInfo:
 
 
 @pytest.fixture(scope="session")
-def tiny_task(tiny_info) -> Task:
+def tiny_task(tiny_info):
     """An MLP of 939 parameters on the tiny images."""
+    from wsa_jax.models import MLP
+    from wsa_jax.training import classification
+
     return classification(MLP(features=(72, 3)), tiny_info)
 
 
