@@ -80,7 +80,7 @@ def augment(
       ValueError: unknown mode, or padding < 0.
 
     >>> images = jnp.ones((2, 32, 32, 3))
-    >>> augment(jax.random.key(0), images, mode="example").shape
+    >>> jax.jit(augment, static_argnames="mode")(jax.random.key(0), images, mode="example").shape
     (2, 32, 32, 3)
     """
     if mode not in ("none", "batch", "example"):
