@@ -27,6 +27,7 @@ from benchmarks.merging.bench import (
     seeds_of,
 )
 from benchmarks.merging.fig5_otfusion import BASES, SMOKE
+from benchmarks.merging.grid_gains import differences
 from benchmarks.merging.grid_methods import (
     ALIGNS,
     AVERAGE,
@@ -40,7 +41,6 @@ from benchmarks.merging.grid_methods import (
 from benchmarks.merging.merge_rows import endpoints, table_row
 from benchmarks.merging.merge_settings import SAMPLES, STEPS
 from benchmarks.merging.merging_grid import NETWORKS as GRID
-from benchmarks.merging.merging_grid import differences
 from benchmarks.merging.model_cell import ModelCell
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.claims import Claim, verdict_of, with_interval
