@@ -1,4 +1,7 @@
-"""Work dealt out to processes of one core each: locks, pinning, and one cache of compiled code."""
+"""Work dealt out to processes of one core each: locks, pinning, and one cache of compiled code.
+
+Nothing but the standard library at the top, since peers count their cores by it.
+"""
 
 import contextlib
 import fcntl
@@ -37,7 +40,7 @@ def run_in_workers(count: int, work: Callable[[], object], cache: Path) -> None:
 
 
 def usable_cores() -> list[int]:
-    """Cores that this process may run on; all of the machine where the system does not say."""
+    """Cores that this process may run on; all of the machine where the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

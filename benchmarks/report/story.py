@@ -25,7 +25,7 @@ from benchmarks.merging.pairs import barriers
 from benchmarks.record.claims import Claim
 from benchmarks.record.figures import INK, METHODS, dots, draw_recorded, plain_axes
 from benchmarks.record.ledger import RESULTS, Ledger
-from benchmarks.script import Findings, Reported, Summary
+from benchmarks.script import Findings, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +114,10 @@ def found() -> Findings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Story(Reported):
-    """A picture of what other scripts have on record."""
-
-    def run(self, args: Args) -> Summary:
-        return found().show(args.output)
-
-    def findings(self, args: Args) -> Findings:
-        return found()
-
-
-SCRIPT = Story(name="story", description=__doc__, arguments=Args)
+SCRIPT = Report(
+    name="story",
+    description=__doc__,
+    arguments=Args,
+    found=lambda args: found(),
+    output=lambda args: args.output,
+)

@@ -5,12 +5,13 @@ Nothing but the standard library, since peers import it in environments of their
 
 import os
 
+from benchmarks.record.workers import usable_cores
 from benchmarks.refused import RefusedError
 
 
 def available_cores() -> int:
     """Cores this process may use: under taskset fewer than the machine has."""
-    return len(_cores())
+    return len(usable_cores())
 
 
 def use_cores(threads: int) -> None:
@@ -19,7 +20,7 @@ def use_cores(threads: int) -> None:
     To be called before a framework starts its threads. JAX has no setting for their number: it
     counts the cores it may use, once, and threads that run already would keep all of them.
     """
-    cores = _cores()
+    cores = usable_cores()
     if not 1 <= threads <= len(cores):
         raise RefusedError(
             f"--threads {threads}: give 1 to {len(cores)}, the cores this process may use"
@@ -32,10 +33,3 @@ def use_cores(threads: int) -> None:
             f"{len(cores)} it has; leave the setting out"
         )
     os.sched_setaffinity(0, cores[:threads])
-
-
-def _cores() -> list[int]:
-    # macOS does not tell which cores a process may use.
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wsa_jax.merging.align.blocks import Signature
-from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
-from wsa_jax.merging.symmetry.units import gather_units, unit_rows
+from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie, depth_of
+from wsa_jax.merging.symmetry.units import gather_units, unit_rows, units_of_axis
 
 __all__ = ["View", "lay", "products", "update_products", "views_of"]
 
@@ -203,7 +203,7 @@ def _meets(
         size = shape[tie.axis]
         if (
             t.axis == tie.axis
-            and not (_units(size, other, t)[0] & _units(size, root, tie)[0]).any()
+            and not (units_of_axis(size, other, t)[0] & units_of_axis(size, root, tie)[0]).any()
         ):
             return False
         if other.parent is None:
@@ -232,7 +232,7 @@ def _view(
     local = {_OWN: Group(name=_OWN, size=root.size, ties=(own,))}
     names = {(root.name, tie): _OWN}
     listed: dict[tuple[str, str | None], str] = {}
-    outer = sorted(others, key=lambda pair: _depth(spec, pair[0]))
+    outer = sorted(others, key=lambda pair: depth_of(spec, pair[0]))
     for group, t in [*nested, *outer]:
         # A parent's units may lie in the leaf twice, as on both axes of a square kernel.
         parent = group.parent and names[group.parent, spec.parent_tie(group, t)]
@@ -285,7 +285,7 @@ def _classes(
     for row, group in enumerate(tree):
         for tie in group.ties:
             if tie.axis == axis:
-                inside, unit = _units(size, group, tie)
+                inside, unit = units_of_axis(size, group, tie)
                 covered[row] |= inside
                 units[row] = np.where(inside, unit, units[row])
     classes = []
@@ -347,14 +347,3 @@ def _tree(local: AxisSpec) -> list[Group]:
 
 def _is_own(name: str) -> bool:
     return name.split("/")[0] == _OWN
-
-
-def _units(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
-    """For each position of an axis: whether a tie covers it, and its unit."""
-    within = np.arange(size) - tie.offset
-    inside = (within >= 0) & (within < tie.outer * group.size * tie.inner)
-    return inside, np.where(inside, within // tie.inner % group.size, 0)
-
-
-def _depth(spec: AxisSpec, group: Group) -> int:
-    return 0 if group.parent is None else 1 + _depth(spec, spec[group.parent])

@@ -240,10 +240,15 @@ def covers(tie: Tie, other: Tie) -> bool:
     return set(tie.at) <= set(other.at)
 
 
+def depth_of(spec: AxisSpec, group: Group) -> int:
+    """In how many groups a group is nested."""
+    return 0 if group.parent is None else 1 + depth_of(spec, spec[group.parent])
+
+
 def ties_by_leaf(spec: AxisSpec) -> dict[str, list[tuple[Group, Tie]]]:
     """Collect, for each leaf, the groups that lie in it; nested groups before their parents."""
     result: dict[str, list[tuple[Group, Tie]]] = {}
-    for group in sorted(spec.groups, key=lambda group: -_depth(spec, group)):
+    for group in sorted(spec.groups, key=lambda group: -depth_of(spec, group)):
         for tie in group.ties:
             result.setdefault(tie.leaf, []).append((group, tie))
     return result
@@ -350,10 +355,6 @@ def _inside(inner: Group, tie: Tie, outer: Group, other: Tie) -> bool:
     start, stop = tie.offset, _stop(inner, tie)
     around = start <= other.offset and _stop(outer, other) <= stop
     return around or ((start - other.offset) % period == 0 and (stop - start) % period == 0)
-
-
-def _depth(spec: AxisSpec, group: Group) -> int:
-    return 0 if group.parent is None else 1 + _depth(spec, spec[group.parent])
 
 
 def _first(ties: tuple[Tie, ...]) -> str:

@@ -69,13 +69,13 @@ def gather_units(spec: AxisSpec, params: PyTree, permutations: Permutations) -> 
         xp = jnp if is_traced(permutations[group.name]) else np
         permutation = xp.asarray(permutations[group.name])
         position = np.arange(leaf.shape[tie.axis])
-        inside, unit = _units(leaf.shape[tie.axis], group, tie)
+        inside, unit = units_of_axis(leaf.shape[tie.axis], group, tie)
         if group.parent is None:
             shift = permutation[unit] - unit
             index = xp.where(inside, position + shift * tie.inner, position)
             return jnp.take(leaf, index, axis=tie.axis)
         parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
-        owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
+        owned, owner = units_of_axis(leaf.shape[parent_tie.axis], parent, parent_tie)
         if parent_tie.axis == tie.axis:
             shift = permutation[owner, unit] - unit
             index = xp.where(inside & owned, position + shift * tie.inner, position)
@@ -150,12 +150,12 @@ def scale_units(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
             return leaf
         scale, axes = jnp.asarray(scales[group.name]), [tie.axis]
         # Positions of the axis that belong to no unit of the group keep their scale.
-        inside, unit = _units(leaf.shape[tie.axis], group, tie)
+        inside, unit = units_of_axis(leaf.shape[tie.axis], group, tie)
         if group.parent is None:
             factor = jnp.where(inside, scale[unit], 1.0)
         else:
             parent, parent_tie = spec[group.parent], spec.parent_tie(group, tie)
-            owned, owner = _units(leaf.shape[parent_tie.axis], parent, parent_tie)
+            owned, owner = units_of_axis(leaf.shape[parent_tie.axis], parent, parent_tie)
             if parent_tie.axis == tie.axis:
                 factor = jnp.where(inside & owned, scale[owner, unit], 1.0)
             else:
@@ -247,7 +247,7 @@ def _map_shape(spec: AxisSpec, group: Group) -> tuple[int, ...]:
     return own if group.parent is None else (spec[group.parent].size, *own)
 
 
-def _units(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
+def units_of_axis(size: int, group: Group, tie: Tie) -> tuple[np.ndarray, np.ndarray]:
     """For each position of an axis: whether it is in the tie's block, and its unit (0 outside)."""
     within = np.arange(size) - tie.offset
     inside = (within >= 0) & (within < tie.outer * group.size * tie.inner)
