@@ -1,5 +1,6 @@
 """The bound within which an explicit regularization step shrinks towards its target."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
@@ -59,6 +60,10 @@ def stability(
     return 0.5 * lift(rate, std.ndim) * bound
 
 
+# Compiled whole: each operation on its own is a program, and the check takes a second at first.
+_stability = jax.jit(stability, static_argnames=("scale", "direction"))
+
+
 @door
 def check_stability(
     scope: WeightScope,
@@ -82,7 +87,7 @@ def check_stability(
     ValueError: weight scope regularization is unstable in layer bias: ...
     """
     used = np.asarray(
-        stability(
+        _stability(
             scope,
             target,
             learning_rate=learning_rate,

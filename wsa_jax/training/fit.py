@@ -150,8 +150,7 @@ def fit(
     start, advance = _jitted_fit(task, settings, key.ndim > 0, map_models)
     state = start(key, params, model_state, target, count)
     if target is not None:
-        select = functools.partial(weight_scope, select=settings.select)
-        scope = (jax.vmap(select) if key.ndim else select)(state.params)
+        scope = _scopes(state.params, select=settings.select, many=key.ndim > 0)
         if strengths.any():
             check_target(target, settings.select)
             check_target(scope, settings.select, "the initial model")
@@ -300,6 +299,13 @@ def _advance(
         )
 
     return jax.lax.fori_loop(start, stop, step, state)
+
+
+@functools.partial(jax.jit, static_argnames=("select", "many"))
+def _scopes(params: PyTree, *, select: Rule, many: bool) -> WeightScope:
+    """Of one model, or of each; compiled whole, since each operation alone is a program as well."""
+    of_one = functools.partial(weight_scope, select=select)
+    return (jax.vmap(of_one) if many else of_one)(params)
 
 
 def _optimizer(
