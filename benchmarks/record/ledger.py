@@ -195,12 +195,19 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
-    """The commit the code is of, with a mark where the working tree differs from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.stdout.strip():
-        return found.stdout.strip()
+# What runs write: it tells nothing about the code that they ran.
+_WRITTEN = (":!benchmarks/results", ":!benchmarks/RESULTS.md", ":!docs/results")
+
+
+def _commit(root: Path = ROOT) -> str:
+    """The commit the code is of, with a mark where the working tree's code differs from it."""
+    git = ["git", "-C", str(root)]
+    found = subprocess.run(
+        [*git, "describe", "--always"], capture_output=True, text=True, check=False
+    )
+    if name := found.stdout.strip():
+        changes = [*git, "diff", "--quiet", "HEAD", "--", ".", *_WRITTEN]
+        return name + ("-dirty" if subprocess.run(changes, check=False).returncode else "")
     try:
         return importlib.metadata.version("wsa-jax")
     except importlib.metadata.PackageNotFoundError:

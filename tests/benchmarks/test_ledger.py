@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import subprocess
 
 import pytest
 
@@ -109,6 +110,24 @@ def test_machines_of_one_name_are_told_apart(text, expected, tmp_path):
     info.write_text(text)
     assert ledger._cpu(info) == expected
     assert ledger._cpu(tmp_path / "absent").keys() == {"cpu"}
+
+
+def test_written_rows_do_not_mark_the_code_as_changed(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+
+    rows, code = tmp_path / "benchmarks" / "results" / "rows.jsonl", tmp_path / "code.py"
+    rows.parent.mkdir(parents=True)
+    for path in (rows, code):
+        path.write_text("")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-m", "begin")
+    clean = ledger._commit(tmp_path)
+    rows.write_text("{}")
+    assert ledger._commit(tmp_path) == clean and not clean.endswith("-dirty")
+    code.write_text("pass")
+    assert ledger._commit(tmp_path) == f"{clean}-dirty"
 
 
 def test_rows_of_different_data_are_not_paired():
