@@ -4,10 +4,12 @@
 
 Two files of float32 (2 GB each by default: an embedding and blocks of a language model) are
 averaged into a third, as `wsa-jax merge` does, with the digests of both in its metadata. The other
-side reads a megabyte of each file and writes one, to the end. Both sides are processes of their own
-that take turns; both bring what is written to the disk on the way (fsync, in a thread) and end when
-all of it is there; imports are not counted. The inputs are in the system's cache, if it is large
-enough. The bound of memory is the largest leaf of both models and 300 MB, for all of the process.
+side reads 256 KB of each file and writes as many, to the end: blocks of `cp`, since those of 1 MB
+took up to ten times the processor's time, by chance (Linux 6.18, ext4). Both sides are processes of
+their own that take turns; both bring what is written to the disk on the way (fsync, in a thread)
+and end when all of it is there; imports are not counted. The inputs are in the system's cache, if
+it is large enough. The bound of memory is the largest leaf of both models and 300 MB, for all of
+the process.
 """
 
 import dataclasses
@@ -52,7 +54,7 @@ print(json.dumps(found | {"peak": peak * 1024, "before": before * 1024}))
 COPY = """
 import json, os, sys, threading, time
 first, second, output = sys.argv[1:]
-blocks = [bytearray(1 << 20) for _ in range(2)]
+blocks = [bytearray(1 << 18) for _ in range(2)]
 begin, processor = time.perf_counter(), time.process_time()
 with open(first, "rb", buffering=0) as a, open(second, "rb", buffering=0) as b:
     with open(output, "wb", buffering=0) as file:
