@@ -79,6 +79,7 @@ def test_average_and_weights(files, models, capsys):
 
 def test_large_leaves_come_in_pieces(files, models, monkeypatch):
     monkeypatch.setattr(merge_leaves, "_PIECE", 5)
+    monkeypatch.setattr(merge_leaves, "_READ", 7)
     expected = {n: np.mean([m[n] for m in models], axis=0) for n in SHAPES}
     close(merged(*files), expected)
     base = ("--method", "task-arithmetic", "--base", files[2], "--weights", "1", "-0.5")
@@ -91,6 +92,7 @@ def test_large_leaves_come_in_pieces(files, models, monkeypatch):
 
 def test_pieces_of_one_buffer_make_whole_leaves(files, models, monkeypatch):
     monkeypatch.setattr(merge_leaves, "_PIECE", 5)
+    monkeypatch.setattr(merge_leaves, "_READ", 7)
     expected = {n: np.mean([m[n] for m in models], axis=0) for n in SHAPES}
     close(merged(*files, output="out.msgpack"), expected)
     ties_of = ("--method", "ties", "--base", files[2], "--keep", "0.5")
@@ -114,6 +116,7 @@ def backwards(path, leaves):
 
 def test_digests_are_those_of_the_files_whatever_is_read(files, models, monkeypatch):
     monkeypatch.setattr(merge_leaves, "_PIECE", 4)
+    monkeypatch.setattr(merge_leaves, "_READ", 8)
     monkeypatch.setattr(sources, "_BLOCK", 7)
     monkeypatch.setattr(sources, "_WAITING", 2)
     # In another order, with a leaf of a file that is not read at all, and twice over.
@@ -348,6 +351,11 @@ def test_what_cannot_be_merged_leaves_nothing(files, models, capsys):
     for more in ([], ["--method", "slerp"]):
         error = refused(capsys, files[0], "nan.safetensors", *more, "-o", "out.safetensors")
         assert "leaf head.weight of file 2 holds NaN or infinite values" in error
+    # Of ten times the largest number, a tenth each: the sum rounds to infinity.
+    large = {**bad, "head.weight": np.full((3, 6), np.finfo(np.float32).max)}
+    save_model("large.safetensors", large)
+    error = refused(capsys, *["large.safetensors"] * 10, "-o", "out.safetensors")
+    assert "the mean of leaf head.weight is too large for float32; give it in float64" in error
     Path("torn.safetensors").write_bytes(Path(files[1]).read_bytes()[:-5])
     assert "cannot read torn" in refused(capsys, files[0], "torn.safetensors", "-o", "o.npz")
     error = refused(capsys, *files, "-o", "out.pt")

@@ -1,9 +1,9 @@
 """Leaves of several files into one, by every method; where it can be, piece by piece."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from wsa_jax.commands.recipe import Recipe
 from wsa_jax.commands.smallest_kept import smallest_kept
-from wsa_jax.commands.sources import Source, all_finite, check_finite, refuse_infinite
+from wsa_jax.commands.sources import Source, check_finite, refuse_infinite
+from wsa_jax.files import ModelFileError
 from wsa_jax.files.model_file import size_in_bytes
 from wsa_jax.files.names import flatten, unflatten
 from wsa_jax.leaves import is_inexact
@@ -21,6 +22,9 @@ from wsa_jax.reductions import shares
 
 # Numbers in a piece: few calls, and a piece of each model stays in the cache.
 _PIECE = 1 << 18
+
+# Numbers that averages read at a time: they are quick, so that asking the threads would tell.
+_READ = 1 << 19
 
 # The smallest number of elements that is compiled for.
 _SMALLEST = 1 << 12
@@ -56,13 +60,14 @@ class Merging:
         """
         shape = self._shapes[name]
         if not is_inexact(shape) or 0 in shape.shape:
-            yield self._given[0].leaf(name)
+            yield self._given[0].leaf(name).result()
         elif self._recipe.method in ("average", "weighted"):
             yield from _averaged(name, self._given, self._recipe.weights_of(name))
         elif self._recipe.method in ("task-arithmetic", "ties"):
             yield from self._from_base(name)
         else:
-            leaves = [source.leaf(name) for source in self._given]
+            reading = [source.leaf(name) for source in self._given]
+            leaves = [leaf.result() for leaf in reading]
             check_finite(name, leaves)
             with _precision(leaves[0]):
                 whole = _whole(self._recipe, name, leaves)
@@ -73,7 +78,7 @@ class Merging:
         """Methods that treat every weight of a leaf alike, on the models and then their base."""
         weights = self._recipe.weights_of(name)
         scale = dict(self._recipe.numbers).get("scale", 1.0)
-        for pieces in _pieces(name, self._given):
+        for pieces in _pieces(name, self._given, _PIECE):
             check_finite(name, pieces)
             # Where nothing changed, nothing is added: zeros do for fewer sizes to compile.
             *models, base = (_padded(piece) for piece in pieces)
@@ -94,16 +99,34 @@ def _averaged(name: str, given: Sequence[Source], weights: Sequence[float]) -> I
     wide = np.promote_types(dtype, np.float32)
     # In NumPy and in two buffers: pieces stay in the cache, and no memory is asked for anew.
     total, term = np.empty(_PIECE, wide), np.empty(_PIECE, wide)
-    for pieces in _pieces(name, [given[index] for index in kept]):
-        size = pieces[0].size
-        _scaled(pieces[0], share[0], total[:size])
+    for read in _pieces(name, [given[index] for index in kept], _READ):
+        for start in range(0, read[0].size, _PIECE):
+            pieces = [one[start : start + _PIECE] for one in read]
+            mean = total[: pieces[0].size]
+            if not _mean(pieces, share, mean, term):
+                _refuse_mean(name, dict(zip(kept, pieces, strict=True)))
+            yield mean.astype(dtype, copy=False)
+
+
+def _mean(
+    pieces: Sequence[np.ndarray], share: np.ndarray, total: np.ndarray, term: np.ndarray
+) -> bool:
+    """Fill the total with the sum of the pieces times their shares; whether all of it is finite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the error says more than a warning
+        _scaled(pieces[0], share[0], total)
         for factor, piece in zip(share[1:], pieces[1:], strict=True):
-            _scaled(piece, factor, term[:size])
-            total[:size] += term[:size]
-        if not all_finite(total[:size]):
-            bad = next(i for i, one in zip(kept, pieces, strict=True) if not np.isfinite(one).all())
-            refuse_infinite(name, bad)
-        yield total[:size].astype(dtype, copy=False)
+            _scaled(piece, factor, term[: piece.size])
+            total += term[: piece.size]
+    return bool(np.isfinite(total).all())
+
+
+def _refuse_mean(name: str, pieces: Mapping[int, np.ndarray]) -> NoReturn:
+    """Name the first model that is not finite; if all are, their sum rounded beyond the type."""
+    for index, piece in pieces.items():
+        if not np.isfinite(piece).all():
+            refuse_infinite(name, index)
+    kind = next(iter(pieces.values())).dtype
+    raise ModelFileError(f"the mean of leaf {name} is too large for {kind}; give it in float64")
 
 
 def _scaled(piece: np.ndarray, factor: Any, out: np.ndarray) -> None:
@@ -150,5 +173,5 @@ def _precision(*arrays: Any) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if double else nullcontext()
 
 
-def _pieces(name: str, given: Iterable[Source]) -> Iterator[tuple[np.ndarray, ...]]:
-    return zip(*(source.pieces(name, _PIECE) for source in given), strict=True)
+def _pieces(name: str, given: Iterable[Source], count: int) -> Iterator[tuple[np.ndarray, ...]]:
+    return zip(*(source.pieces(name, count) for source in given), strict=True)
