@@ -13,11 +13,15 @@ import pytest
 import tyro
 from jaxlib.version import __version_info__ as jaxlib_version
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # tests/, benchmarks/
+
+from tests import type_checks
+
 assert tyro  # loaded before doctests run: it fails where one has left a list in builtins._
+assert type_checks  # loaded before wsa_jax, which the hook wraps
 
 # What is of wsa_jax is imported where it is used: the process that deals out the tests needs none.
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks/ is beside the package, not in it
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for rounds over a mesh
