@@ -36,7 +36,7 @@ NAMES = {
 }
 GRID = ((0.03, 3e-4), (0.1, 1e-3), (0.3, 3e-3), (1.0, 1e-2))
 GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
-    "smoke": GRID[1:3],
+    "smoke": GRID[1:2],
     "cpu": GRID,
     "paper": GRID,
 }

@@ -294,7 +294,9 @@ def train_model(
     if cell.optimizer == "adam":
         result = fit_by_adam(*given, **shared)
     else:
-        result = training.fit(*given, **shared, checkpoint_every=max(1, steps // 8))
+        # A run of a second is begun again sooner than its checkpoints are written.
+        every = steps if steps <= 200 else steps // 8
+        result = training.fit(*given, **shared, checkpoint_every=every)
     trained = digest(*jax.tree.leaves((result.params, result.model_state)))
     row = ledger.find(cell_id(cell))
     if row is None or not is_finished(row):

@@ -169,7 +169,7 @@ class TestSlerp:
         def total(models):
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(slerp(*models, 0.25, per=per)))
 
-        for leaf in jax.tree.leaves(jax.grad(total)((first, second))):
+        for leaf in jax.tree.leaves(jax.jit(jax.grad(total))((first, second))):
             assert np.isfinite(leaf).all()
 
     def test_no_step_where_it_turns_into_lerp(self):
