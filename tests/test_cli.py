@@ -125,6 +125,8 @@ def test_bad_input_is_one_line_that_names_it(arguments, named, capsys):
         ("demo --epochs=3", "--epochs=3 is unknown; give one of --help, --output, "),
         ("match a b c -o d", "c is one argument too many; for example wsa-jax match"),
         ("demo --seeds few", "--seeds: invalid literal for int() with base 10: 'few'"),
+        ("merge a b -o c --keep all", "--keep 'all' cannot be read; give a number"),
+        ("merge a b -o c --weights 1 b", "--weights '1', 'b' cannot be read; --help tells"),
         ("partition --kind skewed", "invalid choice 'skewed' for argument '--kind'. Expected one"),
         ("partition --clients", "Missing value for argument '--clients'"),
     ],

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from typing import TypeVar, get_type_hints
@@ -14,6 +15,10 @@ import tyro
 Settings = TypeVar("Settings")
 _RULES = ("╭─", "───", "---")
 """How tyro's rules begin, with a terminal's lines or without."""
+_OF_NO_TYPE = re.compile(r"(\S+): no type matching (\S+) could be instantiated from \[(.*?)\]")
+"""What tyro says of a setting that may be left out: an error for each of its types follows."""
+_UNREADABLE = re.compile(r"(\S+): Could not find valid parse for arguments: \[(.*)\]")
+_KINDS = {"FLOAT": "a number", "INT": "an integer", "PATH": "a path", "STR": "text"}
 
 
 class CommandLineError(ValueError):
@@ -73,7 +78,14 @@ def _fault(settings: type, given: Sequence[str], told: str, way_out: str) -> str
     if words.startswith("Missing from "):
         absent = _absent(settings, given, words.count("(required)"))
         return f"{', '.join(absent)} {'are' if absent[1:] else 'is'} missing; {way_out}"
-    return words.removeprefix("Error parsing ").removesuffix(".")
+    words = words.removeprefix("Error parsing ").removesuffix(".")
+    if found := _OF_NO_TYPE.match(words):
+        name, types, values = found.groups()
+        kinds = [_KINDS.get(kind, kind) for kind in types.split("|") if kind != "{None}"]
+        return f"{name} {values} cannot be read; give {' or '.join(kinds)}"
+    if found := _UNREADABLE.match(words):
+        return f"{found[1]} {found[2]} cannot be read; --help tells what it takes"
+    return words
 
 
 def _unknown(words: Sequence[str], flags: Sequence[str]) -> str:
