@@ -1,7 +1,9 @@
 """What a merging grid is made of: aligns, combines and repairs, as a network admits them."""
 
+import functools
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -47,6 +49,10 @@ def averaged(
     return MergeResult(*Model.of(merged), {})
 
 
+# One program for all leaves.
+_half_way = jax.jit(functools.partial(slerp, t=0.5))
+
+
 def spherical(reset: bool) -> Combine:
     """Half-way on the great circle of each leaf; statistics averaged, or estimated anew."""
 
@@ -54,7 +60,7 @@ def spherical(reset: bool) -> Combine:
         key: Array, models: Sequence[Model], evidence: Evidence, budget: Budget
     ) -> MergeResult:
         first, second = models
-        params = slerp(first.params, second.params, 0.5)
+        params = _half_way(first.params, second.params)
         state = averaged(key, models, evidence, budget).model_state
         return MergeResult(params, repaired(evidence)(params, state) if reset else state, {})
 

@@ -325,7 +325,7 @@ def accuracy_and_loss(
 
 
 def _row(cell: ModelCell, task: Task, result: FitResult, data: Data, seconds: float) -> Row:
-    scope = weight_scope(result.params)
+    scope = jax.jit(weight_scope)(result.params)
     losses = np.asarray(result.loss)
     tail = max(1, len(losses) // cell.epochs) if cell.epochs else 1
     row: Row = {

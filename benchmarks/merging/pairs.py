@@ -175,7 +175,7 @@ def path_row(
         anchor = first.variables
         inputs = data.train[0][: config.samples]
         moved, info = aligned(cell, anchor, second.variables, align, seed, inputs)
-        scopes = [weight_scope(tree["params"]) for tree in (anchor, moved)]
+        scopes = [jax.jit(weight_scope)(tree["params"]) for tree in (anchor, moved)]
         return {
             "divergence": np.asarray(scope_divergence(scopes[1], scopes[0])).tolist(),
             "layers": list(scopes[0].names),
