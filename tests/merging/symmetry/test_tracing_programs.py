@@ -1,5 +1,7 @@
 """Random programs of a few steps: whatever a traced spec allows keeps the function."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,13 +111,22 @@ def _program(seed, kinds=12):
     return apply, params
 
 
-@pytest.mark.parametrize("kinds", [12, 21])
-@pytest.mark.parametrize("seed", range(16))
-def test_moves_of_a_random_programs_units_keep_it(seed, kinds):
+@functools.cache
+def _traced(seed, kinds=12):
     apply, params = _program(seed, kinds)
+    return apply, params, trace_spec(apply, params, jax.ShapeDtypeStruct((2, 5), jnp.float32))
+
+
+# Programs of all kinds of steps have those of the first twelve, too; half of these are long.
+@pytest.mark.parametrize(
+    ("seed", "kinds"),
+    [(seed, 21) for seed in range(16)]
+    + [pytest.param(seed, 12, marks=[pytest.mark.long] * (seed % 2)) for seed in range(16)],
+)
+def test_moves_of_a_random_programs_units_keep_it(seed, kinds):
+    apply, params, spec = _traced(seed, kinds)
     rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
-    spec = trace_spec(apply, params, x)
+    x = np.asarray(rng.normal(size=(2, 5)), np.float32)
     orders, scales = {}, {}
     for group in spec.groups:
         shape = (group.size,)
@@ -128,10 +139,6 @@ def test_moves_of_a_random_programs_units_keep_it(seed, kinds):
 
 
 def test_random_programs_have_something_to_move():
-    groups = [
-        group
-        for seed in range(16)
-        for group in trace_spec(*_program(seed), jax.ShapeDtypeStruct((2, 5), jnp.float32)).groups
-    ]
+    groups = [group for seed in range(16) for group in _traced(seed)[-1].groups]
     assert {group.admits for group in groups} == {"linear", "scaling", "permutation"}
     assert any(group.parent for group in groups) and len(groups) >= 16
