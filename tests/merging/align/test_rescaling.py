@@ -27,7 +27,6 @@ from wsa_jax.tree import lerp
 
 OBJECTIVES = ("divergence", "log_std", "distance")
 SCALE = jax.jit(scale_units, static_argnums=0)
-SCOPE, DIVERGENCE = jax.jit(weight_scope), jax.jit(scope_divergence)
 
 
 def _hidden(layer, *following, size=1, extra=()):
@@ -239,8 +238,8 @@ def test_log_std_per_group_is_the_least_squares_solution(mlp):
 def test_the_divergence_reported_is_that_of_the_models(net):
     _, spec, first, other = net
     found = rescale(spec, first, other)
-    target = SCOPE(first)
-    after = DIVERGENCE(SCOPE(SCALE(spec, other, found.scales)), target)
+    target = weight_scope(first)
+    after = scope_divergence(weight_scope(SCALE(spec, other, found.scales)), target)
     np.testing.assert_allclose(found.info["divergence_after"], after, rtol=1e-6)
     assert found.info["layers"] == target.names
     assert found.info["divergence_after"].sum() < 0.9 * found.info["divergence_before"].sum()

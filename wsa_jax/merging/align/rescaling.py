@@ -4,13 +4,11 @@ A ReLU net is unchanged when what produces a unit is multiplied by c > 0 and wha
 divided by c.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door
@@ -27,7 +25,7 @@ from wsa_jax.merging.align.scale_tables import (
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
-from wsa_jax.scope.scope import WeightScope, scope_divergence, weight_scope
+from wsa_jax.scope.scope import scope_divergence, weight_scope
 from wsa_jax.types import Json
 
 __all__ = ["Rescaling", "normalize_scales", "rescale"]
@@ -48,15 +46,6 @@ class Rescaling(NamedTuple):
 
     scales: dict[str, Float[np.ndarray, " units"]]
     info: Json
-
-
-@functools.partial(jax.jit, static_argnames="select")
-def _divergence(
-    first: PyTree, second: PyTree, *, select: Rule
-) -> tuple[WeightScope, Float[Array, " layers"]]:
-    """The first model's scope, and the second's divergence from it, compiled whole."""
-    target = weight_scope(first, select=select)
-    return target, scope_divergence(weight_scope(second, select=select), target)
 
 
 @door
@@ -158,13 +147,14 @@ def rescale(
 
     # Reported in WSA's own terms, whatever was minimised.
     scales = scales_of(variables, x)
-    target, before = _divergence(first, second, select=select)
-    _, after = _divergence(first, scale_units(spec, second, scales), select=select)
+    target = weight_scope(first, select=select)
+    before = weight_scope(second, select=select)
+    after = weight_scope(scale_units(spec, second, scales), select=select)
     info |= {
         "frozen": frozen(variables, free),
         "layers": target.names,
-        "divergence_before": np.asarray(before),
-        "divergence_after": np.asarray(after),
+        "divergence_before": np.asarray(scope_divergence(before, target)),
+        "divergence_after": np.asarray(scope_divergence(after, target)),
     }
     return Rescaling(scales, info)
 
