@@ -16,13 +16,16 @@ from benchmarks.speed import (
     scale_model,
 )
 from benchmarks.speed.alternating import PeerError, paired, ratios, take_turns
+from wsa_jax.models import MLP
 
 
 def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsys):
+def test_client_step_reports_ratios_and_records_nothing_in_smoke(tmp_path, capsys, monkeypatch):
+    # A dense network: the convolutions of two programs take long to compile.
+    monkeypatch.setattr(client_step, "CNN", lambda **_: MLP(features=(8, 10)))
     client_step.SCRIPT(["--preset", "smoke", "--results", str(tmp_path / "rows.jsonl")])
     figures = last_line(capsys)
     assert figures["ratios"]["wsa_over_plain"] > 0

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import operator
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from benchmarks.federated.grid import Args, cells_of
 from benchmarks.federated.run_cells import RunOptions, run_cell, run_cells
 from benchmarks.record.ledger import Ledger, cell_id
 from benchmarks.record.workers import held_alone, run_in_workers, usable_cores
+from tests.benchmarks.in_workers import describe_and_fail_once
 
 HOLD = """
 import os, sys
@@ -76,7 +76,7 @@ class Interrupting(Ledger):
 
 
 def test_another_worker_ends_an_interrupted_cell_as_if_nothing_had_happened(tmp_path):
-    cells = cells_of(Args(preset="smoke", strength=(0.0, 1.0)))
+    cells = cells_of(Args(preset="smoke", seed=(0, 1)))
     whole = RunOptions(runs=tmp_path / "whole", progress=False)
     expected = run_cell(cells[0], whole, Ledger(tmp_path / "whole.jsonl"))
     options = RunOptions(runs=tmp_path / "runs", workers=2, progress=False, note="a test")
@@ -93,29 +93,18 @@ def test_another_worker_ends_an_interrupted_cell_as_if_nothing_had_happened(tmp_
     np.testing.assert_allclose(rows[0]["curve"], expected["curve"], rtol=1e-6)
 
 
-def test_workers_take_one_core_each_and_share_a_folder_of_compiled_code(tmp_path):
+def test_workers_take_one_core_each_share_compiled_code_and_outlive_one_that_fails(tmp_path, capfd):
     seen = tmp_path / "seen"
     seen.mkdir()
-    run_in_workers(2, functools.partial(describe_worker, seen), tmp_path / "compiled")
-    found = [json.loads(path.read_text()) for path in seen.iterdir()]
+    with pytest.raises(SystemExit, match=r"1 of 2 workers failed \(exit 1, see above\)"):
+        run_in_workers(2, functools.partial(describe_and_fail_once, seen), tmp_path / "compiled")
+    assert "ZeroDivisionError: the first one" in capfd.readouterr().err
+    found = [json.loads(path.read_text()) for path in seen.glob("*.json")]
     assert len(found) == 2
     cores = usable_cores()
     # Two workers share the only core of a small machine.
     assert {tuple(worker["cores"]) for worker in found} == {(core,) for core in cores[:2]}
     assert {worker["cache"] for worker in found} == {str(tmp_path / "compiled")}
-
-
-def describe_worker(folder):
-    import jax
-
-    text = json.dumps({"cores": usable_cores(), "cache": jax.config.jax_compilation_cache_dir})
-    (folder / str(os.getpid())).write_text(text)
-
-
-def test_a_worker_that_fails_is_reported(tmp_path, capfd):
-    with pytest.raises(SystemExit, match=r"1 of 1 workers failed \(exit 1, see above\)"):
-        run_in_workers(1, functools.partial(operator.floordiv, 1, 0), tmp_path)
-    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_workers_are_not_for_runs_over_several_processes():

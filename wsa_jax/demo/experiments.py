@@ -40,6 +40,8 @@ from wsa_jax.types import Json
 
 _LEARNING_RATE = 0.1
 _NP_RATE, _FINE_TUNING_RATE = 0.1, 1e-3
+# One program for all layers, where each operation on each shape would be one.
+_scope = jax.jit(weight_scope)
 # Small, so that coefficients and the choice among steps rest on what few labels tell.
 _HELD_OUT = 100
 
@@ -150,7 +152,7 @@ def _pairs(
         first, second = models[2 * seed : 2 * seed + 2]
         matching = weight_matching(jax.random.key(seed), spec, first, second)
         matched = align(spec, second, matching)
-        between = scope_divergence(weight_scope(first), weight_scope(second))
+        between = scope_divergence(_scope(first), _scope(second))
         rows.append(
             {
                 "accuracy": [_accuracy(material, model) for model in (first, second)],
