@@ -16,7 +16,7 @@ AXIS = "clients"
 
 
 @door
-def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def clients_mesh(devices: Sequence[object] | None = None) -> Mesh:
     """Return a mesh with one axis, ``clients``, over the given devices, or all of them.
 
     With several processes these are the devices of every process, in the same order everywhere.
