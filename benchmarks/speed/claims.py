@@ -15,6 +15,7 @@ _ROUND = ("one-federated-round-against-other-simulators", "a round of 10 clients
 _MATCHING = ("weight-matching-against-its-solver", "VGG16")
 _MERGE = ("a-step-of-np-merge-and-a-path", "VGG11 x0.25, batch 50")
 _PATH = (_MERGE[0], "the CNN, 25 points")
+_FILES = "merging-files"
 _ASSIGNMENT = ("solvers-of-the-assignment-problem", "512 to 4,096 units")
 
 
@@ -67,6 +68,7 @@ def speed_claims() -> list[Claim]:
     """The timings' lines of the table of results."""
     steps, rounds, merges = (rows_of(n) for n in ("client_step", "federated_round", "np_merge"))
     (*_, matching), (*_, path) = rows_of("matching"), rows_of("path")
+    *_, merged = rows_of("files")
     *_, assigned = rows_of("assignment")
     copies = merges[-1]["memory_copies"]["beyond_fine_tuning"]
     peers = {
@@ -97,4 +99,17 @@ def speed_claims() -> list[Claim]:
         timed("a step of NP Merge over fine-tuning's", _MERGE, tuned, 1.15, within),
         timed("its memory beyond that, in models", _MERGE, [copies], 3, within),
         timed("a barrier over its evaluations", _PATH, plain, 1.1, within),
+        *(
+            timed(
+                "merging two files over reading and writing them",
+                (_FILES, f"2 x 2.1 GB, float32, {inputs}"),
+                ratios([merged], key),
+                1.2,
+                within,
+            )
+            for key, inputs in (
+                ("read_and_write_from_disk", "from disk"),
+                ("read_and_write", "inputs in the cache"),
+            )
+        ),
     ]

@@ -155,6 +155,9 @@ def test_files_merge_within_their_memory_and_record_nothing_in_smoke(tmp_path, c
     # Beyond what the imports take: no copy of a model, whose size is nothing here.
     assert figures["peak_memory"] - figures["memory_before"] < 150_000_000
     assert not (tmp_path / "rows.jsonl").exists()
+    (tmp_path / "kept").write_text("all of it")
+    files.forget([tmp_path / "kept"])
+    assert (tmp_path / "kept").read_text() == "all of it"
 
 
 def test_assignment_compares_solvers_that_agree(tmp_path, capsys):
