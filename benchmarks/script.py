@@ -137,7 +137,7 @@ class Report(Reported):
 
     found: Callable[[Any], Findings]
     """What is on record, by the arguments."""
-    output: Callable[[Any], Path]
+    output: Callable[[Any], Path] = lambda args: args.output
     """The folder of the figures."""
     count: Callable[[Preset], State | None] | None = None
     """How much of a preset is on record."""

@@ -251,5 +251,4 @@ SCRIPT = Report(
     description=__doc__,
     arguments=Args,
     found=found,
-    output=lambda args: args.output,
 )

@@ -101,5 +101,4 @@ SCRIPT = Report(
     description=__doc__,
     arguments=Args,
     found=found,
-    output=lambda args: args.output,
 )

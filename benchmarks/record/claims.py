@@ -7,9 +7,7 @@ words long, and never "not confirmed" where the interval still holds what the pa
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
-from benchmarks.record.statistics import mean_and_error
+from benchmarks.record.statistics import mean_and_error, t_reach
 
 UNDECIDED = "undecided"
 
@@ -38,11 +36,10 @@ def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, fl
     >>> round(low, 2), round(high, 2)
     (-0.48, 4.48)
     """
-    mean, error = mean_and_error(values) if values else (0.0, None)
-    if error is None:
+    reach = t_reach(values, level=level) if values else None
+    if reach is None:
         return None
-    # Not by scipy.stats, which takes each worker half a second to load.
-    reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
+    mean, _ = mean_and_error(values)
     return mean - reach, mean + reach
 
 

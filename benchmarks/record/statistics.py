@@ -35,6 +35,19 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), None if error is None else float(error)
 
 
+def t_reach(values: Sequence[float], *, level: float = 0.95) -> float | None:
+    """Half of the t interval of the mean, None for a single value.
+
+    >>> round(t_reach([1.0, 2.0, 3.0]), 2), t_reach([2.0])
+    (2.48, None)
+    """
+    _, error = mean_and_error(values)
+    if error is None:
+        return None
+    # Not by scipy.stats, which takes each worker half a second to load.
+    return float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
+
+
 def verdict(gains: Sequence[float], *, level: float = 0.95) -> str:
     """What paired differences say: "gain" or "loss" if the t interval leaves 0 out, or "undecided".
 
@@ -43,11 +56,9 @@ def verdict(gains: Sequence[float], *, level: float = 0.95) -> str:
     >>> verdict([2.0])
     'undecided'
     """
-    mean, error = mean_and_error(gains)
-    if error is None:
+    mean, reach = np.mean(gains), t_reach(gains, level=level)
+    if reach is None:
         return "undecided"
-    # Not by scipy.stats, which takes each worker half a second to load.
-    reach = float(stdtrit(len(gains) - 1, (1 + level) / 2)) * error
     return "gain" if mean > reach else "loss" if mean < -reach else "undecided"
 
 

@@ -119,5 +119,4 @@ SCRIPT = Report(
     description=__doc__,
     arguments=Args,
     found=lambda args: found(),
-    output=lambda args: args.output,
 )

@@ -5,9 +5,9 @@
 Two files of float32 (2 GB each by default: an embedding and blocks of a language model) are
 averaged into a third, as `wsa-jax merge` does, with the digests of both in its metadata. The other
 side reads 512 KB of each file and writes as many, to the end: with smaller and larger blocks it was
-slower from the disk (Linux 6.18, ext4). Both sides are processes of
-their own that take turns; both bring what is written to the disk on the way (fsync, in a thread)
-and end when all of it is there; imports are not counted.
+slower from the disk (Linux 6.18, ext4). Both sides are processes of their own that take turns; both
+bring what is written to the disk on the way (fsync, in a thread) and end when all of it is there;
+imports are not counted.
 
 Each side has turns of two kinds: the inputs are in the system's cache, if it is large enough, or
 come from the disk, after the cache has forgotten them (Linux). The bound of memory is the largest
