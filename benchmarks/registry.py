@@ -91,5 +91,12 @@ def full_name(given: str, names: Iterable[str]) -> str:
 
 
 def script(name: str, modules: Mapping[str, str] = EXPERIMENTS) -> Script:
-    """The script of a full name."""
+    """The script of a full name; refused in one line where a library that it imports is missing."""
+    from wsa_jax.extras import MissingExtraError, require
+
+    try:
+        for needed in ("tyro",) if modules is TIMINGS else ("tyro", "matplotlib"):
+            require(needed, f"python -m benchmarks {name}")
+    except MissingExtraError as error:
+        raise RefusedError(str(error)) from None
     return importlib.import_module(f"benchmarks.{modules[name]}").SCRIPT

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.__main__ import main as benchmarks_main
 from wsa_jax import cli
 from wsa_jax.data import load_dataset
 from wsa_jax.extras import _OPTIONAL, MissingExtraError
@@ -60,6 +61,16 @@ def test_the_command_says_what_it_lacks(module, said, monkeypatch, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"wsa-jax: error: {said}")
+
+
+@pytest.mark.parametrize("module", ["tyro", "matplotlib"])
+def test_an_experiment_says_what_it_lacks(module, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stopped:
+        benchmarks_main(["table2"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m benchmarks table2_cross_silo needs {module}, which is not")
 
 
 def test_every_optional_module_is_in_the_extra_that_is_named():

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def run_in_workers(count: int, work: Callable[[], object], cache: Path) -> None:
     """Call `work` in so many processes, each on a core of its own while there are enough.
 
     They share the folder of compiled code. One that fails does not stop the others; when all have
-    ended, this exits and says how many failed.
+    ended, this exits and says how many failed. If this process is killed, they end with it.
     """
     # A fresh interpreter, since JAX's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -56,11 +57,20 @@ def _pinned(work: Callable[[], object], core: int, cache: Path) -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work()
     except KeyboardInterrupt:
         # Ctrl-C reaches every process; the first one says so.
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, which may be killed without a last word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 import json
 import os
+import time
 
-from benchmarks.record.workers import usable_cores
+from benchmarks.record.workers import held_alone, usable_cores
 
 
 def describe_and_fail_once(folder):
@@ -17,3 +18,10 @@ def describe_and_fail_once(folder):
     except FileExistsError:
         return
     raise ZeroDivisionError("the first one")
+
+
+def hold_and_wait(folder):
+    """Hold the lock of a cell in the folder for longer than any test."""
+    with held_alone("cell", folder):
+        (folder / "holds").touch()
+        time.sleep(600)

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,30 @@ with held_alone("cell", Path(sys.argv[1])) as holder:
     print(os.getpid(), holder, flush=True)
     sys.stdin.read()
 """
+
+START = """
+import functools, sys
+from pathlib import Path
+from benchmarks.record.workers import run_in_workers
+from tests.benchmarks.in_workers import hold_and_wait
+folder = Path(sys.argv[1])
+run_in_workers(1, functools.partial(hold_and_wait, folder), folder / "compiled")
+"""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def waited_for(condition):
+    """What the condition gives once it is true, within a minute."""
+    end = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def is_free(folder):
+    with held_alone("cell", folder) as holder:
+        return holder is None
 
 
 def start_holder(folder):
@@ -105,6 +131,18 @@ def test_workers_take_one_core_each_share_compiled_code_and_outlive_one_that_fai
     # Two workers share the only core of a small machine.
     assert {tuple(worker["cores"]) for worker in found} == {(core,) for core in cores[:2]}
     assert {worker["cache"] for worker in found} == {str(tmp_path / "compiled")}
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        waited_for((tmp_path / "holds").exists)
+        assert not is_free(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    waited_for(lambda: is_free(tmp_path))
 
 
 def test_workers_are_not_for_runs_over_several_processes():
