@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import wsa_jax
 from wsa_jax.cli import main
 from wsa_jax.demo import DemoSettings, demo_steps, run_demo
 
@@ -137,6 +138,13 @@ def test_arguments_that_cannot_be_read_are_one_line(arguments, said, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"wsa-jax: error: {said}")
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"wsa-jax {wsa_jax.__version__}\n"
 
 
 class TestOutput:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from wsa_jax import __version__
 from wsa_jax.demo import DemoSettings
 from wsa_jax.extras import MissingExtraError, require
 from wsa_jax.runs.files import directory_path, make_folder, one_line
@@ -162,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from wsa_jax.commands.arguments import parse
 
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["--version"]:
+        print(f"wsa-jax {__version__}")
+        sys.exit(0)
     if not given or given[0] not in COMMANDS:
         _list_commands(given)
     name, *rest = given
