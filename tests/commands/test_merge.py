@@ -366,6 +366,19 @@ def test_what_cannot_be_merged_leaves_nothing(files, models, capsys):
     close(found, models[0])
 
 
+@pytest.mark.parametrize("method", ["task-arithmetic", "dare"])
+def test_what_a_half_type_cannot_hold_is_refused(files, models, capsys, method):
+    for name, value in (("base", 1_000), ("x", 50_000), ("y", 60_000)):
+        half = {leaf: np.full(shape, value, np.float16) for leaf, shape in SHAPES.items()}
+        save_model(f"{name}.npz", half)
+    options = ["--weights", "1", "1", *(["--drop", "0"] if method == "dare" else [])]
+    error = refused(
+        capsys, "x.npz", "y.npz", "--base", "base.npz", "--method", method, *options, "-o", "o.npz"
+    )
+    assert f"{method} of leaf " in error
+    assert "is too large for float16; give files of a wider type, or smaller weights" in error
+
+
 def test_ties_refuses_before_it_writes(files, models, capsys):
     turned = {**models[0], "count": np.array(1), "head.weight": models[0]["head.weight"] * 1j}
     turned["head.weight"] = turned["head.weight"].astype(np.complex64)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from wsa_jax.commands.recipe import Recipe
 from wsa_jax.commands.smallest_kept import smallest_kept
-from wsa_jax.commands.sources import Source, check_finite, refuse_infinite
+from wsa_jax.commands.sources import Source, all_finite, check_finite, refuse_infinite
 from wsa_jax.files import ModelFileError
 from wsa_jax.files.model_file import size_in_bytes
 from wsa_jax.files.names import flatten, unflatten
@@ -71,6 +71,7 @@ class Merging:
             check_finite(name, leaves)
             with _precision(leaves[0]):
                 whole = _whole(self._recipe, name, leaves)
+            self._check_range(name, whole)
             yield whole
         self._advance(len(self._given) * size_in_bytes(shape))
 
@@ -87,8 +88,17 @@ class Merging:
                     found = merge_trimmed(models, base, self._limits, scale)
                 else:
                     found = task_arithmetic(models, base, scale=weights)
-                merged = np.asarray(found)
-            yield merged[: pieces[0].size]
+                merged = np.asarray(found)[: pieces[0].size]
+            self._check_range(name, merged)
+            yield merged
+
+    def _check_range(self, name: str, merged: np.ndarray) -> None:
+        """Refuse what finite models merge to beyond the range of their type."""
+        if not all_finite(merged):
+            raise ModelFileError(
+                f"{self._recipe.method} of leaf {name} is too large for {merged.dtype}; give files "
+                "of a wider type, or smaller weights"
+            )
 
 
 def _averaged(name: str, given: Sequence[Source], weights: Sequence[float]) -> Iterator[np.ndarray]:
