@@ -133,6 +133,22 @@ def test_match_finds_a_planted_order(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(second[leaf], value)
 
 
+def test_match_keeps_double_precision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, module, image, _ = mlp()
+    first = jax.tree.map(lambda leaf: RNG.standard_normal(leaf.shape), variables(module, image))
+    save_model("a.npz", first)
+    spec = architecture("mlp", open_model("a.npz")).spec(open_model("a.npz"))
+    orders = {group.name: RNG.permutation(group.size) for group in spec.groups}
+    with jax.enable_x64(True):
+        save_model("b.npz", jax.tree.map(np.asarray, permute_units(spec, first, orders)))
+    main(["match", "a.npz", "b.npz", "-o", "c.npz", *FEW])
+    second = open_model("c.npz")
+    for leaf, value in open_model("a.npz").items():
+        assert second[leaf].dtype == np.float64
+        np.testing.assert_array_equal(second[leaf], value)
+
+
 def test_architectures_are_read_off_either_s_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for network in (resnet, vgg):

@@ -1,6 +1,7 @@
 """Assign units to units: SciPy's solver for one matrix or a stack, and the type of a matching."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,18 +35,37 @@ class Matching(NamedTuple):
 
 def permuted(spec: AxisSpec, params: PyTree, permutations: Permutations) -> PyTree:
     """`permute_units` under jit; leaves that do not move, arrays or not, are kept."""
-    return _replace(params, _permute(spec, moving_leaves(spec, params), permutations))
+    return _moved(_permute, spec, params, permutations)
 
 
 def rescaled(spec: AxisSpec, params: PyTree, scales: Scales) -> PyTree:
     """`scale_units` under jit, likewise."""
-    return _replace(params, _scale(spec, moving_leaves(spec, params), scales))
+    return _moved(_scale, spec, params, scales)
 
 
-def _replace(params: PyTree, moved: dict[str, Array]) -> PyTree:
+def _moved(
+    move: Callable[..., dict[str, Array]], spec: AxisSpec, params: PyTree, by_group: Any
+) -> PyTree:
+    leaves = moving_leaves(spec, params)
+    moved: dict[str, Any] = {}
+    wide = [name for name, leaf in leaves.items() if _is_wide(leaf)]
+    if wide and not any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(by_group)):
+        # NumPy's leaves of double precision keep it, whatever JAX's own setting is.
+        with jax.enable_x64(True):
+            moved = move(spec, leaves, by_group)
+        moved |= {name: np.asarray(moved[name]) for name in wide}
+    else:
+        moved = move(spec, leaves, by_group)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: moved.get(key_path(path), leaf), params
     )
+
+
+def _is_wide(leaf: Any) -> bool:
+    """Whether it is NumPy's and JAX would make it narrower: 64 bits, or complex numbers of 128."""
+    if not isinstance(leaf, np.ndarray):
+        return False
+    return leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype)
 
 
 def moving_leaves(spec: AxisSpec, params: PyTree) -> dict[str, Array | np.ndarray]:
