@@ -130,10 +130,10 @@ def final(args: CommonArgs, ledger: Ledger) -> Comparison | None:
     )
 
 
-def trial_table(args: CommonArgs, rows_of: RowsOf) -> str:
+def trial_table(cells: Sequence[Cell], rows_of: RowsOf) -> str:
     """Validation accuracy of every trial."""
     lines = []
-    for cell in (cell for side in trials(args) for cell in side):
+    for cell in cells:
         row: Row | None = next(iter(rows_of(cell)), None)
         accuracy = "" if row is None else f"{100 * row['accuracy']:.2f}"
         if row is not None and row["status"] == "diverged":
@@ -235,7 +235,7 @@ def found(args: CommonArgs, ledger: Ledger) -> Findings:
     seeds = args.seed or GRIDS[args.preset].seeds
     comparison = final(args, ledger)
     trial_rows, test_rows = recorded(ledger, (0,)), recorded(ledger, seeds)
-    told = [trial_table(args, trial_rows)]
+    told = [trial_table([cell for side in trials(args) for cell in side], trial_rows)]
     result: Summary = {"setting": None, "seeds": list(seeds), "verdict": "open"}
     if comparison is not None:
         told.append(comparison_table([comparison], test_rows))

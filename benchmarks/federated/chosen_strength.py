@@ -14,6 +14,11 @@ def trials(args: CommonArgs) -> list[Cell]:
     return [args.cell(strength=strength, evaluate_on="validation") for strength in strengths]
 
 
+def control(args: CommonArgs) -> Cell:
+    """Plain FedAvg on the same split, which is not chosen from: what the strengths are held to."""
+    return args.cell(evaluate_on="validation")
+
+
 def chosen_strength(args: CommonArgs, ledger: Ledger) -> float | None:
     """The strength of the highest validation accuracy, None while trials are missing."""
     best = winner(trials(args), recorded(ledger, (0,)))

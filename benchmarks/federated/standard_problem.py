@@ -17,8 +17,9 @@ from itertools import chain
 from typing import Any
 
 from benchmarks.federated import heterogeneous_clients, table2_cross_silo, table3_cross_device
+from benchmarks.federated.best_against_best import trial_table
 from benchmarks.federated.cell import PRESETS, Cell
-from benchmarks.federated.chosen_strength import chosen_strength, trials
+from benchmarks.federated.chosen_strength import chosen_strength, control, trials
 from benchmarks.federated.comparison import Comparison, comparison_table, summary
 from benchmarks.federated.experiment import (
     Args,
@@ -127,7 +128,7 @@ def count(preset: Preset) -> State | None:
     if preset not in PRESETS:
         return None
     args = dataclasses.replace(CommonArgs(), preset=preset)
-    first = [*first_cells(args), *trials(args)]
+    first = [*first_cells(args), *trials(args), control(args)]
     strength = chosen_strength(args, Ledger(RESULTS / "federated.jsonl"))
     cells = list(dict.fromkeys([*first, *following_cells(args, strength)]))
     return cells_state(cells, more=strength is None)
@@ -135,7 +136,7 @@ def count(preset: Preset) -> State | None:
 
 def run(args: CommonArgs) -> Summary:
     options, ledger, _ = resolve(args)
-    first = [*first_cells(args), *trials(args)]
+    first = [*first_cells(args), *trials(args), control(args)]
     made = [] if args.dry_run else run_cells(first, options, ledger)
     strength = chosen_strength(args, ledger)
     rest = following_cells(args, strength)
@@ -154,7 +155,8 @@ def found(args: CommonArgs) -> Findings:
     strength = chosen_strength(args, ledger)
     told = "Validation has not chosen the strength of WSA yet: 10, the first record's, stands here."
     if strength is not None:
-        told = f"WSA has strength {strength:g}, chosen on validation for FedAvg, alpha 0.5."
+        told = f"WSA has strength {strength:g}, chosen on validation for FedAvg, alpha 0.5:"
+    tried = trial_table([control(args), *trials(args)], recorded(ledger, (0,)))
     asked = with_strength(args, FIRST[1]["strength"] if strength is None else strength)
     rows_of = recorded(ledger, seeds_of(args))
     lines = [
@@ -167,7 +169,7 @@ def found(args: CommonArgs) -> Findings:
         raise NothingRecordedError(f"{ledger.path} holds none of these cells: nothing to report")
     return Findings(
         title="The standard problem",
-        text=f"{comparison_table(lines, rows_of)}\n\n{told}",
+        text=f"{comparison_table(lines, rows_of)}\n\n{told}\n\n{tried}",
         figures={
             figure_name("standard_problem", args.preset): lambda: caption(
                 paired_figure(lines, rows_of), context(lines, rows_of)

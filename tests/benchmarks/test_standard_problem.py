@@ -90,13 +90,13 @@ def test_dry_run_lists_the_trials_and_then_the_rest(tmp_path, capsys):
         standard_problem.SCRIPT(where)
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    assert (last()["cells"], last()["strength"]) == (4, None)
+    assert (last()["cells"], last()["strength"]) == (5, None)
     for cell, accuracy in zip(
         standard_problem.trials(CommonArgs(preset="smoke")), (0.4, 0.5), strict=True
     ):
         ledger.write(planted_row(cell, accuracy))
-    # FedAvg with and without WSA, in two tables, both trials, and the first pair's strength.
-    assert (last()["cells"], last()["strength"], last()["done"]) == (7, 5.0, 2)
+    # FedAvg with and without WSA in two tables, the trials, their control, and strength 10.
+    assert (last()["cells"], last()["strength"], last()["done"]) == (8, 5.0, 2)
 
 
 def test_smoke_runs_all_its_cells(tmp_path, capsys):
@@ -105,5 +105,5 @@ def test_smoke_runs_all_its_cells(tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["cells"], last["finished"]) == (4, 4)
     rows = Ledger(tmp_path / "federated.jsonl").rows()
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert {row["status"] for row in rows} == {"done"}
