@@ -23,7 +23,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.federated.cell import Cell
-from benchmarks.federated.comparison import Comparison, RowsOf, comparison_table, paired_curves
+from benchmarks.federated.comparison import (
+    Comparison,
+    RowsOf,
+    comparison_table,
+    late_gains,
+    paired_curves,
+)
 from benchmarks.federated.experiment import (
     CommonArgs,
     cells_state,
@@ -269,8 +275,7 @@ def claims() -> list[Claim]:
         result = decision(comparison, rows_of, seeds)
         if result["verdict"] == "open":
             continue
-        pairs = paired_curves(rows_of(comparison.treated), rows_of(comparison.baseline))
-        late = [sum(gains[-3:]) / len(gains[-3:]) for _, gains in pairs.values()]
+        late = late_gains(rows_of(comparison.treated), rows_of(comparison.baseline))
         last, rounds = verdict_of(result["gains"]), comparison.treated.rounds
         named.append(
             Claim(

@@ -65,6 +65,12 @@ def paired_gains(ours: Iterable[Row], theirs: Iterable[Row]) -> list[float]:
     return [gains[-1] for _, gains in paired_curves(ours, theirs).values()]
 
 
+def late_gains(ours: Iterable[Row], theirs: Iterable[Row]) -> list[float]:
+    """Mean gain of each shared seed over the last three rounds that both evaluated, in points."""
+    curves = paired_curves(ours, theirs).values()
+    return [sum(gains[-3:]) / len(gains[-3:]) for _, gains in curves]
+
+
 def accuracies(rows: Iterable[Row]) -> list[float]:
     """Last recorded accuracies, in percent."""
     return [100 * row["accuracy"] for row in rows if row["accuracy"] is not None]

@@ -15,7 +15,14 @@ from pathlib import Path
 
 from benchmarks.federated import heterogeneous_clients, what_makes_the_gain
 from benchmarks.federated.chosen_strength import chosen_strength
-from benchmarks.federated.comparison import Comparison, RowsOf, accuracies, paired_gains, sides
+from benchmarks.federated.comparison import (
+    Comparison,
+    RowsOf,
+    accuracies,
+    late_gains,
+    paired_gains,
+    sides,
+)
 from benchmarks.federated.experiment import Args as TableArgs
 from benchmarks.federated.experiment import (
     CommonArgs,
@@ -26,7 +33,7 @@ from benchmarks.federated.experiment import (
 )
 from benchmarks.federated.paired_claims import FULL, SEEDS, STANDARD, Size
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS, TABLE2
-from benchmarks.record.claims import Claim, verdict_of, with_interval
+from benchmarks.record.claims import Claim, verdict_at_the_end, with_interval
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import Row, markdown_table
 from benchmarks.script import Findings, Preset, Report, State
@@ -76,7 +83,8 @@ def state_of(line: Comparison, rows_of: RowsOf) -> tuple[str, str]:
     if not gains:
         return NOT_RUN, NOT_RUN
     done = min(row["rounds_done"] for row in ours)
-    verdict = verdict_of(gains, AFTER - BEFORE, rounds=(done, PAPER_ROUNDS))
+    late, rounds = late_gains(ours, theirs), (done, PAPER_ROUNDS)
+    verdict = verdict_at_the_end(gains, late, AFTER - BEFORE, rounds=rounds)
     of = "" if done == PAPER_ROUNDS else f" of {PAPER_ROUNDS:,}"
     return f"{with_interval(gains)}, {done:,}{of} rounds", verdict
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.federated.chosen_strength import chosen_strength
-from benchmarks.federated.comparison import Comparison, paired_gains, sides
+from benchmarks.federated.comparison import Comparison, late_gains, paired_gains, sides
 from benchmarks.federated.experiment import Args, CommonArgs, recorded
 from benchmarks.federated.paper_numbers import PAPER_ROUNDS
-from benchmarks.record.claims import Claim, together, verdict_of, with_interval
+from benchmarks.record.claims import ALONE, Claim, together, verdict_at_the_end, with_interval
 from benchmarks.record.ledger import RESULTS, Ledger
 from benchmarks.record.statistics import mean_and_error
 from benchmarks.script import Preset
@@ -37,11 +37,15 @@ Table = dict[tuple[str, float], dict[str, tuple[float, float]]]
 
 
 class Line(NamedTuple):
-    """A comparison and what its rows say: gains, and after how many rounds at least."""
+    """A comparison and what its rows say."""
 
     comparison: Comparison
     gains: list[float]
+    """At the last evaluation, one a seed."""
+    late: list[float]
+    """Means over the last three evaluations."""
     rounds: int
+    """Done by all."""
 
 
 def lines_of(
@@ -58,14 +62,19 @@ def lines_of(
     for comparison in comparisons(args):
         theirs, ours = sides(comparison, rows_of)
         if gains := paired_gains(ours, theirs):
-            found.append(Line(comparison, gains, min(row["rounds_done"] for row in ours)))
+            done = min(row["rounds_done"] for row in ours)
+            found.append(Line(comparison, gains, late_gains(ours, theirs), done))
     return found
 
 
 def gain_text(lines: Sequence[Line]) -> str:
-    """One line's gain with its interval; the means of several from least to greatest."""
+    """One line's gain with its interval; the means of several from least to greatest.
+
+    Where only the last evaluation has a gain, the last three stand beside it.
+    """
     if len(lines) == 1:
-        return with_interval(lines[0].gains)
+        last, late = with_interval(lines[0].gains), with_interval(lines[0].late)
+        return f"{last}; last three evaluations {late}" if judged(lines[0]) == ALONE else last
     means = sorted(mean_and_error(line.gains)[0] for line in lines)
     seeds = sorted({len(line.gains) for line in lines})
     count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
@@ -88,7 +97,8 @@ def paper_gain(line: Line) -> float | None:
 
 def judged(line: Line) -> str:
     """The verdict on one line: rows cut short decide nothing about the paper's 1,500 rounds."""
-    return verdict_of(line.gains, paper_gain(line), rounds=(line.rounds, PAPER_ROUNDS))
+    rounds = (line.rounds, PAPER_ROUNDS)
+    return verdict_at_the_end(line.gains, line.late, paper_gain(line), rounds=rounds)
 
 
 def several(lines: list[Line]) -> list[Line]:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from benchmarks.record.statistics import mean_and_error, t_reach
 
 UNDECIDED = "undecided"
+GAINS = ("confirmed", "gain, but smaller")
+"""Verdicts that say that there is one."""
+ALONE = "gain, last round alone"
 
 
 class Claim(NamedTuple):
@@ -96,6 +99,30 @@ def verdict_of(
     if low > 0:
         return "gain, but smaller" if paper is not None and high < paper else "confirmed"
     return "no gain" if paper is not None and high < paper else UNDECIDED
+
+
+def verdict_at_the_end(
+    last: Sequence[float],
+    late: Sequence[float],
+    paper: float | None = None,
+    *,
+    rounds: tuple[int, int] | None = None,
+) -> str:
+    """The verdict on the last evaluation, with a gain that those before it lack told apart.
+
+    Args:
+      last: paired differences at the last evaluation, one a seed.
+      late: their means over the last three.
+      paper: as in `verdict_of`.
+      rounds: as in `verdict_of`.
+
+    >>> verdict_at_the_end([0.04, 0.02, 0.03], [-0.1, 0.02, 0.03], 4.0)
+    'gain, last round alone'
+    >>> verdict_at_the_end([4.0, 4.1, 3.9], [4.2, 3.9, 4.0], 4.0)
+    'confirmed'
+    """
+    found, before = (verdict_of(values, paper, rounds=rounds) for values in (last, late))
+    return ALONE if found in GAINS and before not in GAINS else found
 
 
 def together(verdicts: Sequence[str]) -> str:

@@ -81,3 +81,21 @@ def test_further_seeds_of_the_pair_give_intervals_without_an_edit(ledger, monkey
     full, standard = table2_cross_silo.claims()
     for claim in (full, standard):
         assert (claim.ours, claim.verdict) == ("-0.30 ± 0.25 (3 seeds)", "the reverse")
+
+
+def test_a_gain_of_the_last_evaluation_alone_is_called_that(ledger, monkeypatch):
+    monkeypatch.setattr(paired_claims, "RESULTS", ledger.path.parent)
+    small = Args(preset="cpu")
+    for seed, gain in enumerate((0.04, 0.02, 0.03)):
+        plain = planted_row(small.cell(), 0.5, seed=seed)
+        treated = planted_row(small.cell(strength=10.0), 0.5, seed=seed)
+        for point in treated["curve"]:
+            point[1] -= 0.001
+        treated["curve"][-1][1] = treated["accuracy"] = 0.5 + gain / 100
+        ledger.write(plain)
+        ledger.write(treated)
+    (claim,) = (claim for claim in table2_cross_silo.claims() if "standard" in claim.run)
+    assert claim.verdict == "gain, last round alone"
+    assert claim.ours == ("+0.03 ± 0.02 (3 seeds); last three evaluations -0.06 ± 0.01 (3 seeds)")
+    told = line(gain_hypotheses.table(ledger), "the paper's line", "FedAvg +WSA")
+    assert told[-1] == "standard problem: gain, last round alone"
