@@ -5,6 +5,7 @@ Each size whose rows are there makes a line, so that full-size rows stand beside
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -153,7 +154,8 @@ def size_claims(
         for section, group in groups.items():
             rounds = min(line.rounds for line in group)
             names = dict.fromkeys(line.comparison.label for line in group)
-            what = [section, next(iter(names)) if len(names) == 1 else setting]
+            name = next(iter(names)) if len(names) == 1 else setting
+            what = [section, _with_strength(name, group)]
             what += [f"{rounds:,} rounds", size.name]
             found.append(
                 Claim(
@@ -168,3 +170,9 @@ def size_claims(
             )
     missing = Claim(source, claim, setting, "", "", "not run yet", next(iter(sizes.values())))
     return found or [missing]
+
+
+def _with_strength(name: str, lines: Sequence[Line]) -> str:
+    """A name whose +WSA says its strength, where all lines share one."""
+    first, *others = {line.comparison.treated.strength for line in lines}
+    return name if others else re.sub(r"\+WSA(?! \d)", f"+WSA {first:g}", name)

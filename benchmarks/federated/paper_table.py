@@ -69,7 +69,7 @@ class PaperTable:
             },
             source=f"WSA, Table {self.number}",
             claim=f"WSA adds {gain_range(self.numbers)} points, {self.clients.split(',')[0]}",
-            setting="all algorithms",
+            setting="all algorithms +WSA",
         )
 
     def script(self, name: str, description: str) -> Experiment:
