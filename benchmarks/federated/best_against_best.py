@@ -136,15 +136,21 @@ def final(args: CommonArgs, ledger: Ledger) -> Comparison | None:
     )
 
 
-def trial_table(cells: Sequence[Cell], rows_of: RowsOf) -> str:
-    """Validation accuracy of every trial."""
+def trial_table(cells: Sequence[Cell], rows_of: RowsOf, shared: str = "") -> str:
+    """Validation accuracy of every trial; names leave out how all of them end."""
     lines = []
     for cell in cells:
         row: Row | None = next(iter(rows_of(cell)), None)
         accuracy = "" if row is None else f"{100 * row['accuracy']:.2f}"
         if row is not None and row["status"] == "diverged":
             accuracy = "diverged"
-        lines.append([cell.label, "0" if row is None else str(row["rounds_done"]), accuracy])
+        lines.append(
+            [
+                cell.label.removesuffix(shared),
+                "0" if row is None else str(row["rounds_done"]),
+                accuracy,
+            ]
+        )
     return markdown_table(["trial", "rounds", "validation accuracy, %"], lines)
 
 

@@ -131,6 +131,7 @@ def size_claims(
     setting: str,
     arguments: type[CommonArgs] = Args,
     choose: Callable[[list[Line]], list[Line]] = lambda lines: lines,
+    apart: bool = False,
 ) -> list[Claim]:
     """A line for each size that has rows, and in tables for each data set of full length.
 
@@ -142,16 +143,19 @@ def size_claims(
       setting: what was run, without size, data and rounds.
       arguments: of the experiment.
       choose: which of a size's lines the claim rests on.
+      apart: whether each line of full length is a claim of its own.
     """
     found = []
     for size, page in sizes.items():
         lines = choose(lines_of(comparisons, arguments, size))
-        groups: dict[str, list[Line]] = {}
+        groups: dict[tuple[str, str], list[Line]] = {}
         for line in lines:
+            compared, full = line.comparison, not size.rounds
             # Short runs say too little for a line a data set.
-            apart = line.comparison.section if line.comparison.paper and not size.rounds else ""
-            groups.setdefault(apart, []).append(line)
-        for section, group in groups.items():
+            section = compared.section if full and (compared.paper or apart) else ""
+            label = compared.label if full and apart else ""
+            groups.setdefault((section, label), []).append(line)
+        for (section, _), group in groups.items():
             rounds = min(line.rounds for line in group)
             names = dict.fromkeys(line.comparison.label for line in group)
             name = next(iter(names)) if len(names) == 1 else setting

@@ -33,7 +33,7 @@ from benchmarks.federated.experiment import (
     resolve,
     with_seed,
 )
-from benchmarks.federated.figures import context, paired_figure
+from benchmarks.federated.figures import context, gain_dots
 from benchmarks.federated.run_cells import run_cells
 from benchmarks.federated.what_makes_the_gain import OWN_STRENGTH, PLAIN, WITH_WSA
 from benchmarks.record.figures import caption
@@ -156,7 +156,9 @@ def found(args: CommonArgs) -> Findings:
     told = "Validation has not chosen the strength of WSA yet: 10, the first record's, stands here."
     if strength is not None:
         told = f"WSA has strength {strength:g}, chosen on validation for FedAvg, alpha 0.5:"
-    tried = trial_table([control(args), *trials(args)], recorded(ledger, (0,)))
+    plain = control(args)
+    shared = plain.label.removeprefix("FedAvg")
+    tried = trial_table([plain, *trials(args)], recorded(ledger, (0,)), shared)
     asked = with_strength(args, FIRST[1]["strength"] if strength is None else strength)
     rows_of = recorded(ledger, seeds_of(args))
     lines = [
@@ -172,7 +174,7 @@ def found(args: CommonArgs) -> Findings:
         text=f"{comparison_table(lines, rows_of)}\n\n{told}\n\n{tried}",
         figures={
             figure_name("standard_problem", args.preset): lambda: caption(
-                paired_figure(lines, rows_of), context(lines, rows_of)
+                gain_dots(lines, rows_of), context(lines, rows_of)
             )
         },
         summary={"lines": summary(lines, rows_of)},
