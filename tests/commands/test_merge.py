@@ -254,6 +254,23 @@ def test_dry_run_and_force(files, capsys):
     assert len(json.loads(open_model("out.safetensors").metadata["wsa_jax"])["models"]) == 3
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("command", ["merge", "match"])
+def test_no_folder_of_mine_and_no_file_is_replaced(files, capsys, monkeypatch, command, force):
+    # Refused before the work: no model is opened.
+    monkeypatch.setattr(f"wsa_jax.commands.{command}.open_model", None)
+    Path("project").mkdir()
+    Path("project/precious.txt").write_text("mine")
+    Path("NOTES").write_text("mine")
+    for output, message in (
+        ("project", "project holds other things than one checkpoint of orbax (precious.txt)"),
+        ("NOTES", "NOTES is a file, and a path without an ending names a folder of orbax"),
+        (".", ". holds other things than one checkpoint of orbax (NOTES, "),
+    ):
+        assert message in refused(capsys, *files[:2], "-o", output, *force, command=command)
+    assert Path("project/precious.txt").read_text() == Path("NOTES").read_text() == "mine"
+
+
 def test_running_statistics_are_told(files, capsys):
     for name in "xy":
         save_model(f"{name}.npz", {"bn.running_mean": np.ones(2), "bn.weight": np.ones(2)})

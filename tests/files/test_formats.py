@@ -15,6 +15,7 @@ from flax import serialization
 
 from wsa_jax.files import ModelFileError, flatten, load_model, open_model, save_model, unflatten
 from wsa_jax.files.safetensors_file import INDEX
+from wsa_jax.runs.run_directory import RunDirectory
 
 FORMS = [".safetensors", ".npz", ".msgpack", ""]
 
@@ -257,3 +258,45 @@ def test_a_foreign_comment_is_no_metadata(tmp_path):
     assert open_model(tmp_path / "m.npz").metadata == {}
     with pytest.raises(ModelFileError, match=r"metadata has \d+ bytes, and npz has room for 65535"):
         save_model(tmp_path / "n.npz", {"w": np.ones(2)}, metadata={"long": "x" * 70000})
+
+
+def tree_of(folder):
+    """Every file below a folder with its bytes."""
+    return {one: one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+
+
+@pytest.mark.parametrize("kept", ["mine", "a checkpoint and mine", "shards", "a run", "a file"])
+def test_only_a_checkpoint_is_replaced_by_one(tmp_path, kept):
+    folder = tmp_path / "results"
+    if kept == "mine":
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "x").write_text("x")
+    elif kept == "a checkpoint and mine":
+        save_model(folder, model())
+        (folder / "notes.txt").write_text("precious")
+    elif kept == "shards":
+        save_model(folder, model(), shard_bytes=300)
+    elif kept == "a run":
+        with RunDirectory(folder, {}, total=1) as run:
+            run.save(1, {"w": np.ones(2)})
+    else:
+        folder.write_text("precious")
+    before = tree_of(tmp_path)
+    with pytest.raises(ModelFileError, match=r"results (holds|is a file)[^\n]*give another path"):
+        save_model(folder, {"w": np.ones(2)})
+    if kept == "a run":
+        with pytest.raises(ModelFileError, match="1 holds other things than one checkpoint"):
+            save_model(folder / "checkpoints" / "1", {"w": np.ones(2)})
+    assert tree_of(tmp_path) == before
+
+
+def test_the_working_folder_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path / "m")
+    for path in (".", tmp_path / "m"):
+        with pytest.raises(ModelFileError, match="is the folder that this runs in; give"):
+            save_model(path, model())
+    (tmp_path / "m" / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "m" / "inner")
+    with pytest.raises(ModelFileError, match=r"holds other things .*inner"):
+        save_model("..", model())

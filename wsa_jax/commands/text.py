@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wsa_jax.files.formats import form_of, model_path
 from wsa_jax.files.model_file import ModelFileError
+from wsa_jax.files.orbax_file import check_replaceable
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,6 +53,8 @@ def counted(count: int, one: str, several: str) -> str:
 def output_path(given: Path, *, force: bool) -> Path:
     """Where an output goes: under an ending that is known, and where nothing is, unless forced.
 
+    Forced, too, it replaces a model alone: see `check_replaceable`.
+
     >>> output_path(Path("merged.pt"), force=False)
     Traceback (most recent call last):
     wsa_jax.files.model_file.ModelFileError: merged.pt is a pickle, which can run any code ...
@@ -61,8 +64,10 @@ def output_path(given: Path, *, force: bool) -> Path:
     above = next((one for one in path.absolute().parents if one.exists()), path)
     if not above.is_dir():
         raise ModelFileError(f"{above} is a file, not a folder; give another output than {path}")
+    if form_of(path) == "orbax":
+        check_replaceable(path)
+    elif path.is_dir():
+        raise ModelFileError(f"{path} is a folder, unlike what its ending says; move it away")
     if path.exists() and not force:
         raise ModelFileError(f"{path} exists; give another output, or --force to replace it")
-    if path.exists() and path.is_dir() != (form_of(path) == "orbax"):
-        raise ModelFileError(f"{path} is not the kind of file that its ending says; move it away")
     return path

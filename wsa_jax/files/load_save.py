@@ -90,7 +90,8 @@ def save_model(
     """Save a model in the format of the path's ending, whole or not at all.
 
     ``.safetensors``, ``.npz``, ``.msgpack`` (of flax), or none for a folder of orbax. Leaves are
-    named by their paths, joined by dots: ``layers.0.weight``. A file that is there is replaced.
+    named by their paths, joined by dots: ``layers.0.weight``. A file that is there is replaced, and
+    so is a folder that holds one checkpoint of orbax and nothing else.
 
     Args:
       path: where to.
@@ -106,7 +107,8 @@ def save_model(
 
     Raises:
       ModelFileError: a leaf is no array, two have one name, the format has no such type (npz has
-        no bfloat16), or the file cannot be written.
+        no bfloat16), the path of a checkpoint is a file or a folder with other things in it, or
+        the file cannot be written.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/model.safetensors"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from wsa_jax.files.model_file import ModelFile, ModelFileError, told
+from wsa_jax.files.model_file import ModelFile, ModelFileError, listed, told
 from wsa_jax.files.names import unflatten
 from wsa_jax.files.writing import Content
 from wsa_jax.leaves import key_path
@@ -17,6 +17,10 @@ from wsa_jax.types import Json, KeyPath
 
 # The file that describes the tree; where a manager saved one tree, it is a folder further down.
 _TREE = "_METADATA"
+
+# What orbax puts into the folder of one tree, beside folders of its processes.
+_OWN = {_TREE, "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "checkpoint"}
+_OWN |= {"commit_success.txt", "d", "manifest.ocdbt"}
 
 # What wsa_jax seals its own checkpoints with is no part of the model.
 _SEAL = "__seal__"
@@ -78,10 +82,45 @@ def open_orbax(folder: Path) -> ModelFile:
     )
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise a ModelFileError for what a checkpoint must not replace: all but one, or nothing.
+
+    A folder that holds one checkpoint, and not a file more, may go; so may an empty folder. A file,
+    a folder of anything else (shards, a run and its steps) and the working folder may not.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> check_replaceable(folder)
+    >>> _ = (folder / "notes.txt").write_text("mine")
+    >>> check_replaceable(folder)
+    Traceback (most recent call last):
+    wsa_jax.files.model_file.ModelFileError: ... holds other things than one checkpoint of orbax ...
+    """
+    with told(folder, "write", RuntimeError):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise ModelFileError(
+                f"{folder} is a file, and a path without an ending names a folder of orbax; give "
+                "another path, or an ending"
+            )
+        held = sorted(one.name for one in folder.iterdir())
+        own = {name for name in held if name in _OWN or name.startswith("ocdbt.process_")}
+        if held and (_TREE not in held or own != set(held)):
+            others = [name for name in held if name not in own] or held
+            raise ModelFileError(
+                f"{folder} holds other things than one checkpoint of orbax ({listed(others)}), "
+                "which would be lost; give another path"
+            )
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise ModelFileError(f"{folder} is the folder that this runs in; give another path")
+
+
 def write_orbax(folder: Path, what: Content) -> None:
     """Write a checkpoint; orbax wants the whole model in memory."""
     import orbax.checkpoint as ocp
 
+    check_replaceable(folder)
     tree = unflatten({name: what.leaf(name) for name in sorted(what.shapes)})
     metadata: Json = {**what.metadata, **what.late()}
     with told(folder, "write", *FAILURES), quiet():
