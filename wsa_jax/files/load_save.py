@@ -103,12 +103,14 @@ def save_model(
         so many bytes (a larger leaf has one of its own) with an index, as Hugging Face does.
 
     Guarantees: atomic, on disk when it returns; dtypes are kept; equal models give equal bytes,
-    except for orbax. Shards replaced by others are unreadable until the last is written.
+    except for orbax. What is there stays where saving fails. A process killed while a checkpoint of
+    orbax takes another's place can leave the two in ``.NAME.*`` beside it, as ``old`` and ``new``.
+    Shards replaced by others are unreadable until the last is written.
 
     Raises:
       ModelFileError: a leaf is no array, two have one name, the format has no such type (npz has
-        no bfloat16), the path of a checkpoint is a file or a folder with other things in it, or
-        the file cannot be written.
+        no bfloat16, orbax no leaf without elements), the path of a checkpoint is a file or a folder
+        with other things in it, or the file cannot be written.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/model.safetensors"

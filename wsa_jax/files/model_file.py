@@ -123,17 +123,20 @@ def told(path: Path, doing: str, *others: type[Exception]) -> Generator[None]:
         raise
     except (OSError, *others) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise ModelFileError(f"cannot {doing} {path} ({reason}); {_way_out(error)}") from error
+        way_out = _way_out(error, doing)
+        raise ModelFileError(f"cannot {doing} {path} ({reason}); {way_out}") from error
 
 
-def _way_out(error: Exception) -> str:
+def _way_out(error: Exception, doing: str) -> str:
     code = getattr(error, "errno", None)
     if code in FULL:
         return "free some space and start again"
     if code in READ_ONLY:
         return "give a place that can be read and written"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and doing == "read":
         return "give the path of a file that exists"
     if code is not None:
         return "move it away, or give another path"
+    if doing != "read":
+        return "make room there, or end the path in .safetensors"
     return "it is damaged or of another format; take a whole copy"

@@ -1,5 +1,9 @@
 """Orbax checkpoints: a folder, whose leaves are restored one at a time."""
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ from wsa_jax.files.names import unflatten
 from wsa_jax.files.writing import Content
 from wsa_jax.leaves import key_path
 from wsa_jax.runs.checkpoint import FAILURES, quiet
+from wsa_jax.runs.files import sync_folder
+from wsa_jax.runs.interrupts import interrupts_wait
+from wsa_jax.runs.processes import barrier, said_by_first, writes
 from wsa_jax.types import Json, KeyPath
 
 # The file that describes the tree; where a manager saved one tree, it is a folder further down.
@@ -117,18 +124,47 @@ def check_replaceable(folder: Path) -> None:
 
 
 def write_orbax(folder: Path, what: Content) -> None:
-    """Write a checkpoint; orbax wants the whole model in memory."""
+    """Write a checkpoint; orbax wants the whole model in memory.
+
+    What is there stays until the new one is whole, and where that fails.
+    """
     import orbax.checkpoint as ocp
 
     check_replaceable(folder)
+    if empty := [name for name, shape in what.shapes.items() if 0 in shape.shape]:
+        raise ModelFileError(
+            f"orbax keeps no leaf without elements ({listed(empty)}); leave it out, or end the "
+            "path in .safetensors"
+        )
     tree = unflatten({name: what.leaf(name) for name in sorted(what.shapes)})
     metadata: Json = {**what.metadata, **what.late()}
-    with told(folder, "write", *FAILURES), quiet():
+    with told(folder, "write", *FAILURES), interrupts_wait(), quiet(), _taking_over(folder) as new:
         ocp.PyTreeCheckpointer().save(
-            folder.absolute(),
-            args=ocp.args.PyTreeSave(tree, custom_metadata=metadata or None),
-            force=True,
+            new, args=ocp.args.PyTreeSave(tree, custom_metadata=metadata or None)
         )
+
+
+@contextlib.contextmanager
+def _taking_over(folder: Path) -> Generator[Path]:
+    """Where to write what then takes a folder's place; every process writes there."""
+    folder = folder.resolve()  # a link stays one
+    made = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent) if writes() else ""
+    beside = Path(said_by_first(made))
+    new, old = beside / "new", beside / "old"
+    try:
+        yield new
+        if writes():
+            check_replaceable(folder)  # again: writing takes long
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            sync_folder(folder.parent)
+    finally:
+        if writes():
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(beside, ignore_errors=True)
+        barrier(str(beside))
 
 
 def _checkpoint(folder: Path) -> Path | None:
