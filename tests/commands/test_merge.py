@@ -240,6 +240,15 @@ def test_every_format_goes_in_and_out(files, models, form):
     assert json.loads(open_model(output).metadata["wsa_jax"])["method"] == "average"
 
 
+@pytest.mark.parametrize("method", ["average", "slerp"])
+def test_a_foreign_byte_order_is_merged(files, models, method):
+    for name, model in zip("ab", models, strict=False):
+        np.savez(f"{name}.npz", **{key: leaf.astype(">f4") for key, leaf in model.items()})
+    expected = merged(*files[:2], "--method", method, output="expected.safetensors")
+    found = merged("a.npz", "b.npz", "--method", method, output="out.msgpack")
+    close(found, {name: expected[name] for name in SHAPES})
+
+
 def test_dry_run_and_force(files, capsys):
     main(["merge", *files, "-o", "out.safetensors", "--dry-run"])
     printed = capsys.readouterr().out

@@ -69,6 +69,16 @@ def test_bfloat16_is_kept(tmp_path, form):
     same(load_model(tmp_path / f"model{form}"), params)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_values_of_a_foreign_byte_order_are_kept(tmp_path, form):
+    params = {"w": np.array([[1.0, -2.5]], ">f4"), "n": np.array(3, ">i8"), "b": np.ones(2, "<f8")}
+    save_model(tmp_path / f"m{form}", params)
+    same(
+        load_model(tmp_path / f"m{form}"),
+        {"w": np.float32([[1, -2.5]]), "n": np.array(3), "b": np.ones(2)},
+    )
+
+
 def test_the_libraries_of_the_formats_read_ours(tmp_path):
     params, flat = model(), flatten(model())
     save_model(tmp_path / "m.safetensors", params, metadata={"a": "b"})

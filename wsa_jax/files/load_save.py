@@ -57,7 +57,8 @@ def load_model(
       names: a map from the file's names to ours (`NameMap`), as from PyTorch's.
 
     Returns:
-      Arrays of NumPy with the file's dtypes, bfloat16 and float64 included.
+      Arrays of NumPy with the file's dtypes, bfloat16 and float64 included, in this machine's byte
+      order.
 
     Raises:
       ModelFileError: the file cannot be read, or its names or shapes are not those of ``like`` or

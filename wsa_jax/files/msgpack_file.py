@@ -63,6 +63,7 @@ def open_msgpack(path: Path) -> ModelFile:
 
 def write_msgpack(path: Path, what: Content) -> None:
     """Write nested maps, leaf after leaf, and the metadata, if any, in ``NAME.metadata.json``."""
+    what = what.native()  # flax stores the bytes, and not their order
     packer = msgpack.Packer(use_bin_type=True)
     beside = _beside(path)
     with told(path, "write"), atomic_file(path) as file:

@@ -78,14 +78,20 @@ def _shape(archive: zipfile.ZipFile, member: str) -> jax.ShapeDtypeStruct:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
         raise ValueError(f"{member} holds Python objects, whose reading would run code")
-    return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(shape, _native(dtype))
 
 
 def _read(path: Path, name: str) -> np.ndarray:
     with told(path, "read", *_DAMAGED), zipfile.ZipFile(path) as archive:
         member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
         with archive.open(member) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            leaf = np.lib.format.read_array(file, allow_pickle=False)
+    return leaf.astype(_native(leaf.dtype), copy=False)
+
+
+def _native(dtype: np.dtype) -> np.dtype:
+    """The type in this machine's byte order: JAX takes no other."""
+    return dtype.newbyteorder("=")
 
 
 def _metadata(comment: bytes) -> Mapping[str, str]:

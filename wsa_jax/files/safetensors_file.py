@@ -101,6 +101,7 @@ def open_sharded(index: Path) -> ModelFile:
 
 def write_safetensors(path: Path, what: Content) -> None:
     """Write one file: the widest types first, so that all lie aligned, then by name."""
+    what = what.native()
     unknown = {str(s.dtype) for s in what.shapes.values()} - {str(one) for one in _NAMES}
     if unknown:
         raise ModelFileError(f"safetensors has no type {', '.join(sorted(unknown))}; convert it")

@@ -4,11 +4,12 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from jax import ShapeDtypeStruct
 
 from wsa_jax.files.model_file import ModelFileError, Shapes, size_in_bytes
 
@@ -55,6 +56,23 @@ class Content:
             data += piece
         return np.frombuffer(data, jnp.dtype(shape.dtype)).reshape(shape.shape)
 
+    def native(self) -> "Content":
+        """The same values in this machine's byte order, for formats that store no other.
+
+        >>> content({"w": np.ones(2, ">f4")}).native().shapes["w"].dtype.isnative
+        True
+        """
+
+        def ordered(name: str) -> Iterator[np.ndarray]:
+            for piece in self.pieces(name):
+                yield piece.astype(piece.dtype.newbyteorder("="), copy=False)
+
+        shapes = {
+            name: ShapeDtypeStruct(shape.shape, np.dtype(shape.dtype).newbyteorder("="))
+            for name, shape in self.shapes.items()
+        }
+        return replace(self, shapes=shapes, pieces=ordered)
+
 
 # So many bytes go to the disk at a time.
 _HANDED_OVER = 1 << 26
@@ -99,8 +117,6 @@ def content(leaves: Mapping[str, Any], metadata: Mapping[str, str] | None = None
     >>> content({"w": np.ones(2)}).shapes["w"].shape
     (2,)
     """
-    from jax import ShapeDtypeStruct
-
     shapes = getattr(leaves, "shapes", None) or {
         name: ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()
     }
