@@ -62,6 +62,17 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, form):
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_one_array_is_a_model(tmp_path, form, monkeypatch):
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 40)  # the second is cut by flax
+    for array in (np.float32([1, 2]), np.arange(8.0).reshape(2, 4), np.array(3)):
+        save_model(tmp_path / f"m{form}", array)
+        same(load_model(tmp_path / f"m{form}"), array)
+        same(load_model(tmp_path / f"m{form}", like=array), array)
+    if form == ".msgpack":
+        same(serialization.msgpack_restore((tmp_path / "m.msgpack").read_bytes()), array)
+
+
 @pytest.mark.parametrize("form", [".safetensors", ".msgpack", ""])
 def test_bfloat16_is_kept(tmp_path, form):
     params = {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3) / 7, "s": jnp.float32(2)}
@@ -199,10 +210,11 @@ def damaged(path, form):
         yield "longer"
 
 
+@pytest.mark.parametrize("params", [model(), np.arange(9.0)])
 @pytest.mark.parametrize("form", [".safetensors", ".npz", ".msgpack"])
-def test_a_damaged_file_is_one_line(tmp_path, form):
+def test_a_damaged_file_is_one_line(tmp_path, form, params):
     path = tmp_path / f"model{form}"
-    save_model(path, model())
+    save_model(path, params)
     for how in damaged(path, form):
         with pytest.raises(ModelFileError) as error:
             load_model(path)
@@ -241,6 +253,10 @@ def test_foreign_types_are_named(tmp_path):
         open_model(tmp_path / "m.safetensors")
     with pytest.raises(ModelFileError, match=r"safetensors has no type float8_e4m3fn"):
         save_model(tmp_path / "n.safetensors", eighths)
+    for other in (3, "text", [1.0]):
+        (tmp_path / "m.msgpack").write_bytes(msgpack.packb(other))
+        with pytest.raises(ModelFileError, match="it holds neither a dictionary nor an array"):
+            open_model(tmp_path / "m.msgpack")
     (tmp_path / "m.msgpack").write_bytes(msgpack.packb({"w": "text"}))
     with pytest.raises(ModelFileError, match="leaf w is str, no array of numbers"):
         open_model(tmp_path / "m.msgpack")

@@ -1,4 +1,4 @@
-"""Flax's msgpack (`flax.serialization.to_bytes`): nested maps with arrays as their leaves.
+"""Flax's msgpack (`flax.serialization.to_bytes`): nested maps of arrays, or one array.
 
 The format has no table of contents. A file is walked once when it is opened, and where each leaf
 lies is kept; metadata, for which the format has no place either, lie in a file beside it.
@@ -27,6 +27,9 @@ _CHUNKED = "__msgpack_chunked_array__"
 # The first bytes of a map: short ones, and those with a length of 2 and of 4 bytes.
 _MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)
 
+# Those of an extension, which is how flax stores an array.
+_EXTENSIONS = (*range(0xD4, 0xD9), 0xC7, 0xC8, 0xC9)
+
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
 
 
@@ -43,9 +46,13 @@ def open_msgpack(path: Path) -> ModelFile:
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     with told(path, "read", *_DAMAGED), path.open("rb") as file, path.open("rb") as stream:
         unpacker = msgpack.Unpacker(stream, max_buffer_size=path.stat().st_size, raw=False)
-        if not _is_map(file, 0):
-            raise ValueError("it holds no dictionary")
-        _walk(unpacker, file, "", places)
+        if _begins(file, 0, _MAPS):
+            _walk(unpacker, file, "", places)
+        elif _begins(file, 0, _EXTENSIONS):
+            unpacker.skip()
+            places[""] = _Place(0, unpacker.tell())
+        else:
+            raise ValueError("it holds neither a dictionary nor an array")
         if unpacker.tell() != path.stat().st_size:
             raise ValueError("something follows the model")
         for name, place in places.items():
@@ -67,7 +74,7 @@ def write_msgpack(path: Path, what: Content) -> None:
     packer = msgpack.Packer(use_bin_type=True)
     beside = _beside(path)
     with told(path, "write"), atomic_file(path) as file:
-        _write_map(file, packer, _tree(what), what)
+        _write(file, packer, _tree(what), what)
     metadata = {**what.metadata, **what.late()}
     with told(beside, "write"):
         beside.unlink(missing_ok=True)
@@ -86,7 +93,7 @@ def _walk(unpacker: Any, file: BinaryIO, prefix: str, places: dict[str, _Place])
             return
         name = f"{prefix}.{key}" if prefix else key
         start = unpacker.tell()
-        if _is_map(file, start):
+        if _begins(file, start, _MAPS):
             _walk(unpacker, file, name, places)
             continue
         unpacker.skip()
@@ -95,9 +102,9 @@ def _walk(unpacker: Any, file: BinaryIO, prefix: str, places: dict[str, _Place])
         places[name] = _Place(start, unpacker.tell())
 
 
-def _is_map(file: BinaryIO, position: int) -> bool:
+def _begins(file: BinaryIO, position: int, kinds: tuple[int, ...]) -> bool:
     file.seek(position)
-    return file.read(1)[:1] in (bytes([first]) for first in _MAPS)
+    return file.read(1) in (bytes([first]) for first in kinds)
 
 
 def _decoded(file: BinaryIO, place: _Place, name: str) -> np.ndarray:
@@ -115,24 +122,20 @@ def _read(path: Path, place: _Place, name: str) -> np.ndarray:
         return _decoded(file, place, name)
 
 
-def _tree(what: Content) -> Json:
-    """Names by the nested keys that they stand for."""
+def _tree(what: Content) -> Json | str:
+    """Names by the nested keys that they stand for; of one array, its name."""
     return unflatten({name: name for name in sorted(what.shapes)})
 
 
-def _write_map(file: BinaryIO, packer: Any, tree: Json, what: Content) -> None:
+def _write(file: BinaryIO, packer: Any, tree: Json | str, what: Content) -> None:
+    if isinstance(tree, str):
+        # One leaf, whole: flax's own writer cuts it where it is beyond the format's limit.
+        file.write(serialization.msgpack_serialize(what.leaf(tree)))
+        return
     file.write(packer.pack_map_header(len(tree)))
     for key, value in tree.items():
         file.write(packer.pack(key))
-        if isinstance(value, dict):
-            _write_map(file, packer, value, what)
-        else:
-            _write_leaf(file, value, what)
-
-
-def _write_leaf(file: BinaryIO, name: str, what: Content) -> None:
-    """One leaf, whole: flax's own writer cuts it where it is beyond the format's limit."""
-    file.write(serialization.msgpack_serialize(what.leaf(name)))
+        _write(file, packer, value, what)
 
 
 def _beside(path: Path) -> Path:
