@@ -142,6 +142,21 @@ def test_digests_are_those_of_the_files_whatever_is_read(files, models, monkeypa
         assert found == [f"sha256:{digest}" for digest in expected]
 
 
+def test_the_digest_of_a_folder_is_of_all_its_files(files, models):
+    for name, model in zip("xy", models, strict=False):
+        save_model(name, model)  # orbax has two manifests, in different folders
+    merged("x", "y")
+    told = json.loads(open_model("out.safetensors").metadata["wsa_jax"])["models"]
+    for folder, digest in zip("xy", told, strict=True):
+        parts = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*")}
+        lines = [
+            f"{hashlib.sha256(part.read_bytes()).hexdigest()}  {name}\n"
+            for name, part in sorted(parts.items())
+            if part.is_file()
+        ]
+        assert digest == f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
 def test_ties_looks_at_the_whole_model_in_every_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(merge_leaves, "_PIECE", 7)

@@ -1,6 +1,7 @@
 """An input of a merge: its leaves, and the digest of its bytes, in one reading."""
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,9 +72,16 @@ class Source:
                 ahead.append(self._thread.submit(self._read, name, start * wide, data))
 
     def digest(self) -> str:
-        """SHA-256 of the file as sha256sum gives it; of several, of the lines it prints."""
+        """SHA-256 of the file as sha256sum gives it; of several, of the lines it prints in theirs.
+
+        Theirs is the folder that all of them are in, which their names are relative to.
+        """
         self._thread.submit(self._digest_rest).result()
-        digests = {part.name: found.hexdigest() for part, found in self._hashes.items()}
+        folder = os.path.commonpath([part.parent for part in self._hashes])
+        digests = {
+            part.relative_to(folder).as_posix(): found.hexdigest()
+            for part, found in self._hashes.items()
+        }
         if len(digests) == 1:
             return next(iter(digests.values()))
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
