@@ -251,8 +251,12 @@ def test_foreign_types_are_named(tmp_path):
     safetensors.numpy.save_file(eighths, tmp_path / "m.safetensors")
     with pytest.raises(ModelFileError, match=r"holds F8_E4M3, which cannot be merged \(w\)"):
         open_model(tmp_path / "m.safetensors")
-    with pytest.raises(ModelFileError, match=r"safetensors has no type float8_e4m3fn"):
-        save_model(tmp_path / "n.safetensors", eighths)
+    save_model(tmp_path / "shards", model(), shard_bytes=300)
+    before = tree_of(tmp_path)
+    for name, shard_bytes in (("n.safetensors", None), ("shards", 300)):
+        with pytest.raises(ModelFileError, match=r"safetensors has no type float8_e4m3fn"):
+            save_model(tmp_path / name, eighths, shard_bytes=shard_bytes)
+    assert tree_of(tmp_path) == before
     for other in (3, "text", [1.0]):
         (tmp_path / "m.msgpack").write_bytes(msgpack.packb(other))
         with pytest.raises(ModelFileError, match="it holds neither a dictionary nor an array"):

@@ -102,9 +102,7 @@ def open_sharded(index: Path) -> ModelFile:
 def write_safetensors(path: Path, what: Content) -> None:
     """Write one file: the widest types first, so that all lie aligned, then by name."""
     what = what.native()
-    unknown = {str(s.dtype) for s in what.shapes.values()} - {str(one) for one in _NAMES}
-    if unknown:
-        raise ModelFileError(f"safetensors has no type {', '.join(sorted(unknown))}; convert it")
+    _check_types(what.shapes)
     order = sorted(what.shapes, key=lambda name: (-what.shapes[name].dtype.itemsize, name))
     with told(path, "write"), atomic_file(path) as file:
         header = _header(what, order, what.metadata)
@@ -122,6 +120,8 @@ def write_sharded(folder: Path, what: Content, shard_bytes: int) -> None:
     An index that was there goes first: a folder that was not finished has none, and cannot be read
     as a whole model.
     """
+    what = what.native()
+    _check_types(what.shapes)
     shards = _shards(what, shard_bytes)
     places = {}
     with told(folder, "write in"):
@@ -190,6 +190,12 @@ def _write_late(file: BinaryIO, first: bytes, last: bytes) -> None:
         raise ModelFileError("late metadata is longer or shorter than its stand-in")
     file.seek(0)
     file.write(last)
+
+
+def _check_types(shapes: Shapes) -> None:
+    unknown = {str(shape.dtype) for shape in shapes.values()} - {str(one) for one in _NAMES}
+    if unknown:
+        raise ModelFileError(f"safetensors has no type {', '.join(sorted(unknown))}; convert it")
 
 
 def _shards(what: Content, limit: int) -> list[list[str]]:
