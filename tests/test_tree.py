@@ -138,6 +138,14 @@ def test_check_finite_names_the_leaf(value):
         checks.finite(bad)
 
 
+@pytest.mark.parametrize("value", [jnp.nan + 1j, 1 + 1j * jnp.inf])
+def test_check_finite_names_a_complex_leaf(value):
+    phase = jnp.ones(3, jnp.complex64)
+    checks.finite({"phase": phase})
+    with pytest.raises(ValueError, match="leaf phase of params holds 1 NaN or infinite value of 3"):
+        checks.finite({"phase": phase.at[1].set(value)})
+
+
 def test_numbers_of_python_stay_the_first_models():
     """Flags and rates of a module are asked by `if` under jit."""
 

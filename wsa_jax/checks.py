@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
 from wsa_jax.door import shown
-from wsa_jax.leaves import is_key, is_traced, is_weight, key_path
+from wsa_jax.leaves import is_inexact, is_key, is_traced, is_weight, key_path
 from wsa_jax.types import Leaf
 
 
@@ -177,11 +177,11 @@ def finite(params: PyTree, what: str = "params") -> None:
     ValueError: leaf w of params holds 1 NaN or infinite value of 2; ...
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not is_weight(leaf):
+        if not is_inexact(leaf):
             continue
         values = np.asarray(leaf)
         # NumPy knows bfloat16 by its bytes alone; float64 has numbers that float32 has not.
-        known = values if values.dtype.kind == "f" else values.astype(np.float32)
+        known = values if values.dtype.kind in "fc" else values.astype(np.float32)
         bad = int(values.size - np.isfinite(known).sum())
         if bad:
             raise ValueError(
