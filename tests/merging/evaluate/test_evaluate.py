@@ -181,6 +181,23 @@ class TestPlane:
         np.testing.assert_allclose(wide.loss[1, 1], plane.loss[0, 0], rtol=1e-5)
         np.testing.assert_allclose(wide.loss[3, 3], plane.loss[-1, -1], rtol=1e-5)
 
+    def test_complex_weights(self):
+        """The plane of ``a + bi`` is that of ``[a, b]``, and no real leaf is needed."""
+
+        def loss(params, model_state, batch):
+            w = params["w"]
+            parts = {"w": jnp.concatenate([w.real, w.imag]) if jnp.iscomplexobj(w) else w}
+            return linear_loss(parts, model_state, batch)
+
+        task, images = Task(None, None, loss), np.concatenate([IMAGES, IMAGES[::-1]], axis=1)
+        pairs = np.random.default_rng(2).normal(size=(3, 2, 3)).astype(np.float32)
+        real = [{"w": jnp.asarray(pair.reshape(-1))} for pair in pairs]
+        joined = [{"w": jnp.asarray(re + 1j * im, jnp.complex64)} for re, im in pairs]
+        expected = loss_plane(task, *real, images, LABELS, resolution=3, margin=0.0)
+        found = loss_plane(task, *joined, images, LABELS, resolution=3, margin=0.0)
+        for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
     def test_statistics_are_reset_at_every_point(self, normed_task, normed_models, tiny_data):
         first, second, state = normed_models
         images, labels = map(jnp.asarray, tiny_data)

@@ -15,7 +15,7 @@ from wsa_jax.merging.evaluate.path import measure
 from wsa_jax.merging.repair.statistics import find_statistics
 from wsa_jax.training.checks import check_data, check_evaluable
 from wsa_jax.training.task import Task
-from wsa_jax.tree import is_weight, norm, unit, wide
+from wsa_jax.tree import is_inexact, norm, unit, wide
 from wsa_jax.types import Inputs
 
 # Fraction of the third model's distance: a point on the line is off it by less in float32.
@@ -85,6 +85,7 @@ def loss_plane(
 
     Guarantees: one model and one batch in memory at a time besides the three models. Grid points
     that fall on a model are exactly that model: with margin 0, the first row holds one or two.
+    Complex weights count as their real and imaginary parts.
 
     Raises:
       ValueError: models that differ in a leaf or hold NaN (the leaf is named), two equal models or
@@ -148,14 +149,15 @@ def _coordinates(first: PyTree, second: PyTree, third: PyTree) -> np.ndarray:
 @jax.jit
 def _lengths(first: PyTree, second: PyTree, third: PyTree) -> tuple[Array, Array, Array, Array]:
     origin, there, other = (
-        [wide(leaf) for leaf in jax.tree.leaves(tree) if is_weight(leaf)]
+        [wide(leaf) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
         for tree in (first, second, third)
     )
 
     u = [b - a for a, b in zip(origin, there, strict=True)]
     v = [c - a for a, c in zip(origin, other, strict=True)]
     direction = unit(u)
-    across = sum((jnp.sum(a * b) for a, b in zip(direction, v, strict=True)), jnp.zeros(()))
+    products = (jnp.sum((jnp.conj(a) * b).real) for a, b in zip(direction, v, strict=True))
+    across = sum(products, jnp.zeros(()))
     # The rest itself, not |v|² - |across|², which cancels where the three are nearly in line.
     rest = [b - across * a for a, b in zip(direction, v, strict=True)]
     return norm(u), across, norm(rest), norm(v)
@@ -183,6 +185,6 @@ def _plane_fn(task: Task, batch_size: int) -> Callable[..., dict[str, Array]]:
 
 
 def _mix(share: Array, a: Array, b: Array, c: Array) -> Array:
-    if not is_weight(a):
+    if not is_inexact(a):
         return a
     return ((1 - share[0] - share[1]) * a + share[0] * b + share[1] * c).astype(a.dtype)
