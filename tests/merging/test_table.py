@@ -296,6 +296,32 @@ class TestOwnHeads:
                 end = losses[f"model {index}", index]
                 np.testing.assert_allclose(losses[name, index], end, rtol=1e-4)
 
+    def test_units_are_found_behind_a_scale_of_the_inputs(self, tiny_data):
+        def logits(params, state, inputs, train, key):
+            scaled = inputs.reshape(len(inputs), -1) * params["scale"][None]
+            return jax.nn.relu(scaled @ params["in"]) @ params["out"], state
+
+        images, labels = tiny_data
+        draw = np.random.default_rng(3)
+        width = images[0].size
+        shapes = {"in": (width, 8), "out": (8, 3)}
+        first = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        first["scale"] = np.full(width, 0.5, np.float32)
+        task = classification_task(lambda key: (first, {}), logits)
+        apply = lambda variables, x: task.logits(variables["params"], {}, x)  # noqa: E731
+        spec = trace_spec(apply, {"params": first}, images[:2])
+        (group,) = spec.groups
+        models = [Model(first, {})]
+        models += [
+            Model.of(permute_units(spec, models[0].variables, {group.name: np.arange(8)[::-1]}))
+        ]
+        rows = merge_table(
+            jax.random.key(0), models, spec, Evidence(task, images, labels), test=tiny_data,
+            heads="own", methods=["activation matching", "weight matching"],
+        )  # fmt: skip
+        losses = [row["loss"] for row in rows]
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
     def test_methods_of_whole_models_are_left_out_by_name(self, given, spec):
         rows = self.table(given, spec, budget=BUDGET)
         left_out = {row["method"] for row in rows if "left out" in row["info"]}
@@ -318,8 +344,12 @@ class TestOwnHeads:
         other = {**models[1].params, "Dense_0": {"kernel": np.ones((9, 8)), "bias": np.ones(8)}}
         with pytest.raises(ValueError, match=message):
             self.table(([models[0], Model(other, {})], evidence, tests), spec)
+        kernel = {"kernel": models[1].params["Dense_1"]["kernel"]}
+        less = {**models[1].params, "Dense_1": kernel}
+        with pytest.raises(ValueError, match=".*Dense_1/bias of a head is in only one of"):
+            self.table(([models[0], Model(less, {})], evidence, tests), spec)
         more = {**models[1].params, "Dense_1": models[1].params["Dense_1"] | {"scale": np.ones(5)}}
-        with pytest.raises(ValueError, match=".*Dense_1/scale of a head is in only one of"):
+        with pytest.raises(ValueError, match=".*Dense_1/scale is only in the second model"):
             self.table(([models[0], Model(more, {})], evidence, tests), spec)
         with pytest.raises(ValueError, match="the head of model 2 has another shape than that of"):
             self.table((models, evidence[0], tests[0]), spec)

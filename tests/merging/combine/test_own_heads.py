@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from wsa_jax.merging import average, head_of, merge_bodies, model_stock, ties, trace_spec
+from wsa_jax.merging.symmetry.spec import Tie, hand_written
 from wsa_jax.models import MLP, ResNet
 from wsa_jax.scope import all_leaves, matching
 
@@ -46,6 +47,7 @@ def test_the_head_is_found_by_the_tracer():
     images = np.ones((2, 8, 8, 3), np.float32)
     for module, expected in [
         (MLP(features=(5, 4, 3)), "Dense_2"),
+        (MLP(features=(5, 1)), "Dense_1"),
         (ResNet(blocks=1, stem=4, widths=(4, 8, 16), num_classes=3, norm="batch"), "Dense_0"),
     ]:
         variables = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -57,6 +59,68 @@ def test_the_head_is_found_by_the_tracer():
         assert [name for name in names if rule(name, None)] == [
             f"params/{expected}/bias", f"params/{expected}/kernel"
         ]  # fmt: skip
+
+
+def head(apply_fn, shapes):
+    params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with jax.numpy_rank_promotion("allow"):
+        rule = head_of(trace_spec(apply_fn, params, np.ones((8, 3), np.float32)))
+    return [name for name, leaf in params.items() if rule(name, leaf)]
+
+
+BODY = {"w": (3, 4), "c": (4,)}
+
+
+def hidden(p, x):
+    return jax.nn.relu(x @ p["w"] + p["c"][None])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,)])
+def test_the_scale_of_a_branch_is_the_bodys(shape):
+    def function(p, x):
+        h = hidden(p, x)
+        return (h + p["alpha"] * (jax.nn.relu(h @ p["a"]) @ p["b"])) @ p["v"]
+
+    shapes = BODY | {"alpha": shape, "a": (4, 5), "b": (5, 4), "v": (4, 2)}
+    assert head(function, shapes) == ["v"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_stands_at_the_input_is_the_bodys(skip):
+    def function(p, x):
+        x = x * p["s"][None] + p["t"][None]
+        return skip * x + hidden(p, x) @ p["v"] + p["d"][None]
+
+    shapes = BODY | {"s": (3,), "t": (3,), "v": (4, 3), "d": (3,)}
+    assert head(function, shapes) == ["v", "d"]
+
+
+def test_units_and_outputs_may_be_one():
+    def function(p, x):
+        return jax.nn.relu(hidden(p, x) @ p["u"] + p["e"]) @ p["v"] + p["d"]
+
+    shapes = BODY | {"u": (4, 1), "e": (1,), "v": (1, 2), "d": (2,)}
+    assert head(function, shapes) == ["v", "d"]
+
+    def both(p, x):
+        h = hidden(p, x)
+        return h @ p["a"], h @ p["b"] + p["d"], h @ p["v"]
+
+    shapes = BODY | {"a": (4, 2), "b": (4, 1), "d": (1,), "v": (4,)}
+    assert head(both, shapes) == ["a", "b", "d", "v"]
+
+
+def test_a_head_in_a_loop_is_found():
+    function = lambda p, x: jax.lax.map(lambda row: hidden(p, row[None]) @ p["v"] + p["d"], x)  # noqa: E731
+    assert head(function, BODY | {"v": (4, 2), "d": (2,)}) == ["v", "d"]
+
+
+def test_a_spec_written_by_hand_has_the_bias_beside_the_kernel():
+    shapes = {"in/w": (3, 4), "in/s": (3,), "alpha": (), "out/w": (4, 2), "out/b": (2,)}
+    params = {name: np.ones(shape) for name, shape in shapes.items()}
+    ties_of = [Tie(leaf="in/w", axis=1), Tie(leaf="out/w", axis=0, role="consumed")]
+    rule = head_of(hand_written({"hidden": ties_of}, params))
+    assert [name for name in params if rule(name, None)] == ["out/w", "out/b"]
 
 
 def test_errors():

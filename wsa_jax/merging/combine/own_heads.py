@@ -1,6 +1,7 @@
 """Merge the bodies of models and leave each its own head: models of different tasks or classes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -77,7 +78,9 @@ def head_of(spec: AxisSpec) -> Rule:
       spec: of the models' function, as `trace_spec` returns it; the models must be trees of the
         same key paths.
 
-    Edge cases: leaves that the function does not read, and those with a pinned axis, are no head.
+    Edge cases: leaves that the function does not read, those with a pinned axis, and scalars are no
+    head, and neither is what stands at the input. A spec written by hand does not tell what the
+    function does: there a head's bias is what stands beside its kernel in the tree.
 
     >>> from wsa_jax.merging.symmetry.tracing import trace_spec
     >>> params = {"a": np.ones((3, 4)), "b": np.ones((4, 2)), "c": np.ones(2)}
@@ -87,8 +90,12 @@ def head_of(spec: AxisSpec) -> Rule:
     >>> [name for name, leaf in params.items() if rule(name, leaf)]
     ['b', 'c']
     """
-    body = {tie.leaf for group in spec.groups for tie in group.ties if tie.role != "consumed"}
-    return _Head(frozenset(body | {pin.leaf for pin in spec.pinned}))
+    ties = [tie for group in spec.groups for tie in group.ties]
+    body = {tie.leaf for tie in ties if tie.role != "consumed"} | {p.leaf for p in spec.pinned}
+    if spec.head is not None:
+        return _Head(frozenset(spec.head) - body)
+    kernels = frozenset(tie.leaf for tie in ties) - body
+    return _Head(kernels, frozenset(map(_folder, kernels)), frozenset(body))
 
 
 def check_same_heads(models: Sequence[PyTree], heads: Rule) -> None:
@@ -140,16 +147,22 @@ def body_of(model: PyTree, heads: Rule, what: str) -> PyTree:
     return found
 
 
+@dataclass(frozen=True)
 class _Head:
-    """The leaves that are not among a body's; equal ones make equal rules."""
+    """The leaves of a head, and those beside them that are not a body's."""
 
-    def __init__(self, body: frozenset[str]) -> None:
-        self.body = body
+    leaves: frozenset[str]
+    folders: frozenset[str] = frozenset()
+    body: frozenset[str] = frozenset()
 
     def __call__(self, name: str, leaf: Leaf) -> bool:
         """Whether a leaf is a head's."""
         del leaf
-        return name not in self.body
+        return name in self.leaves or (name not in self.body and _folder(name) in self.folders)
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _shapes(model: PyTree) -> dict[str, tuple[int, ...]]:

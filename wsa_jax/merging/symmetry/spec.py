@@ -99,6 +99,8 @@ class AxisSpec:
     Attributes:
       groups: in the order in which algorithms visit them.
       pinned: hidden axes left alone on purpose, with reasons; equality ignores them.
+      head: the last kernels before the outputs and their biases, where a tracer looked for them
+        (see `head_of`); equality ignores them.
 
     >>> spec = AxisSpec(
     ...     groups=(
@@ -123,6 +125,7 @@ class AxisSpec:
 
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...] = dataclasses.field(default=(), compare=False)
+    head: tuple[str, ...] | None = dataclasses.field(default=None, compare=False)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:

@@ -20,6 +20,7 @@ from wsa_jax.merging.symmetry.tracing.groups import (
     find_ties,
     reading_order,
 )
+from wsa_jax.merging.symmetry.tracing.heads import find_head
 from wsa_jax.merging.symmetry.tracing.interpreter import Walk
 from wsa_jax.merging.symmetry.tracing.primitives import PRIMITIVES
 from wsa_jax.merging.symmetry.tracing.steps import Value
@@ -149,7 +150,8 @@ def trace(
     given = [
         Value(tuple(fresh(size, reason=INPUT) for size in array.shape)) for array in arrays[count:]
     ]
-    for output in walk.run(jaxpr, [*leaves, *given]):
+    outputs = walk.run(jaxpr, [*leaves, *given])
+    for output in outputs:
         walk.pin_indices([output])
         for axis in output.axes:
             pin(axis, OUTPUT)
@@ -181,7 +183,11 @@ def trace(
     ]
     admits = admitted(ties, walk.steps, degrees)
     groups, atoms = find_groups(ties, leaves, names, walk, admits)
-    spec = AxisSpec(groups=tuple(groups), pinned=tuple(find_pinned(leaves, names, ties)))
+    spec = AxisSpec(
+        groups=tuple(groups),
+        pinned=tuple(find_pinned(leaves, names, ties)),
+        head=find_head(walk, leaves, names, outputs, ties),
+    )
     # A spec written by hand is checked, so one read off a function is, too.
     check_spec(spec, dict(zip(names, arrays[:count], strict=True)))
     return Traced(spec, jaxpr, walk, atoms, dict(zip(names, leaves, strict=True)), given)
