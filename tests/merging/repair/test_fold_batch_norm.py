@@ -77,6 +77,62 @@ def test_equals_the_formula():
     )  # fmt: skip
 
 
+class OneNorm(nn.Module):
+    """A normalised layer, with or without a scale and biases, hidden or not."""
+
+    bias: bool = True
+    scale: bool = True
+    shift: bool = True
+    hidden: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(use_running_average=True, use_scale=self.scale, use_bias=self.shift)
+        x = norm(nn.Dense(4, use_bias=self.bias)(x))
+        return nn.Dense(2)(nn.relu(x)) if self.hidden else x
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(("bias", "shift"), [(True, True), (True, False), (False, True)])
+def test_a_missing_scale_is_1_and_a_missing_bias_0(bias, scale, shift, hidden):
+    module = OneNorm(bias, scale, shift, hidden)
+    variables = drawn(jax.eval_shape(module.init, jax.random.key(0), X))
+    folded = fold_batch_norm(module.apply, variables, X)
+    check_equivalence(
+        lambda out: out, module.apply(variables, X), folded.apply_fn(folded.params, X), rtol=1e-5
+    )
+    lost = len(jax.tree.leaves(variables)) - len(jax.tree.leaves(folded.params))
+    assert lost == 2 + scale
+
+
+@pytest.mark.parametrize("with_shift", [True, False])
+def test_a_multiple_of_a_bias_is_scaled_but_takes_no_shift(with_shift):
+    def apply(v, x):
+        h = x @ v["w"] + 2 * v["b"][None]
+        h = (h - v["running_mean"][None]) / jnp.sqrt(v["running_var"][None])
+        return jax.nn.relu(h + v["shift"][None] if with_shift else h) @ v["out"]
+
+    shapes = {"w": (3, 4), "out": (4, 2)} | dict.fromkeys(["b", "running_mean", "shift"], (4,))
+    variables = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    variables["running_var"] = np.full(4, 4, np.float32)
+    if with_shift:
+        folded = fold_batch_norm(apply, variables, X)
+        found = folded.apply_fn(folded.params, X)
+        np.testing.assert_allclose(found, apply(variables, X), rtol=1e-5, atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="so nothing can take its shift"):
+            fold_batch_norm(apply, variables, X)
+
+
+def test_a_shift_that_nothing_can_take_is_refused():
+    module = OneNorm(bias=False, shift=False)
+    variables = module.init(jax.random.key(0), X)
+    message = "BatchNorm_0/mean has no bias, and neither has the layer before it, so nothing can"
+    with pytest.raises(ValueError, match=message):
+        fold_batch_norm(module.apply, variables, X)
+
+
 def test_scaling_symmetries_are_there_again():
     variables = drawn(jax.eval_shape(Net().init, jax.random.key(0), X))
     before = trace_spec(Net().apply, variables, X)
@@ -101,7 +157,15 @@ def test_norms_that_follow_no_layer_are_refused():
             y = nn.Dense(4)(x)
             return nn.Dense(2)(nn.relu(nn.BatchNorm(use_running_average=True)(y)) + y)
 
-    for module in (Before(), Twice()):
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x, scale = nn.Dense(4)(x), self.param("scale", nn.initializers.ones, (4,))
+            x = nn.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)(x)
+            x = x * scale[None]
+            return nn.Dense(2)(nn.relu(x) * scale[None])
+
+    for module in (Before(), Twice(), Shared()):
         variables = module.init(jax.random.key(0), X)
         message = "norm of statistic batch_stats/BatchNorm_0/mean does not follow a layer alone"
         with pytest.raises(ValueError, match=message):

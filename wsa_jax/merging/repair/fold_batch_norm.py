@@ -12,9 +12,9 @@ from jaxtyping import PyTree
 from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.leaves import key_path
-from wsa_jax.merging.symmetry.affine import Producers, Scaled, Site, find_sites
+from wsa_jax.merging.symmetry.affine import Producers, Scaled
 from wsa_jax.merging.symmetry.taps import Evaluation
-from wsa_jax.merging.symmetry.tracing.steps import Elementwise, Value
+from wsa_jax.merging.symmetry.tracing.steps import Elementwise, Move, Step, Value
 from wsa_jax.merging.symmetry.tracing.trace_spec import Traced, flatten, is_statistic, trace
 from wsa_jax.types import Leaf
 
@@ -26,7 +26,7 @@ class Folded(NamedTuple):
       apply_fn: ``(params, *inputs) -> outputs``, which leaves the norms out; keep it, since each
         function object is compiled once.
       params: the variables without statistics and scales of norms, which are None; a norm's bias is
-        that of the layer before it.
+        that of the layer before it, whose own takes the shift of a norm without one.
     """
 
     apply_fn: Callable[..., PyTree]
@@ -37,17 +37,19 @@ class _Fold(NamedTuple):
     """A norm, and the layer that takes it up.
 
     Attributes:
-      norm: its last sum, of the bias.
-      steps: ``(name, equation, data operand)`` of its other equations: what is left out.
+      steps: ``(name, equation, data operand)`` of its equations: what is left out.
+      units: axes of the data along which its parameters differ.
       kernel: the parameter that its input is proportional to.
       bias: the bias that is added before the norm, if there is one.
+      shift: the bias that takes up the norm's shift: the norm's own, or that before it.
       unused: leaves that nothing reads without the norm.
     """
 
-    norm: Site
     steps: tuple[tuple[str, int, int], ...]
+    units: tuple[int, ...]
     kernel: Scaled
     bias: Scaled | None
+    shift: Scaled | None
     unused: frozenset[str]
 
 
@@ -75,7 +77,8 @@ def fold_batch_norm(apply_fn: Callable[..., PyTree], variables: PyTree, *inputs:
 
     Raises:
       ValueError: no running statistics, a leaf that holds NaN, or a norm that does not follow a
-        layer alone (a sum of branches, a non-linearity); the norm is named.
+        layer alone (a sum of branches, a non-linearity) or that has no bias after a layer without
+        one; the norm is named.
 
     >>> from flax import linen as nn
     >>> class Net(nn.Module):
@@ -124,35 +127,66 @@ def fold_batch_norm(apply_fn: Callable[..., PyTree], variables: PyTree, *inputs:
 def _folds(traced: Traced) -> list[_Fold]:
     """The norms of a function whose running statistics are parameters of it."""
     producers = Producers(traced)
-    sites = find_sites(traced)
-    by_place = {site.position: site for site in sites}
     names = list(traced.leaves)
     uses = Counter(id(value) for step in traced.walk.steps for value in step.inputs)
-    sums = {step.position: step for step in traced.walk.steps if step.name == "add"}
+    used_in = {id(value): step for step in traced.walk.steps for value in step.inputs}
+
+    def once(part: Scaled) -> bool:
+        return uses[id(traced.leaves[part.leaf])] == 1
+
+    ends = [value for step in traced.walk.steps for value in step.outputs]
+    parts = {id(value): _by_parameter(producers, value) for value in ends}
+    inside = {id(part[3]) for part in parts.values() if part is not None}
     folds = []
-    for site in sites:
-        value, steps, unused = sums[site.position].inputs[site.operand], [], set()
-        # Back through what multiplies or shifts by parameters alone, as far as statistics go.
-        while (found := _by_parameter(producers, value)) is not None:
-            name, place, operand, data, parameter = found
-            steps.append((name, place, operand))
-            unused |= {names[leaf] for pairs in parameter.origin or () for leaf, _ in pairs}
-            value = data
-        if not any(is_statistic(name, None) for name in unused) or uses[id(value)] > 1:
+    for end in ends:
+        if parts[id(end)] is None or id(end) in inside:
             continue
-        before = producers.step(value)
-        layer = None if before is None else by_place.get(before.position or 0)
-        kernel, bias = producers.scaled_by(value, site.units), None
-        if layer is not None and set(layer.units) == set(site.units):
-            order = [layer.units.index(axis) for axis in site.units]
-            kernel, bias = (
-                Scaled(part.leaf, tuple(part.axes[i] for i in order))
-                for part in (layer.weight, layer.bias)
-            )
+        value, steps, unused, units, alone = end, [], set(), set(), True
+        # Back through what multiplies or shifts by parameters alone, as far as statistics go.
+        while (found := parts.get(id(value))) is not None:
+            name, place, operand, value, parameter = found
+            steps.append((name, place, operand))
+            origin = list(enumerate(parameter.origin or ()))
+            unused |= {names[leaf] for _, pairs in origin for leaf, _ in pairs}
+            units |= {axis for axis, pairs in origin if pairs and parameter.shape[axis] > 1}
+            alone &= uses[id(value)] == 1
+        # What something else reads, too, has to stay.
+        alone &= all(uses[id(traced.leaves[name])] == 1 for name in unused)
+        if not alone or not any(is_statistic(name, None) for name in unused):
+            continue
+        axes = tuple(sorted(units))
+        before = _added(producers.step(value))
+        data, bias = before or (value, None)
+        kernel = producers.scaled_by(data, axes)
+        scaled = None if bias is None else producers.scaled_by(bias, axes)
         # A kernel that is used twice cannot take the scale of one of its uses.
-        if kernel is not None and uses[id(traced.leaves[kernel.leaf])] == 1:
-            folds.append(_Fold(site, tuple(steps), kernel, bias, frozenset(unused)))
+        if kernel is None or not once(kernel) or (bias and not (scaled and once(scaled))):
+            continue
+        after = _added(used_in.get(id(end))) if uses[id(end)] == 1 else None
+        shifts = [part[1] for part in (after, before) if part and _is_whole(producers, part[1])]
+        candidates = [producers.scaled_by(part, axes) for part in shifts]
+        shift = next((part for part in candidates if part and once(part)), None)
+        folds.append(_Fold(tuple(steps), axes, kernel, scaled, shift, frozenset(unused)))
     return folds
+
+
+def _added(step: Step | None) -> tuple[Value, Value] | None:
+    """The data and the parameter that a step adds up, if it does."""
+    if step is None or step.name != "add" or step.position is None or len(step.inputs) != 2:
+        return None
+    for data, parameter in (step.inputs, step.inputs[::-1]):
+        if parameter.is_parameter and not data.is_parameter:
+            return data, parameter
+    return None
+
+
+def _is_whole(producers: Producers, value: Value) -> bool:
+    """Whether a parameter is added as it is, not a multiple of it, whatever its axes."""
+    step = producers.step(value)
+    if step is None or producers.leaf(value) is not None:
+        return producers.leaf(value) is not None
+    same = isinstance(step.kind, Move) or step.name == "convert_element_type"
+    return same and _is_whole(producers, step.inputs[0])
 
 
 def _by_parameter(producers: Producers, value: Value) -> Any:
@@ -176,6 +210,13 @@ def _check_all_folded(names: Iterable[str], folds: list[_Fold]) -> None:
             "the variables hold no running statistics, so there is no BatchNorm to fold; give "
             "parameters and statistics in one tree, as Model.variables does"
         )
+    for fold in folds:
+        if fold.shift is None:
+            name = min(name for name in fold.unused if is_statistic(name, None))
+            raise ValueError(
+                f"the norm of statistic {name} has no bias, and neither has the layer before it, "
+                "so nothing can take its shift; give one of them a bias, such as zeros"
+            )
     left = [name for name in statistics if not any(name in fold.unused for fold in folds)]
     if left:
         raise ValueError(
@@ -209,19 +250,17 @@ def _folded_leaves(traced: Traced, folds: list[_Fold], arrays: dict[str, Any]) -
             else:
                 factor = given if name == "mul" else 1 / given
                 scale, shift = scale * factor, shift * factor
-        scale, shift = (_units(part, fold.norm) for part in np.broadcast_arrays(scale, shift))
-        kernel, norm = fold.kernel, fold.norm.bias
-        for part in (kernel,) if fold.bias is None else (kernel, fold.bias):
+        scale, shift = (_units(part, fold.units) for part in np.broadcast_arrays(scale, shift))
+        for part in (fold.kernel,) if fold.bias is None else (fold.kernel, fold.bias):
             leaf = np.asarray(arrays[part.leaf], np.float64)
             changed[part.leaf] = part.along(scale, leaf.ndim) * leaf
-        leaf = np.asarray(arrays[norm.leaf], np.float64)
-        changed[norm.leaf] = norm.along(shift, leaf.ndim) + leaf
+        assert fold.shift is not None  # checked before
+        name = fold.shift.leaf
+        leaf = np.asarray(changed.get(name, arrays[name]), np.float64)
+        changed[name] = fold.shift.along(shift, leaf.ndim) + leaf
     return {name: jnp.asarray(leaf, arrays[name].dtype) for name, leaf in changed.items()}
 
 
-def _units(values: np.ndarray, site: Site) -> np.ndarray:
+def _units(values: np.ndarray, units: tuple[int, ...]) -> np.ndarray:
     """The units of an array that is constant along all its other axes."""
-    others = tuple(0 if axis not in site.units else slice(None) for axis in range(values.ndim))
-    kept = values[others]
-    order = sorted(site.units)
-    return kept.transpose([order.index(axis) for axis in site.units])
+    return values[tuple(slice(None) if axis in units else 0 for axis in range(values.ndim))]
