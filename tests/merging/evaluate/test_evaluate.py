@@ -1,5 +1,6 @@
 """Paths, barriers, planes and ensembles of models, against evaluation point by point."""
 
+import dataclasses
 import inspect
 import math
 
@@ -131,6 +132,17 @@ class TestBarrier:
     def test_many_paths(self):
         paths = stack([self.PATH, path_of(2 * self.PATH.loss)])
         np.testing.assert_allclose(jax.vmap(loss_barrier)(paths), [2.0, 4.0], rtol=1e-6)
+
+    @pytest.mark.parametrize("definition", ["paper", "endpoints"])
+    @pytest.mark.parametrize("barrier", [loss_barrier, accuracy_barrier])
+    def test_of_paths_side_by_side_is_one_each(self, barrier, definition):
+        losses = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+        t = np.broadcast_to(np.linspace(0, 1, 5, dtype=np.float32), losses.shape)
+        paths = Path(t=jnp.array(t), loss=jnp.array(losses), accuracy=jnp.array(losses))
+        expected = jax.vmap(jax.vmap(lambda path: barrier(path, definition=definition)))(paths)
+        np.testing.assert_array_equal(barrier(paths, definition=definition), expected)
+        with pytest.raises(ValueError, match="goes from t = 0 to 0.5; a barrier needs 0 to 1"):
+            barrier(dataclasses.replace(paths, t=paths.t.at[1, 2, -1].set(0.5)))
 
     def test_nan_on_the_path_is_not_hidden(self):
         assert math.isnan(loss_barrier(path_of([1.0, math.nan, 1.0])))

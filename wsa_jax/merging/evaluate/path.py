@@ -164,7 +164,7 @@ def _path_fn(task: Task, batch_size: int) -> Callable[..., LossPath]:
 
 
 @door
-def loss_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[Array, ""]:
+def loss_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[Array, " *paths"]:
     r"""Measure how far the loss on a path rises above the path's ends.
 
     .. math:: \text{paper:}\quad \max_t \; L(t) - [(1 - t) L(0) + t L(1)]
@@ -172,7 +172,7 @@ def loss_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[A
               \text{endpoints:}\quad \max_t L(t) - \tfrac12 [L(0) + L(1)]
 
     Away from t = 1/2 the two definitions differ if the ends' losses do. Both barriers are at least
-    0 up to rounding, because the ends are points of the path.
+    0 up to rounding, because the ends are points of the path. Of paths ``[..., points]``, one each.
 
     Raises:
       ValueError: the definition is unknown, or the path does not go from t = 0 to t = 1.
@@ -184,11 +184,13 @@ def loss_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[A
 
     Source: WSA, Eq. 7; ``"endpoints"`` is Git Re-Basin's.
     """
-    return jnp.max(path.loss - _between_ends(path.t, path.loss, definition))
+    return jnp.max(path.loss - _between_ends(path.t, path.loss, definition), axis=-1)
 
 
 @door
-def accuracy_barrier(path: LossPath, *, definition: Definition = "paper") -> Float[Array, ""]:
+def accuracy_barrier(
+    path: LossPath, *, definition: Definition = "paper"
+) -> Float[Array, " *paths"]:
     r"""Measure how far the accuracy on a path falls below the path's ends, as a share in [0, 1].
 
     .. math:: \text{paper:}\quad \max_t \; [(1 - t) A(0) + t A(1)] - A(t)
@@ -207,16 +209,18 @@ def accuracy_barrier(path: LossPath, *, definition: Definition = "paper") -> Flo
     """
     if path.accuracy is None:
         raise ValueError("the path has no accuracy, since its task counts none; use loss_barrier")
-    return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy)
+    return jnp.max(_between_ends(path.t, path.accuracy, definition) - path.accuracy, axis=-1)
 
 
 def _between_ends(t: Array, values: Array, definition: str) -> Array:
-    """The values of a path without a barrier: one per point, or one for all points."""
-    if not is_traced(t) and (float(t[0]) != 0 or float(t[-1]) != 1):
-        raise ValueError(
-            f"the path goes from t = {float(t[0]):g} to {float(t[-1]):g}; a barrier needs 0 to 1"
-        )
+    """The values of paths without a barrier: one per point, or one for all points."""
+    if not is_traced(t):
+        for first, last in np.asarray(t)[..., [0, -1]].reshape(-1, 2):
+            if first != 0 or last != 1:
+                raise ValueError(
+                    f"the path goes from t = {first:g} to {last:g}; a barrier needs 0 to 1"
+                )
     checks.one_of("definition", definition, ("paper", "endpoints"))
     if definition == "paper":
-        return (1 - t) * values[0] + t * values[-1]
-    return 0.5 * (values[0] + values[-1])
+        return (1 - t) * values[..., :1] + t * values[..., -1:]
+    return 0.5 * (values[..., :1] + values[..., -1:])
