@@ -197,6 +197,14 @@ class TestLoop:
             assert_close(many.info["loss"][i], alone.info["loss"])
         assert not np.allclose(many.info["loss"][0], many.info["loss"][1])
 
+    @pytest.mark.filterwarnings("error:Some donated buffers")
+    def test_vmap_tells_nothing_of_donated_buffers(self, examples):
+        def merge(key, rate):
+            return np_merge(key, mse, (A, B), examples, settings=SHORT, learning_rate=rate).params
+
+        jax.vmap(merge)(jax.random.split(KEY, 2), jnp.array([0.1, 0.2]))
+        jax.vmap(merge, (None, 0))(KEY, jnp.array([0.1, 0.2]))
+
     def test_vmap_over_stacked_models_equals_single_merges(self, examples):
         pairs = ((A, B), (B, PLANTED))
         first, second = (stack(list(side)) for side in zip(*pairs, strict=True))

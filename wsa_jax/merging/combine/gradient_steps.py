@@ -104,9 +104,12 @@ def learn(
     with progress_bar(shows, settings.steps, what="learning") as advance:
         for size in sizes:
             piece = dataclasses.replace(settings, steps=size, progress=False)
-            run = _jitted_run(_Method(learning.loss_fn, objective, piece, schedule))
+            given = key, state, models, examples, held_out, rate, penalty_inputs
+            run = _jitted_run(
+                _Method(learning.loss_fn, objective, piece, schedule), not is_traced(given)
+            )
             with taken_by("loss_fn", "these models and examples"):
-                state, *made = run(key, state, models, examples, held_out, rate, penalty_inputs)
+                state, *made = run(*given)
             taken.append(made)
             if shows:
                 advance(size, f"learning, loss {float(made[-1]['loss'][-1]):.3g}")
@@ -150,9 +153,10 @@ def _first_state(
 
 
 @functools.lru_cache(maxsize=32)
-def _jitted_run(method: _Method) -> Callable[..., Any]:
-    # Donated, so that the states of a run and of the one that continues it are one.
-    return jax.jit(functools.partial(_run, method), donate_argnums=1)
+def _jitted_run(method: _Method, donate: bool) -> Callable[..., Any]:
+    # Donated, so that the states of a run and of the one that continues it are one; not under a
+    # trace, where a state that is not batched cannot become one that is, of which JAX warns.
+    return jax.jit(functools.partial(_run, method), donate_argnums=1 if donate else ())
 
 
 def _run(
