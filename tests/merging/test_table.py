@@ -238,6 +238,13 @@ def test_what_the_evidence_is_without_is_named(models, spec, evidence, tiny_data
         merge_table(key, models, spec, empty, test=tiny_data, methods="average")
 
 
+def test_one_example_is_left_to_learn_from(models, spec, evidence):
+    few = evidence._replace(inputs=evidence.inputs[:2], labels=evidence.labels[:2])
+    budget = Budget(steps=1, held_out=0.9)
+    (alone,) = METHODS["NP Merge"](jax.random.key(0), spec, models, few, budget=budget).info["loss"]
+    assert np.isfinite(alone)
+
+
 def test_a_covariance_of_too_few_samples_is_left_out_and_told(models, spec, evidence, tiny_data):
     few = evidence._replace(inputs=evidence.inputs[:24], labels=evidence.labels[:24])
     message = "has 24 units and 24 calibration samples, too few for the covariance that canonical"

@@ -205,7 +205,7 @@ def take_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
 def _rows(key: Array, count: int, budget: Budget) -> tuple[np.ndarray, np.ndarray]:
     """The rows to learn from and those held out, drawn once per key."""
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
-    chosen = round(budget.held_out * count)
+    chosen = min(round(budget.held_out * count), count - 1)  # one is left to learn from
     return order[chosen:], order[:chosen]
 
 

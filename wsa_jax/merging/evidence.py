@@ -67,7 +67,7 @@ class Budget:
       np_learning_rate: Adam's learning rate for NP Merge; coefficients pass through a sigmoid and
         need a far larger rate than weights.
       fine_tuning_rate: Adam's learning rate for fine-tuning.
-      held_out: the fraction held out to select the best step, in [0, 1).
+      held_out: the fraction held out to select the best step, in [0, 1); one example is left.
       restarts: starts of `weight_matching`, of which the best is kept.
       ada_learning_rate: Adam's learning rate for AdaMerging's scales, which are no logits.
     """
