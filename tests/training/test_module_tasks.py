@@ -9,7 +9,9 @@ from flax import linen as nn
 from flax import nnx
 
 from tests.tiny import INFO
+from tests.trees import assert_bitwise
 from wsa_jax.models import GCN, GraphSAGE, graph
+from wsa_jax.runs.described import task_settings
 from wsa_jax.training import (
     Batch,
     FitSettings,
@@ -140,6 +142,73 @@ def test_a_given_module_keeps_its_weights_and_its_mode():
     np.testing.assert_array_equal(
         equinox_task(layer).init(jax.random.key(9))[0].weight, layer.weight
     )
+
+
+class Activated(nnx.Module):
+    """A dense layer, a function, dropout, and settings that are arrays and lists of their own."""
+
+    def __init__(self, activation=nnx.relu, rate=0.5, scales=(1.0,)):
+        self.dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.after = nnx.List([nnx.Dropout(rate, rngs=nnx.Rngs(0))])
+        self.activation, self.scales = activation, scales
+
+    def __call__(self, x):
+        return self.after[0](self.activation(self.dense(x))) * self.scales[0]
+
+
+def mlp(activation=jax.nn.relu):
+    return eqx.nn.MLP(4, 3, 8, 1, activation=activation, key=KEY)
+
+
+def dropping(rate=0.5, inference=False):
+    return eqx.nn.Sequential([mlp(), eqx.nn.Dropout(rate, inference=inference)])
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "other"),
+    [
+        (equinox_task, mlp, lambda: mlp(jnp.tanh)),
+        (equinox_task, dropping, lambda: dropping(0.2)),
+        (
+            equinox_task,
+            lambda: eqx.filter_checkpoint(mlp()),
+            lambda: eqx.filter_checkpoint(mlp(jnp.tanh)),
+        ),
+        (equinox_task, lambda: eqx.filter_jit(mlp()), lambda: eqx.filter_jit(mlp(jnp.tanh))),
+        (nnx_task, Activated, lambda: Activated(nnx.tanh)),
+        (nnx_task, Activated, lambda: Activated(rate=0.2)),
+        (nnx_task, Activated, lambda: Activated(scales=(2.0,))),
+        (nnx_task, Activated, lambda: Activated(lambda x: nnx.leaky_relu(x, 0.1))),
+    ],
+)
+def test_given_modules_are_told_apart_by_what_they_hold(task, one, other):
+    first, again, second = (task_settings(task(make())) for make in (one, one, other))
+    assert first == again != second
+    assert " at 0x" not in str(first)
+    assert len(str(first)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "other"),
+    [(equinox_task, mlp, jnp.tanh), (nnx_task, Activated, nnx.tanh)],
+    ids=["equinox", "nnx"],
+)
+def test_a_run_is_resumed_by_an_equal_module_alone(task, make, other, tmp_path):
+    def start(module):
+        settings = FitSettings(steps=2, batch_size=5)
+        return fit(KEY, task(module), X, LABELS, settings=settings, directory=tmp_path)
+
+    first = start(make())
+    assert_bitwise(start(make()).loss, first.loss)
+    with pytest.raises(ValueError, match="holds a run with task = ") as error:
+        start(make(other))
+    assert "\n" not in str(error.value)
+
+
+def test_makers_are_told_apart_by_their_names():
+    # As runs of earlier versions say it, which are resumed.
+    tasks = nnx_task(Net), equinox_task(TokenTable)
+    assert [dict(task.settings)["module"] for task in tasks] == ["Net", "TokenTable"]
 
 
 @pytest.mark.parametrize(

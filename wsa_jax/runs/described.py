@@ -108,7 +108,10 @@ class _Description:
             return f"{inner(value.__func__)} of {inner(value.__self__)}"
         if isinstance(value, types.CodeType):
             return self.code(value, None, depth)
-        named = callable(value) and hasattr(value, "__name__")
+        if isinstance(value, jax.tree_util.PyTreeDef):
+            return inner((value.node_data(), value.children()))
+        # A wrapper may name itself after a module, which has no name.
+        named = callable(value) and isinstance(getattr(value, "__name__", None), str)
         if named or isinstance(value, type | types.ModuleType):
             return self.function(value, depth)
         return self.object(value, depth)

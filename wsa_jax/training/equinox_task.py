@@ -42,7 +42,8 @@ def equinox_task(
     other arrays and functions are the task's. The batch axis is named ``"batch"``, as BatchNorm
     wants; a call that takes ``key`` gets one of its own for each example, in training. `eqx.nn.
     inference_mode` is on in evaluation. Make the task once: jitted callers compile again for a new
-    one.
+    one. A run is resumed by a module of equal fields, or by a maker of the same name, a lambda also
+    of the same code: where a named maker changes what it makes, give another directory.
 
     Raises:
       MissingExtraError: Equinox is not installed.
@@ -102,4 +103,4 @@ def equinox_task(
         outputs, moved = over(one, out_axes=(0, None))(inputs, keys)
         return outputs, {"state": moved} if train else model_state
 
-    return options.task(init, apply, described(type(model) if given else model))
+    return options.task(init, apply, described(static if given else model))

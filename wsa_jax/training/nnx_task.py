@@ -12,6 +12,7 @@ from wsa_jax.data.registry import DatasetInfo
 from wsa_jax.door import door, shown, taken_by
 from wsa_jax.leaves import is_key
 from wsa_jax.runs.described import described
+from wsa_jax.runs.identity import text_digest
 from wsa_jax.training.module_options import Loss, Options
 from wsa_jax.training.task import Task
 from wsa_jax.types import Inputs
@@ -41,7 +42,8 @@ def nnx_task(
     state, but for the streams of random numbers, which are derived from the step's key. Modules are
     in train or eval mode as `nnx.Module.train` and `eval` set it; a call that takes ``train`` gets
     it. A given module is not changed. Make the task once: jitted callers compile again for a new
-    one.
+    one. A run is resumed by a module of equal attributes, or by a maker of the same name, a lambda
+    also of the same code: where a named maker changes what it makes, give another directory.
 
     Raises:
       ValueError: what is neither a module nor makes one, augmentation without info, or a padding
@@ -103,7 +105,10 @@ def nnx_task(
         moved = {"state": parts(module)[3]} if model_state else {}
         return outputs, moved if train else model_state
 
-    return options.task(init, apply, described(type(model) if given else model))
+    # A digest, since what defines a module says much that is of NNX alone.
+    name = described(type(template))
+    name = f"{name} ({text_digest(described(in_training))})" if given else described(model)
+    return options.task(init, apply, name)
 
 
 def _fresh(streams: PyTree, key: Array) -> PyTree:
