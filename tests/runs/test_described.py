@@ -88,6 +88,38 @@ def test_equal_values_read_alike(one, same):
     assert " at 0x" not in described(Holder(one))
 
 
+def nested(activation, levels):
+    module = nn.Sequential([nn.Dense(3), activation])
+    for _ in range(levels - 1):
+        module = nn.Sequential([module])
+    return module
+
+
+@pytest.mark.parametrize("levels", [3, 5, 7])
+def test_what_nested_modules_hold_is_told_apart(levels):
+    first, same, second = (
+        described(nested(activation, levels)) for activation in (nn.relu, nn.relu, nn.tanh)
+    )
+    assert first == same != second
+
+
+def test_values_that_hold_each_other_read_as_in_earlier_versions():
+    # Eight levels of them, however deep others may nest.
+    parent, child = Plain(None), Plain(None)
+    parent.rate, child.rate = child, parent
+    text = "Plain"
+    for _ in range(8):
+        text = f"Plain(rate={text})"
+    assert described(parent) == text
+
+
+def test_many_values_that_hold_each_other_end():
+    parts = [Plain(None) for _ in range(4)]
+    for part in parts:
+        part.rate = tuple(parts)
+    assert len(described(parts[0])) < 10**4
+
+
 def test_a_value_that_holds_itself_ends():
     round_about = Plain(0.1)
     round_about.rate = round_about

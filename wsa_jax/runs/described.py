@@ -18,8 +18,11 @@ import numpy as np
 from wsa_jax.runs.identity import digest, text_digest
 from wsa_jax.types import Json
 
-# Deeper than fields of modules nest; closures may be circular.
-_DEPTH = 8
+# Deeper than fields of modules nest.
+_DEPTH = 16
+# Below these levels, nothing is described inside itself: closures may be circular. Runs of earlier
+# versions, which told no more levels apart, resume.
+_ROUND_ABOUT = 8
 # Deeper than closures nest in one another; each object is described once.
 _CODE_DEPTH = 40
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
@@ -85,9 +88,20 @@ def task_settings(task: Any) -> tuple[tuple[str, str], ...]:
 class _Description:
     """How values are described; functions by name, since libraries change their text."""
 
+    def __init__(self) -> None:
+        self._around: list[int] = []
+
     def of(self, value: Any, depth: int) -> str:
-        if depth == 0:
+        again = depth <= _DEPTH - _ROUND_ABOUT and id(value) in self._around
+        if depth == 0 or again:
             return type(value).__qualname__
+        self._around.append(id(value))
+        text = self.inside(value, depth)
+        self._around.pop()
+        return text
+
+    def inside(self, value: Any, depth: int) -> str:
+        """What a value is, and what it holds."""
         inner = functools.partial(self.of, depth=depth - 1)
         if isinstance(value, enum.Enum):
             return f"{type(value).__qualname__}.{value.name}"
@@ -147,6 +161,7 @@ class _CodeDescription(_Description):
     """Users' functions by their code and all they refer to; each object once."""
 
     def __init__(self) -> None:
+        super().__init__()
         # The objects are held, so that no other takes their identity.
         self._seen: dict[int, tuple[int, Any]] = {}
 
