@@ -172,6 +172,15 @@ class TestIdentity:
         assert go_on(saved, until=2).done == 2
         assert (saved / "run.json").read_text() == before
 
+    @pytest.mark.parametrize(("first", "again"), [(10, 10.0), (10.0, 10), (0, False)])
+    def test_equal_numbers_of_another_type_go_on_with_the_run(self, tmp_path, first, again):
+        for index, number in enumerate((first, again, first), 1):
+            with opened(tmp_path, clip_norm=number) as run:
+                assert run.resume(STATE).done == index - 1
+                run.append([{"round": index}])
+                run.save(index, STATE)
+        assert json.loads((tmp_path / "run.json").read_text())["clip_norm"] is not again
+
     def test_name_and_text_are_on_disk_before_anything_follows(self, tmp_path, monkeypatch):
         synced = []
         monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))

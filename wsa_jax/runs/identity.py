@@ -48,22 +48,27 @@ def identity_digest(identity: Json) -> str:
     return text_digest(json.dumps(identity, sort_keys=True))
 
 
-def check_identity(path: Path, identity: Json) -> None:
-    """Raise a ValueError if a file says that its directory holds a run of another identity.
+def check_identity(path: Path, identity: Json) -> Json:
+    """Return the identity in a directory's file, or the given one where there is none yet.
+
+    The two are equal, but 10 in one may be 10.0 in the other; checkpoints are sealed with the one
+    in the file.
 
     Raises:
+      ValueError: the directory holds a run of another identity.
       CheckpointError: the file cannot be read, or is none of a run.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.json"
     >>> check_identity(path, {"steps": 10})  # There is none yet.
+    {'steps': 10}
     >>> _ = path.write_text(json.dumps({"steps": 20}))
     >>> check_identity(path, {"steps": 10})
     Traceback (most recent call last):
     ValueError: ... holds a run with steps = 20, but this one has 10; give another directory or ...
     """
     if not path.exists():
-        return
+        return identity
     way_out = f"delete {path.parent} to start again, or give another directory"
     found = read_object(read_text(path), str(path), way_out)
     for name, value in identity.items():
@@ -74,6 +79,7 @@ def check_identity(path: Path, identity: Json) -> None:
             )
     if more := sorted(found.keys() - identity.keys()):
         raise CheckpointError(f"{path} has an entry {more[0]!r} that no run writes; {way_out}")
+    return found
 
 
 def digest(*arrays: Any) -> str:

@@ -89,7 +89,7 @@ class RunDirectory:
         keeps_rows: bool = True,
     ):
         self.path = directory_path(directory)
-        self._identity, self._total, self._unit = identity, total, unit
+        self._total, self._unit = total, unit
         self._settings, self._metrics = self.path / "run.json", self.path / "metrics.jsonl"
         self._keeps_rows = keeps_rows
         # Lines to keep at the first append, None after it.
@@ -98,10 +98,10 @@ class RunDirectory:
         self._lock = _lock_together(self.path)
         with contextlib.ExitStack() as unlock:
             unlock.callback(self.close)
-            check_identity(self._settings, identity)
+            self._identity = check_identity(self._settings, identity)
             self._checkpoints = Checkpoints(
                 self.path / "checkpoints",
-                run=identity_digest(identity),
+                run=identity_digest(self._identity),
                 read_only=self._lock is not None and self._lock.read_only,
             )
             unlock.pop_all()
