@@ -120,6 +120,24 @@ class TestOnRound:
         final = float(jnp.linalg.norm(federate(rounds=3).params["Dense_0"]["kernel"]))
         assert norms[-1] == pytest.approx(final, rel=1e-6)
 
+    def test_a_stopped_run_is_returned_when_it_is_started_again(self, federate, tmp_path):
+        def once_more():
+            seen = []
+
+            def at_once(row):
+                seen.append(row["round"])
+                return STOP
+
+            return federate(on_round=at_once, directory=tmp_path), seen
+
+        (first, seen), (again, unseen) = once_more(), once_more()
+        assert (seen, unseen) == ([1, 2], [])
+        assert_bitwise(again.state, first.state)
+        assert again.history == first.history
+        assert [row.get("ended_by") for row in first.history] == [None, "on_round"]
+        # Without a callback it goes on, and ends as if it had never been stopped.
+        assert_bitwise(federate(directory=tmp_path).state, federate().state)
+
     def test_what_json_lacks_is_refused(self, federate):
         def bad(row):
             row["weights"] = object()

@@ -1,5 +1,7 @@
 """Many runs as one program: each is the separate run, recorded and resumed as it would be."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -123,14 +125,22 @@ def test_runs_are_recorded_apart_and_wait_for_one_another(runs, separate, tiny_d
     assert read.history == resumed[1].history
 
 
-def test_a_run_that_is_stopped_leaves_the_others_going(runs, separate, tiny_data):
+def test_a_run_that_is_stopped_leaves_the_others_going(runs, separate, tiny_data, tmp_path):
     def stop(run, row):
+        seen.append((run, row["round"]))
         return STOP if run == 0 and row["round"] == 2 else None
 
-    found = simulate_many(**runs, on_round=stop, test=tiny_data, **SHARED)
-    assert [len(result.history) for result in found] == [2, 4, 4]
-    assert [int(result.state.round) for result in found] == [2, 4, 4]
-    assert_equal_runs(found[1:], separate[1:])
+    options = SHARED | {"test": tiny_data, "directory": tmp_path, "on_round": stop}
+    for expected in ([(0, 1), (0, 2)], []):
+        seen = []
+        found = simulate_many(**runs, **options)
+        assert [one for one in seen if one[0] == 0] == expected
+        assert [len(result.history) for result in found] == [2, 4, 4]
+        assert [int(result.state.round) for result in found] == [2, 4, 4]
+        assert_equal_runs(found[1:], separate[1:])
+        # Another run begins anew beside the one that has ended.
+        shutil.rmtree(tmp_path / "run_1")
+    assert seen == [(1, number) for number in range(1, 5)]
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,10 @@ def run_together(
     keys, state, data = _stacked(padded, shared)
     step = jitted_runs(plan, shared.how, shared.mesh)
     done = np.array([run.done for run in padded])
-    stopped = np.arange(len(padded)) >= len(runs)
+    stopped = np.array([*(recorder.ended for recorder in recorders), *[True] * padding])
     pending: list[tuple[int, Stacked]] = []
-    for index in range(int(done.min()), len(runs[0].schedules.rates)):
+    rounds = len(runs[0].schedules.rates)
+    for index in range(int(done[~stopped].min(initial=rounds)), rounds):
         active = (index >= done) & ~stopped
         settings = RoundSettings(
             jnp.asarray([run.schedules.rates[index] for run in padded], jnp.float32),

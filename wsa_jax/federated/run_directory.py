@@ -129,6 +129,7 @@ def round_row(
     fused_std            std of the fused scope (Eq. 4), by layer
     stability            largest share of the explicit step's stable range in use; 0 without WSA
     seconds              wall time, averaged over the rounds since rows were last written
+    ended_by             ``"on_round"`` in the row after which the callback ended the run
     client_scopes        if requested: ``mean`` and ``std``, ``[participants][layers]``
     ==================== ===========================================================================
     """

@@ -28,6 +28,8 @@ from wsa_jax.types import Json
 STOP = "stop"
 """What ``on_round`` returns to end a run."""
 
+_ENDED_BY = {"ended_by": "on_round"}
+
 OnRound = Callable[..., Any]
 
 
@@ -82,6 +84,8 @@ def run_rounds(
     The host dispatches rounds without waiting, until the recorder wants to see them.
     """
     rates, strengths = schedules
+    if recorder.ended:
+        return state
     for index in range(int(state.round), len(rates)):
         settings = place(RoundSettings(jnp.float32(rates[index]), jnp.float32(strengths[index])))
         state, info = round_fn(key, state, data, settings)
@@ -120,6 +124,12 @@ class Recorder:
         self._told: set[str] = set()
         self._sees_state = recording.on_round is not None and takes_state(recording.on_round)
 
+    @property
+    def ended(self) -> bool:
+        """Whether a callback has ended the run, now or before; without one, it goes on."""
+        last = self.history[-1] if self.history else {}
+        return self._recording.on_round is not None and _ENDED_BY.items() <= last.items()
+
     def due(self, index: int) -> bool:
         """Whether a round is looked at when it is done, so that the host waits for it."""
         return self._evaluates(index) or self._saves(index) or self._sees_state
@@ -146,6 +156,8 @@ class Recorder:
                 rows[-1][f"test_{name}"] = json_number(value)
         # The caller's own numbers are part of the row, so it is written after the call.
         stops = self._show(rows, state)
+        if stops:
+            rows[-1] |= _ENDED_BY
         self.history.extend(rows)
         if self._run is not None:
             self._run.append(rows)

@@ -152,10 +152,11 @@ def simulate(
     * ``on_round``: called as ``on_round(row)`` with the row of each round that is run here, in
       order, but not with those that a resumed run finds in its directory. It may put numbers of its
       own into the row, which is written afterwards, and return `STOP` to end the run after the
-      rounds that have been run. A callback that needs two arguments is called as
-      ``on_round(row, state)`` at the end of every round, which the host then waits for, and stops
-      the run there; the next round may reuse the state's buffers, so copy what you keep. With
-      several processes it is called on each, and must answer the same on each.
+      rounds that have been run; the last row then has ``ended_by``, and a run found so in its
+      directory is returned as it is, or goes on if no ``on_round`` is given. A callback that needs
+      two arguments is called as ``on_round(row, state)`` at the end of every round, which the host
+      then waits for, and stops the run there; the next round may reuse the state's buffers, so copy
+      what you keep. With several processes it is called on each, and must answer the same on each.
     * ``client_scopes``: put each participant's means and stds into the rows.
     * ``progress``: show a progress bar.
 

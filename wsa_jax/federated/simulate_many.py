@@ -91,7 +91,8 @@ def simulate_many(
       do not divide the runs, stand-ins fill the last device.
     * ``directory``: run i is recorded in its folder ``run_i``, as `simulate` would, and either of
       them resumes it there.
-    * ``on_round``: called as ``on_round(i, row)``; where it returns `STOP`, run i ends there.
+    * ``on_round``: called as ``on_round(i, row)``; where it returns `STOP`, run i ends there, and
+      stays so when it is started again, as in `simulate`.
 
     Returns:
       One `SimulationResult` a run, in order; ``seconds`` in its rows are those of all runs.
