@@ -222,6 +222,17 @@ class TestFit:
         )
         linear = np.where(steps < 10, 0.04 * steps, 0.4 * (30 - steps) / 20)
         np.testing.assert_allclose(plain, linear, rtol=1e-5, atol=1e-7)
+        for listed in (list(linear), tuple(linear)):
+            found = _values(lambda i, listed=listed: listed[i], 30, "rate")
+            np.testing.assert_array_equal(found, np.float32(linear))
+
+    @pytest.mark.parametrize(
+        "rate", [lambda i: jnp.ones(2), lambda i: [0.1, 0.2][i % 2 :], lambda i: np.ones((1, 1))]
+    )
+    def test_schedules_of_arrays(self, tiny_task, tiny_data, rate):
+        match = r"^learning_rate of step 0 is an array of shape \(\d.*\); give one number"
+        with pytest.raises(ValueError, match=match):
+            fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, learning_rate=rate)
 
     @pytest.mark.parametrize("rate", [-0.1, float("nan"), lambda i: 0.5 - i])
     def test_learning_rates_below_0_or_nan(self, tiny_task, tiny_data, rate):

@@ -31,6 +31,12 @@ from wsa_jax.training.fit_directory import fit_identity
 from wsa_jax.training.task import Batch, Task, take
 from wsa_jax.types import Inputs
 
+_NOT_TRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
@@ -121,10 +127,10 @@ def fit(
 
     Raises:
       ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
-        label outside the model's classes, a negative strength or learning rate, regularization
-        outside its stability bound, parameters of another architecture, with NaN, of integers or
-        without their statistics, legacy keys (`jax.random.PRNGKey`), or a directory that holds
-        another run.
+        label outside the model's classes, a strength or learning rate that is negative or is no
+        single number at a step, regularization outside its stability bound, parameters of another
+        architecture, with NaN, of integers or without their statistics, legacy keys
+        (`jax.random.PRNGKey`), or a directory that holds another run.
       CheckpointError: a file of the directory is torn or cannot be written, or another process uses
         the directory.
     """
@@ -328,13 +334,18 @@ def _optimizer(
 def _values(value: Any, steps: int, name: str) -> np.ndarray:
     """A non-negative number or schedule at every step."""
     if not callable(value):
-        values = np.full(steps, value, np.float32)
+        values = np.full((steps, *np.shape(value)), value, np.float32)
     else:
         try:
-            values = jax.jit(jax.vmap(value))(jnp.arange(steps))
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-            # A schedule with an `if`, or in NumPy, takes one plain number at a time.
+            values = np.asarray(jax.jit(jax.vmap(value))(jnp.arange(steps)))
+        except _NOT_TRACED:
+            # A schedule with an `if`, a list or NumPy takes one plain number at a time.
             values = [value(index) for index in range(steps)]
+    for index, one in enumerate(values):
+        if np.ndim(one):
+            raise ValueError(
+                f"{name} of step {index} is an array of shape {np.shape(one)}; give one number"
+            )
     array = np.asarray(values, np.float32)
     check_non_negative(array, name)
     return array
