@@ -18,16 +18,17 @@ DIGITS = DATASETS["digits"]
 CIFAR = DATASETS["cifar10"]
 
 
-def images(low, high, dtype):
-    """Eight images whose range is exactly [low, high]."""
-    return np.linspace(low, high, 8 * 64).reshape(8, 8, 8, 1).astype(dtype)
+def images(low, high, dtype, count=8):
+    """Images whose range is exactly [low, high]."""
+    return np.linspace(low, high, count * 64).reshape(count, 8, 8, 1).astype(dtype)
 
 
 WRONG = {
     "float32 from 0 to 1, .* 0 .. 255": (CIFAR, images(0, 1, np.float32)),
     "float16 from 0 to 1, .* 0 .. 16": (DIGITS, images(0, 1, np.float16)),
     "uint8 from 0 to 255, .* 0 .. 16": (DIGITS, images(0, 255, np.uint8)),
-    "uint8 from 0 to 16, .* 0 .. 255": (CIFAR, images(0, 16, np.uint8)),
+    "uint8 from 0 to 16, .* 0 .. 255": (CIFAR, images(0, 16, np.uint8, count=32)),
+    "uint8 from 0 to 1, .* 0 .. 255": (CIFAR, images(0, 1, np.uint8)),
     "float32 from -2 to 2.5, .* 0 .. 255": (CIFAR, images(-2, 2.5, np.float32)),
     "int64 from -1 to 255, .* 0 .. 255": (CIFAR, images(-1, 255, np.int64)),
     "float32 from 0 to 65535, .* 0 .. 255": (CIFAR, images(0, 65535, np.float32)),
@@ -58,6 +59,8 @@ def test_dtype_range_and_scale_are_named(message, on_device):
         (DIGITS, images(0, 16, np.int8)),
         (dataclasses.replace(CIFAR, scale=1.0), images(0, 1, np.float32)),
         (dataclasses.replace(CIFAR, scale=65535.0), images(0, 65535, np.uint16)),
+        (CIFAR, images(0, 99, np.uint8, count=1)),
+        (CIFAR, images(0, 99, np.float32, count=31)),
         (CIFAR, np.zeros((3, 8, 8, 1), np.uint8)),
         (CIFAR, np.zeros((0, 8, 8, 1), np.uint8)),
     ],

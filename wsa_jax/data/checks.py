@@ -8,6 +8,8 @@ from wsa_jax.data.registry import DatasetInfo
 
 # Images looked at, spread over all: a range that is wrong shows in a few.
 _SAMPLE = 256
+# From so many on, not all are dark by chance, as a single photograph may be.
+_MANY = 32
 
 
 def check_images(images: np.ndarray | Array, info: DatasetInfo, what: str) -> None:
@@ -15,7 +17,7 @@ def check_images(images: np.ndarray | Array, info: DatasetInfo, what: str) -> No
 
     Looks at the dtype and at the range of some of the images, on the host; traced images are
     checked for their dtype alone. Floating-point images are accepted in the range of the stored
-    ones. Images that are all equal (blank) are accepted.
+    ones. Images that are all equal (blank) are accepted, and fewer than 32 of them may all be dark.
 
     >>> info = DatasetInfo(name="x", num_classes=2, image_shape=(2, 2, 1), mean=(0.5,), std=(0.2,))
     >>> check_images(np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 2, 2, 1), info, "train")
@@ -29,8 +31,10 @@ def check_images(images: np.ndarray | Array, info: DatasetInfo, what: str) -> No
     sample = np.asarray(images[::step]).astype(np.float64)
     low, high = sample.min(), sample.max()
     largest = info.scale * (1 + 1e-6)
-    # Pixels that are all darker than the dataset's mean are in other units, too.
-    dark = high <= max(info.scale * min(info.mean), 1.0 if info.scale > 2 else 0.0)
+    # Pixels 0 .. 1 are in other units, and so are those of many images that are all darker than the
+    # dataset's mean.
+    mean = info.scale * min(info.mean) if len(images) >= _MANY else 0.0
+    dark = high <= max(mean, 1.0 if info.scale > 2 else 0.0)
     if not (low >= 0 and high <= largest) or (dark and high > low):
         raise ValueError(
             f"images of {what} are {images.dtype} from {low:g} to {high:g}, but {info.name!r} "
