@@ -248,6 +248,8 @@ class TestFit:
             fit(KEYS[0], tiny_task, *tiny_data, settings=SETTINGS, params=params)
         with pytest.raises(ValueError, match="key is an array of uint32, not of keys"):
             inspect.unwrap(fit)(jax.random.PRNGKey(0), tiny_task, *tiny_data, settings=SETTINGS)
+        with pytest.raises(ValueError, match=r"^key has shape \(1, 2\); give one key, or keys"):
+            fit(KEYS[None], tiny_task, *tiny_data, settings=SETTINGS)
 
     def test_batch_size_that_does_not_fit(self, tiny_task, tiny_data):
         settings = FitSettings(steps=1, batch_size=61)

@@ -130,12 +130,14 @@ def fit(
         label outside the model's classes, a strength or learning rate that is negative or is no
         single number at a step, regularization outside its stability bound, parameters of another
         architecture, with NaN, of integers or without their statistics, legacy keys
-        (`jax.random.PRNGKey`), or a directory that holds another run.
+        (`jax.random.PRNGKey`) or keys of more axes, or a directory that holds another run.
       CheckpointError: a file of the directory is torn or cannot be written, or another process uses
         the directory.
     """
     # Whatever can be wrong is refused before anything is compiled.
     checks.key(key)
+    if key.ndim > 1:
+        raise ValueError(f"key has shape {key.shape}; give one key, or keys [models]")
     directory, save_every, map_models = _checked_running(running)
     count, steps = len(labels), settings.steps
     if not 0 < settings.batch_size <= count:
