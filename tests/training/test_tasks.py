@@ -131,6 +131,8 @@ class TestRegressionOfPytrees:
         params = {"x": jnp.ones(3), "y": jnp.ones(2)}
         sums = evaluate(task, params, {}, PAIRS, SUMS, batch_size=7)
         assert sums.correct is None
+        jitted = task._replace(metrics=jax.jit(jax.jit(task.metrics)))
+        assert evaluate(jitted, params, {}, PAIRS, SUMS).correct is None
         assert list(sums.means()) == ["loss", "absolute_error"]
         errors = PAIRS["x"].sum(1) + PAIRS["y"].sum(1) - SUMS
         np.testing.assert_allclose(sums.means()["absolute_error"], np.abs(errors).mean(), rtol=1e-5)
@@ -143,8 +145,10 @@ class TestRegressionOfPytrees:
 
     def test_a_count_that_depends_on_the_batch_is_an_accuracy_even_where_it_is_0(self):
         task = _regression(lambda batch: jnp.sum((batch.labels > 1e9) * batch.mask))
-        sums = evaluate(task, {"x": jnp.ones(3), "y": jnp.ones(2)}, {}, PAIRS, SUMS)
-        assert sums.means()["accuracy"] == 0
+        for metrics in (task.metrics, jax.jit(jax.jit(task.metrics))):
+            params = {"x": jnp.ones(3), "y": jnp.ones(2)}
+            sums = evaluate(task._replace(metrics=metrics), params, {}, PAIRS, SUMS)
+            assert sums.means()["accuracy"] == 0
 
     def test_a_plane_without_accuracy(self):
         rng = np.random.default_rng(0)

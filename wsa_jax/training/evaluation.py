@@ -1,6 +1,7 @@
 """Sums of a task's metrics over a data set."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def zero_metrics(
     """Sums over no examples, of a task's own structure; ``correct`` is None where undefined.
 
     It is undefined where it depends on nothing: a task that counts no correct answers may return
-    None or a constant 0, and an accuracy of 0 would be a wrong answer.
+    None or a constant 0, jitted or not, and an accuracy of 0 would be a wrong answer.
     """
     one_row = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), (inputs, labels)
@@ -83,9 +84,18 @@ def zero_metrics(
         return task.metrics(params, model_state, batch).correct
 
     traced = jax.make_jaxpr(correct)(params, model_state, batch).jaxpr
-    needed = {id(variable) for variable in traced.outvars}
-    for equation in reversed(traced.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            needed |= {id(variable) for variable in equation.invars}
-    defined = any(id(variable) in needed for variable in traced.invars)
+    defined = any(_needed(traced, [True] * len(traced.outvars)))
     return zero if defined else zero._replace(correct=None)
+
+
+def _needed(traced: Any, wanted: list[bool]) -> list[bool]:
+    """Which inputs of a jaxpr the wanted outputs depend on; looks into jitted functions."""
+    needed = {id(x) for x, is_wanted in zip(traced.outvars, wanted, strict=True) if is_wanted}
+    for equation in reversed(traced.eqns):
+        made = [id(variable) in needed for variable in equation.outvars]
+        if any(made):
+            used = [True] * len(equation.invars)
+            if equation.primitive.name in ("jit", "pjit"):
+                used = _needed(equation.params["jaxpr"].jaxpr, made)
+            needed |= {id(x) for x, is_used in zip(equation.invars, used, strict=True) if is_used}
+    return [id(variable) in needed for variable in traced.invars]
