@@ -256,6 +256,97 @@ def test_activation_matching_compiles_once_a_task(models, spec, evidence):
     assert activations_of(spec, evidence.task) is activations_of(spec, evidence.task)
 
 
+def dense(params, x):
+    return jax.nn.relu(x @ params["w"]) @ params["v"]
+
+
+def scanned(params, x):
+    def block(hidden, own):
+        return hidden + jax.nn.relu(hidden @ own["a"]) @ own["b"], None
+
+    return jax.lax.scan(block, x, params)[0]
+
+
+def normed_blocks(params, x):
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+    def block(hidden, own):
+        return hidden + jax.nn.relu(norm(hidden) @ own["a"]) @ own["b"], None
+
+    hidden, _ = jax.lax.scan(block, x @ params["in"], params["blocks"])
+    return norm(hidden) @ params["out"]
+
+
+NO_BIAS, NO_LAYER, NO_SCALE = (
+    "no hidden layer adds a bias of its own to what a kernel",
+    "the model has no dense layer and no convolution",
+    "admits scaling",
+)
+REPAIRS = {name: NO_BIAS for name in METHODS if "REPAIR" in name}
+RESCALINGS = {name: NO_SCALE for name in METHODS if "rescaling" in name}
+LACKING = {
+    "no biases": (dense, {"w": (3, 4), "v": (4, 2)}, REPAIRS),
+    "no layer that a loop does not hold": (
+        scanned, {"a": (2, 3, 5), "b": (2, 5, 3)}, REPAIRS | RESCALINGS | {"RegMean": NO_LAYER},
+    ),
+    "no layer to scale": (
+        normed_blocks,
+        {"in": (3, 4), "blocks": {"a": (2, 4, 5), "b": (2, 5, 4)}, "out": (4, 2)},
+        REPAIRS | RESCALINGS,
+    ),
+}  # fmt: skip
+
+
+class TestModelsThatLackWhatAMethodNeeds:
+    METHODS = (*REPAIRS, *RESCALINGS, "RegMean", "activation matching", "average")
+
+    def table(self, name, monkeypatch, methods=None):
+        function, shapes, _ = LACKING[name]
+        task = classification_task(
+            lambda key: ({}, {}), lambda p, state, x, train, key: (function(p, x), state)
+        )
+        rng = np.random.default_rng(0)
+
+        def drawn(shape):
+            return rng.normal(size=shape).astype(np.float32)
+
+        models = [
+            Model(jax.tree.map(drawn, shapes, is_leaf=lambda part: isinstance(part, tuple)), {})
+            for _ in range(2)
+        ]
+        x, y = drawn((8, 3)), np.arange(8) % 2
+        spec = trace_spec(lambda v, x: function(v["params"], x), models[0].variables, x[:2])
+        few = {name: METHODS[name] for name in self.METHODS}
+        monkeypatch.setattr("wsa_jax.merging.table.METHODS", few)
+        evidence = Evidence(task, x, y)
+        return merge_table(
+            jax.random.key(0), models, spec, evidence, test=(x, y), methods=methods, budget=BUDGET
+        )
+
+    @pytest.mark.parametrize("name", LACKING)
+    def test_what_they_lack_is_named_and_all_others_have_a_row(self, name, monkeypatch):
+        rows = {row["method"]: row for row in self.table(name, monkeypatch)}
+        assert [*rows] == ["model 1", "model 2", *self.METHODS, "ensemble"]
+        expected = LACKING[name][-1]
+        left_out = {n: row["info"]["left out"] for n, row in rows.items() if row["loss"] is None}
+        assert left_out.keys() == expected.keys()
+        for method, message in expected.items():
+            assert message in left_out[method] and "\n" not in left_out[method]
+
+    def test_what_was_asked_for_is_refused(self, monkeypatch):
+        with pytest.raises(NotAdmittedError, match=NO_BIAS):
+            self.table("no biases", monkeypatch, methods="weight matching, REPAIR")
+
+    def test_other_errors_are_not_taken_for_it(self, monkeypatch):
+        def broken(*args, **kwargs):
+            raise ValueError("a fault of the method")
+
+        monkeypatch.setattr("wsa_jax.merging.combines.gram_matrices", broken)
+        with pytest.raises(ValueError, match="a fault of the method"):
+            self.table("no biases", monkeypatch)
+
+
 class TestOwnHeads:
     """Two tasks of 3 and 5 classes on one body, whose units the second has in another order."""
 

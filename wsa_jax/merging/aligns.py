@@ -68,8 +68,8 @@ def align_models(
       restarts: as in `weight_matching`.
 
     Raises:
-      NotAdmittedError: too little evidence for the align.
-      ValueError: rescaling where no group admits it, an unknown name, or as for the aligns.
+      NotAdmittedError: too little evidence for the align, or rescaling where no group admits it.
+      ValueError: an unknown name, or as for the aligns.
     """
     found = find_maps(key, spec, models, evidence, name, restarts=restarts)
     return [moved(spec, model, maps) for model, maps in zip(models, found, strict=True)]

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Key
 
 from wsa_jax import checks
+from wsa_jax.merging.align.scale_tables import log_scales_of
 from wsa_jax.merging.aligns import AlignName, align_models, reads_activations
 from wsa_jax.merging.combine.task_vectors import check_base
 from wsa_jax.merging.combines import (
@@ -29,7 +30,7 @@ from wsa_jax.merging.evidence import Budget, Evidence, Model, apply_of
 from wsa_jax.merging.repair.repair_closed_form import repair_closed_form
 from wsa_jax.merging.repair.repair_forward import repair_forward
 from wsa_jax.merging.repair.statistics import find_statistics
-from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec
 
 Need = Literal["labels", "base", "logits"]
@@ -91,11 +92,15 @@ class Pipeline:
         return result._replace(params=Model.of(repaired).params)
 
 
-def applicable(spec: AxisSpec, method: Any) -> bool:
-    """Whether a method can be used on a model: rescaling needs groups that admit it."""
+def not_admitted(spec: AxisSpec, method: Any) -> str | None:
+    """Why a model does not admit a method: rescaling needs groups to scale. None if it does."""
     if "rescaling" not in getattr(method, "align", ""):
-        return True
-    return any(group.admits != "permutation" for group in spec.groups)
+        return None
+    try:
+        log_scales_of(spec, "group", None)
+    except NotAdmittedError as error:
+        return str(error)
+    return None
 
 
 def lacking(method: Any, name: str, evidence: Evidence) -> str | None:

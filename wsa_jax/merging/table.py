@@ -16,7 +16,7 @@ from wsa_jax.merging.evidence import (
     Model,
 )
 from wsa_jax.merging.mergers import Bodies, Method, WholeModels, joint_evidence
-from wsa_jax.merging.methods import METHODS, applicable
+from wsa_jax.merging.methods import METHODS, not_admitted
 from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.table_checks import Test, check_table, evaluation_sets, evidences_of
@@ -65,8 +65,9 @@ def merge_table(
       (``model 1`` and so on); their ``ensemble``, a reference, not a merge, comes last for a
       classifier. Accuracy is None for a task that counts no correct answers. A method that a model
       does not admit (rescaling across norms) has accuracy and loss None; so has, unless it was
-      asked for, one that needs what the evidence is without (logits, labels, a base, samples
-      enough) or an extra that is not installed, and ``info`` tells it under ``left out``.
+      asked for, one that needs what the model is without (biases for REPAIR, layers outside of
+      loops for RegMean), what the evidence is without (logits, labels, a base, samples enough) or
+      an extra that is not installed. ``info`` tells why under ``left out``.
 
       With ``heads="own"`` a method has a row for each model, whose number stands under ``model``:
       the merged body under that model's head, with statistics from its own evidence, on its own
@@ -80,8 +81,8 @@ def merge_table(
     Raises:
       ValueError: fewer than two models, models that differ in a leaf or its dtype or hold NaN, a
         spec for another model, no examples, inputs and labels of unequal number, a label that is
-        not one of the models' classes, an unknown method, a base of another shape, evidence
-        without what a method that was asked for needs, or models without a common body.
+        not one of the models' classes, an unknown method, a base of another shape, evidence or
+        models without what a method that was asked for needs, or models without a common body.
     """
     alone = heads == "own"
     evidences = evidences_of(evidence, len(models), alone)
@@ -101,14 +102,15 @@ def merge_table(
         lack = merger.lacking(method, name)
         if lack and methods is not None:
             raise ValueError(lack)
-        if lack or not applicable(spec, method):
-            rows.append(_row(name, None, info={"left out": lack} if lack else None))
+        lack = lack or not_admitted(spec, method)
+        if lack:
+            rows.append(_row(name, None, info={"left out": lack}))
             continue
         merger.check_base(method)
         try:
             results, seconds = merger.merge(method)
         except (NotAdmittedError, MissingExtraError) as error:
-            # Found out on the way: by the number of samples, or at an import.
+            # Found out on the way: by the number of samples, in a trace, or at an import.
             if methods is not None:
                 raise
             rows.append(_row(name, None, info={"left out": str(error)}))

@@ -13,6 +13,7 @@ import scipy.optimize
 from wsa_jax.merging.align.apply import align
 from wsa_jax.merging.align.rescale_and_match import rescale_and_match
 from wsa_jax.merging.align.rescaling import Rescaling, normalize_scales, rescale
+from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.scaling import scale_layer
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Pinned, Tie, hand_written
 from wsa_jax.merging.symmetry.units import (
@@ -321,7 +322,7 @@ def test_groups_that_pass_a_norm_stay(mlp):
     mixed = hand_written(groups, first, admits={"first": "scaling"})
     assert set(rescale(mixed, first, other).scales) == {"first"}
     normed = hand_written(groups, first)
-    with pytest.raises(ValueError, match="none of the 2 groups to rescale admits scaling"):
+    with pytest.raises(NotAdmittedError, match="none of the 2 groups to rescale admits"):
         rescale(normed, first, other)
     with pytest.raises(ValueError, match="group second admits no scaling: a norm"):
         rescale(mixed, first, other, groups=["second"])
@@ -469,7 +470,7 @@ def test_what_is_refused(mlp):
     alien = {"z": first["a"]}
     with pytest.raises(ValueError, match="is not in the model; .* is the spec another model's"):
         rescale(spec, alien, alien)
-    with pytest.raises(ValueError, match="no selected layer has a scope and a group to scale"):
+    with pytest.raises(NotAdmittedError, match="no selected layer has a scope and a group"):
         rescale(spec, jax.tree.map(jnp.ones_like, first), other)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from wsa_jax.merging import Gram, gram_matrices, reg_mean
+from wsa_jax.merging import Gram, NotAdmittedError, gram_matrices, reg_mean
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(13, 5, 5, 2)).astype(np.float32)
@@ -150,5 +150,5 @@ def test_errors(models, grams):
         reg_mean(models, [grams[0], narrow])
     with pytest.raises(ValueError, match="no calibration samples to read inputs of layers from"):
         gram_matrices(Net().apply, models[0], IMAGES[:0])
-    with pytest.raises(ValueError, match="has no dense layer and no convolution outside of loops"):
+    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution outside"):
         gram_matrices(lambda params, x: x * params["s"], {"s": jnp.ones((1, 2))}, jnp.ones((3, 2)))

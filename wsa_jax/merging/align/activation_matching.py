@@ -70,9 +70,10 @@ def activation_matching(
     correlations stay precise where means are large.
 
     Raises:
+      NotAdmittedError: activations hold another group's units on no axis of its own.
       ValueError: there is no calibration data, architectures differ, the spec is for another model,
-        a weight is not finite, activations belong to an unknown group, have the wrong width or
-        hold another group on no axis of its own, or the measure is unknown.
+        a weight is not finite, activations belong to an unknown group or have the wrong width, or
+        the measure is unknown.
 
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, section 3.1 (uncentred); the correlation is
     from Li et al., 2015.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from wsa_jax.merging.align.assignment import permuted
 from wsa_jax.merging.align.blocks import Move, Orders, Products, moves, score, tree
+from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
 from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
 from wsa_jax.types import Inputs
@@ -229,7 +230,7 @@ def _moved_axes(
     for moved in [*([axis] for axis in axes), list(axes)]:
         if _distance(np.roll(before, [1] * len(moved), moved), after) <= least:
             return moved
-    raise ValueError(
+    raise NotAdmittedError(
         f"activations of group {tap} change with the order of group {group}, which has no axis of "
         "its own there; return its units as an axis, or leave the activations out"
     )
@@ -248,7 +249,7 @@ def _view(spec: AxisSpec, tap: str, axes: Mapping[int, str]) -> TapView:
     present = [group for name in dict.fromkeys(axes.values()) for group in [spec[name]]]
     for group in present:
         if group.parent is not None and group.parent not in axes.values():
-            raise ValueError(
+            raise NotAdmittedError(
                 f"activations of group {tap} hold units of group {group.name} but none of its "
                 f"parent {group.parent}; return the parent's units as an axis, too"
             )

@@ -102,8 +102,9 @@ def rescale(
     scale 1; rows and layers with a std below `wsa_jax.scope.STD_FLOOR` are left out of the fit.
 
     Raises:
-      ValueError: no group admits scaling, or a named one does not; models differ in structure, hold
-        NaN or complex numbers, or do not fit the spec; or a setting is unknown.
+      NotAdmittedError: no group admits scaling, or no selected layer is of one that does.
+      ValueError: a named group admits none; models differ in structure, hold NaN or complex
+        numbers, or do not fit the spec; or a setting is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written

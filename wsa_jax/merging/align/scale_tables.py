@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
 from wsa_jax.merging.symmetry.units import unit_rows
 from wsa_jax.scope.layers import Rule, select_layers
@@ -78,7 +79,12 @@ class LogScales(NamedTuple):
 def log_scales_of(
     spec: AxisSpec, granularity: ScaleGranularity, names: Sequence[str] | None
 ) -> LogScales:
-    """Lay out one log scale per unit, or per group, for the groups to be scaled."""
+    """Lay out one log scale per unit, or per group, for the groups to be scaled.
+
+    Raises:
+      NotAdmittedError: no group admits scaling.
+      ValueError: a named one does not.
+    """
     able = [g for g in spec.groups if g.admits != "permutation" and g.parent is None]
     # A table covers a whole leaf; one layer of a stacked leaf is not told apart in it.
     able = [g for g in able if not any(tie.at for tie in g.ties)]
@@ -90,7 +96,7 @@ def log_scales_of(
             )
     chosen = tuple(g for g in able if names is None or g.name in names)
     if not chosen:
-        raise ValueError(
+        raise NotAdmittedError(
             f"none of the {len(spec.groups)} groups to rescale admits scaling; match units by "
             "permutation alone, or use a model with a layer that no norm follows"
         )
@@ -132,7 +138,7 @@ def layer_tables(
         tables.append(table._replace(rows=tuple(_rows(table, over, share) for over in sides)))
     total = sum(rows.weight.sum() for table in tables for rows in table.rows)
     if not total > 0:
-        raise ValueError(
+        raise NotAdmittedError(
             "no selected layer has a scope and a group to scale; select other layers or groups"
         )
     return [

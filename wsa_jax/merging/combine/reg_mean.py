@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from wsa_jax import checks
 from wsa_jax.door import door, shown
 from wsa_jax.leaves import is_weight, key_path
-from wsa_jax.merging.result import MergeResult
+from wsa_jax.merging.result import MergeResult, NotAdmittedError
 from wsa_jax.merging.symmetry.affine import Linear, find_linear
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
@@ -55,7 +55,8 @@ def gram_matrices(
       over, by key path of the kernel. Kernels used more than once have the mean over all uses.
 
     Raises:
-      ValueError: no examples, a model that holds NaN, or one without such layers.
+      NotAdmittedError: a model without such layers.
+      ValueError: no examples, or a model that holds NaN.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 0.0]])
     >>> gram = gram_matrices(lambda params, x: x @ params["w"], {"w": jnp.ones((2, 1))}, x)["w"]
@@ -80,7 +81,7 @@ def gram_matrices(
             sums[name] = sums.get(name, 0.0) + np.asarray(products, np.float64)
             rows[name] = rows.get(name, 0.0) + float(number)
     if not axes:
-        raise ValueError(
+        raise NotAdmittedError(
             "the model has no dense layer and no convolution outside of loops and groups, so "
             "RegMean has nothing to solve for; use average"
         )

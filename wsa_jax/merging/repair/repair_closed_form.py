@@ -9,6 +9,7 @@ from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.leaves import key_path
 from wsa_jax.merging.repair.site_moments import check_repair, moved, site_moments, sites_of
+from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.tracing.trace_spec import is_statistic
 from wsa_jax.tree import as_list
 from wsa_jax.types import Inputs
@@ -57,7 +58,7 @@ def repair_closed_form(
     checks.count("batch_size", batch_size)
     for path, leaf in jax.tree_util.tree_leaves_with_path(merged):
         if is_statistic(key_path(path), leaf):
-            raise ValueError(
+            raise NotAdmittedError(
                 f"leaf {key_path(path)} is a running statistic, which no average of activations "
                 "has; use reset_batch_norm, which is REPAIR for BatchNorm, or fold_batch_norm first"
             )

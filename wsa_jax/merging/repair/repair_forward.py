@@ -53,8 +53,8 @@ def repair_forward(
     model, `reset_batch_norm` is what REPAIR does, at the price of one pass.
 
     Raises:
-      ValueError: models that differ in a leaf or hold NaN, fewer than two examples, weights that
-        are no shares, or a function without any hidden layer that has a bias.
+      NotAdmittedError: fewer than two examples, or no hidden layer that has a bias.
+      ValueError: models that differ in a leaf or hold NaN, or weights that are no shares.
 
     >>> import numpy as np, jax.numpy as jnp
     >>> def apply(params, x):

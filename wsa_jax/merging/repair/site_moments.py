@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.leaves import key_path
+from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.affine import Site, find_sites
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
@@ -68,11 +69,11 @@ def sites_of(apply_fn: Apply, params: PyTree, inputs: Inputs) -> list[Site]:
     """The affine parts of a function.
 
     Raises:
-      ValueError: there is none, so nothing can be repaired.
+      NotAdmittedError: there is none, so nothing can be repaired.
     """
     sites = find_sites(trace(apply_fn, params, jax.tree.map(lambda leaf: leaf[:2], inputs)))
     if not sites:
-        raise ValueError(
+        raise NotAdmittedError(
             "no hidden layer adds a bias of its own to what a kernel or a norm's scale multiplies, "
             "so no activation can be repaired; give the layers biases"
         )
@@ -89,7 +90,7 @@ def check_repair(
     leaves = jax.tree.leaves(inputs)
     count = len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
     if count < 2:
-        raise ValueError(
+        raise NotAdmittedError(
             f"too few calibration samples: {count}; give at least 2, better some hundreds, since "
             "standard deviations are estimated from them"
         )
