@@ -290,6 +290,11 @@ LACKING = {
     "no layer that a loop does not hold": (
         scanned, {"a": (2, 3, 5), "b": (2, 5, 3)}, REPAIRS | RESCALINGS | {"RegMean": NO_LAYER},
     ),
+    "a kernel used in two ways alone": (
+        lambda p, x: jnp.tanh(x @ p["w"] + p["b"][None]) @ p["w"].T,
+        {"w": (3, 4), "b": (4,)},
+        RESCALINGS | {"RegMean": NO_LAYER},
+    ),
     "no layer to scale": (
         normed_blocks,
         {"in": (3, 4), "blocks": {"a": (2, 4, 5), "b": (2, 5, 4)}, "out": (4, 2)},

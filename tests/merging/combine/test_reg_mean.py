@@ -137,6 +137,30 @@ def test_kernels_as_pytorch_keeps_them_and_shared_ones():
     assert gram.axes == (1,)
 
 
+def test_a_kernel_used_as_it_is_and_transposed_is_left_out():
+    def apply(params, x):
+        return jnp.tanh(x @ params["w"]) @ params["w"].T @ params["v"]
+
+    shapes = {"w": (3, 2), "v": (3, 4)}
+    params = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = RNG.normal(size=(7, 3)).astype(np.float32)
+    grams = gram_matrices(apply, params, x, batch_size=4)
+    assert list(grams) == ["v"]
+    rows = np.tanh(x @ params["w"]) @ params["w"].T
+    np.testing.assert_allclose(grams["v"].matrix, rows.T @ rows / 7, rtol=1e-5, atol=1e-6)
+    assert reg_mean([params, params], [grams, grams]).info["averaged"] == ["w"]
+
+
+def test_products_whose_order_the_number_of_examples_decides():
+    def apply(params, x):
+        return jnp.einsum("bt,tc,th->bch", x, params["e"], params["m"])
+
+    params = {"e": np.ones((3, 4), np.float32), "m": np.ones((3, 6), np.float32)}
+    x = RNG.normal(size=(8, 3)).astype(np.float32)
+    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution outside"):
+        gram_matrices(apply, params, x)  # both kernels are multiplied first
+
+
 def test_errors(models, grams):
     with pytest.raises(ValueError, match="2 models and 1 Gram matrices; give one per model"):
         reg_mean(models, grams[:1])

@@ -33,6 +33,8 @@ class Gram(NamedTuple):
     axes: tuple[int, ...]
 
 
+_Use = tuple[str, tuple[int, ...]]  # a kernel, and which of its axes are summed over
+
 # Of the mean of the diagonal: directions that no example shows get the average of the models.
 _RIDGE, _TINY = 1e-6, 1e-30
 
@@ -52,7 +54,8 @@ def gram_matrices(
 
     Returns:
       For each dense layer and each convolution its Gram matrix and the kernel's axes that it is
-      over, by key path of the kernel. Kernels used more than once have the mean over all uses.
+      over, by key path of the kernel. Kernels used more than once have the mean over all uses; one
+      whose uses sum over different axes (as w and as its transpose) is left out.
 
     Raises:
       NotAdmittedError: a model without such layers.
@@ -72,20 +75,21 @@ def gram_matrices(
     count = len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
     if not count:
         raise ValueError("no calibration samples to read inputs of layers from; give some hundreds")
-    axes = linear_axes(apply_fn, variables, inputs)
-    sums: dict[str, Any] = {}
-    rows: dict[str, float] = {}
+    sums: dict[_Use, Any] = {}
+    rows: dict[_Use, float] = {}
     for chosen in np.array_split(np.arange(count), -(-count // batch_size)):
         batch = jax.tree.map(lambda leaf, chosen=chosen: jnp.asarray(leaf[chosen]), inputs)
-        for name, (products, number) in _batch_grams(apply_fn)(variables, batch).items():
-            sums[name] = sums.get(name, 0.0) + np.asarray(products, np.float64)
-            rows[name] = rows.get(name, 0.0) + float(number)
-    if not axes:
+        for use, (products, number) in _batch_grams(apply_fn)(variables, batch).items():
+            sums[use] = sums.get(use, 0.0) + np.asarray(products, np.float64)
+            rows[use] = rows.get(use, 0.0) + float(number)
+    leaves_used = [name for name, _ in sums]
+    once = [use for use in sums if leaves_used.count(use[0]) == 1]
+    if not once:
         raise NotAdmittedError(
-            "the model has no dense layer and no convolution outside of loops and groups, so "
-            "RegMean has nothing to solve for; use average"
+            "the model has no dense layer and no convolution outside of loops and groups whose "
+            "kernel is used in one way, so RegMean has nothing to solve for; use average"
         )
-    return {name: Gram(sums[name] / rows[name], own) for name, own in axes.items()}
+    return {use[0]: Gram(sums[use] / rows[use], use[1]) for use in once}
 
 
 @door
@@ -195,7 +199,7 @@ class _Layers(Evaluation):
     def __init__(self, layers: Sequence[Linear]) -> None:
         super().__init__(set())
         self.layers = {layer.position: layer for layer in layers}
-        self.products: dict[str, tuple[Array, float]] = {}
+        self.products: dict[_Use, tuple[Array, float]] = {}
 
     def apply(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
         """The arrays that an equation returns; what goes into a layer is looked at before."""
@@ -203,8 +207,9 @@ class _Layers(Evaluation):
         if layer is not None:
             rows = _rows_of(eqn, inputs[layer.operand], layer)
             products = jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
-            before = self.products.get(layer.leaf, (0.0, 0.0))
-            self.products[layer.leaf] = (before[0] + products, before[1] + float(len(rows)))
+            use = (layer.leaf, layer.inputs)
+            before = self.products.get(use, (0.0, 0.0))
+            self.products[use] = (before[0] + products, before[1] + float(len(rows)))
         return super().apply(eqn, inputs)
 
 
@@ -232,23 +237,12 @@ def _rows_of(eqn: JaxprEqn, data: Array, layer: Linear) -> Array:
 
 
 @functools.lru_cache(maxsize=16)
-def _batch_grams(apply_fn: Callable[..., PyTree]) -> Callable[..., dict[str, tuple[Array, Any]]]:
+def _batch_grams(apply_fn: Callable[..., PyTree]) -> Callable[..., dict[_Use, tuple[Array, Any]]]:
     @jax.jit
-    def run(variables: PyTree, batch: Inputs) -> dict[str, tuple[Array, Any]]:
+    def run(variables: PyTree, batch: Inputs) -> dict[_Use, tuple[Array, Any]]:
         traced = trace(apply_fn, variables, batch)
         layers = _Layers(find_linear(traced))
         layers.run(traced.jaxpr, flatten(apply_fn, variables, (batch,))[1])
         return layers.products
 
     return run
-
-
-def linear_axes(
-    apply_fn: Callable[..., PyTree], variables: PyTree, inputs: Inputs
-) -> dict[str, tuple[int, ...]]:
-    """The axes that each kernel's products sum over; kernels used in two ways are left out."""
-    found: dict[str, set[tuple[int, ...]]] = {}
-    few = jax.tree.map(lambda leaf: leaf[:2], inputs)
-    for layer in find_linear(trace(apply_fn, variables, few)):
-        found.setdefault(layer.leaf, set()).add(layer.inputs)
-    return {name: next(iter(axes)) for name, axes in found.items() if len(axes) == 1}
