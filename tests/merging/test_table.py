@@ -295,6 +295,11 @@ LACKING = {
         {"w": (3, 4), "b": (4,)},
         RESCALINGS | {"RegMean": NO_LAYER},
     ),
+    "inputs that are a dictionary": (
+        lambda p, x: jax.nn.relu(x["x"] @ p["w"] + p["b"][None]) @ p["v"],
+        {"w": (3, 4), "b": (4,), "v": (4, 2)},
+        {},
+    ),
     "no layer to scale": (
         normed_blocks,
         {"in": (3, 4), "blocks": {"a": (2, 4, 5), "b": (2, 5, 4)}, "out": (4, 2)},
@@ -321,7 +326,8 @@ class TestModelsThatLackWhatAMethodNeeds:
             for _ in range(2)
         ]
         x, y = drawn((8, 3)), np.arange(8) % 2
-        spec = trace_spec(lambda v, x: function(v["params"], x), models[0].variables, x[:2])
+        x = {"x": x} if "dictionary" in name else x
+        spec = trace_spec(lambda v, x: function(v["params"], x), models[0].variables, x)
         few = {name: METHODS[name] for name in self.METHODS}
         monkeypatch.setattr("wsa_jax.merging.table.METHODS", few)
         evidence = Evidence(task, x, y)

@@ -119,6 +119,25 @@ def test_samples_are_drawn_by_the_key():
     assert objective(KEY) == objective(KEY) != objective(jax.random.key(1))
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 5}, {"num_samples": 10}])
+def test_a_pytree_of_inputs_is_as_its_arrays_side_by_side(settings):
+    shapes, spec = mlp()
+    first, second = draw(2, shapes), draw(3, shapes)
+
+    def activations(params, x):
+        return mlp_activations(params, jnp.concatenate([x["left"], x["right"]], axis=1))
+
+    parts = {"left": INPUTS[:, :1], "right": INPUTS[:, 1:]}
+    found = activation_matching(KEY, spec, first, second, activations, parts, **settings)
+    alone = activation_matching(KEY, spec, first, second, mlp_activations, INPUTS, **settings)
+    assert found.info["samples"] == alone.info["samples"] == settings.get("num_samples", 23)
+    for name, order in alone.permutations.items():
+        np.testing.assert_array_equal(found.permutations[name], order)
+        np.testing.assert_allclose(found.info["objective"][name], alone.info["objective"][name])
+    with pytest.raises(ValueError, match="or a pytree of arrays of one length"):
+        activation_matching(KEY, spec, first, second, activations, parts | {"left": INPUTS[1:, :1]})
+
+
 def mixing_activations(params, x):
     """Channels of tokens, and hidden units along which tokens are mixed, channel by channel."""
     channels = x @ params["embed"]

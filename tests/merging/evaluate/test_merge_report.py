@@ -22,7 +22,7 @@ from wsa_jax.merging.evaluate.report_findings import findings_of
 from wsa_jax.merging.evaluate.unit_similarity import unit_moments
 from wsa_jax.merging.evidence import apply_of
 from wsa_jax.scope import scope_divergence, weight_scope
-from wsa_jax.training import evaluate
+from wsa_jax.training import classification_task, evaluate
 from wsa_jax.tree import lerp
 
 RNG = np.random.default_rng(0)
@@ -82,6 +82,22 @@ def test_correlation_cka_and_dead_units_are_numpys(tiny_info, pair, tiny_data, r
     dead = np.mean([value.std(0) == 0 for value in hidden])
     assert row["dead"] == pytest.approx(dead) and dead > 0
     assert row["units"] == hidden[0].shape[1]
+
+
+def test_a_pytree_of_inputs(pair, tiny_data):
+    def apply(params, model_state, x, train, key):
+        hidden = jax.nn.relu(x["a"] @ params["w"] + params["b"][None])
+        return hidden @ params["v"], model_state
+
+    task = classification_task(lambda key: ({}, {}), apply)
+    x = {"a": np.eye(4, dtype=np.float32)}
+    one = {"w": 5 * x["a"], "b": np.zeros(4, np.float32), "v": x["a"]}
+    two = one | {"w": one["w"][:, ::-1], "v": one["v"][::-1]}
+    models = [Model(one, {}), Model(two, {})]
+    report = merge_report(task, models, (x, np.arange(4)), num_points=3, resamples=10)
+    barriers = {row["align"]: row["barrier"] for row in report.barriers}
+    assert barriers["none"] > 0.5
+    np.testing.assert_allclose(barriers["activation"], 0, atol=1e-5)
 
 
 class TestThreeModels:

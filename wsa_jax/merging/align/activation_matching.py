@@ -4,16 +4,20 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Key, PyTree, Shaped
+from jaxtyping import Array, Key, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door
-from wsa_jax.merging.align.activation_similarity import Activations, ActivationSimilarity
+from wsa_jax.merging.align.activation_similarity import (
+    Activations,
+    ActivationSimilarity,
+    count_examples,
+)
 from wsa_jax.merging.align.assignment import Matching
 from wsa_jax.merging.align.weight_matching import by_bounds, descend, generator
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import identity_permutations
+from wsa_jax.types import Inputs
 
 __all__ = ["activation_matching"]
 
@@ -25,7 +29,7 @@ def activation_matching(
     first: PyTree,
     second: PyTree,
     activations: Activations,
-    inputs: Shaped[Array | np.ndarray, "examples ..."],
+    inputs: Inputs,
     *,
     measure: str = "product",
     num_samples: int | None = None,
@@ -55,7 +59,8 @@ def activation_matching(
         positions) or hold another group's units, each axis one group's; which it is, is found on 16
         examples. `taps` makes it from a model's function and its spec. A group that it leaves out
         keeps its order. Each function object is compiled once.
-      inputs: ``[examples, ...]``: calibration data; no labels are needed.
+      inputs: calibration data, ``[examples, ...]`` or a pytree of such arrays; no labels are
+        needed.
       measure: ``"product"`` (uncentred) or ``"correlation"`` (Pearson's; 0 for dead units).
       num_samples: number of examples, drawn without replacement; all by default.
       batch_size: examples at once; memory holds one batch and the moments of each group.
@@ -81,12 +86,11 @@ def activation_matching(
     begin = time.perf_counter()
     if measure not in ("product", "correlation"):
         raise ValueError(f"measure {measure!r} is unknown; give 'product' or 'correlation'")
-    if len(inputs) == 0:
-        raise ValueError("no calibration data: inputs are empty; give at least one example")
-    if batch_size < 1 or (num_samples is not None and not 1 <= num_samples <= len(inputs)):
+    examples = count_examples(inputs)
+    if batch_size < 1 or (num_samples is not None and not 1 <= num_samples <= examples):
         raise ValueError(
             f"batch_size {batch_size} must be at least 1, and num_samples {num_samples} between 1 "
-            f"and the {len(inputs)} examples"
+            f"and the {examples} examples"
         )
     if max_sweeps < 1:
         raise ValueError(f"max_sweeps {max_sweeps} is below 1; give at least one sweep")
@@ -95,13 +99,14 @@ def activation_matching(
     checks.finite(first, "the first model")
     checks.finite(second, "the second model")
     if num_samples is not None:
-        inputs = inputs[jax.random.choice(key, len(inputs), (num_samples,), replace=False)]
+        chosen = jax.random.choice(key, examples, (num_samples,), replace=False)
+        inputs = jax.tree.map(lambda leaf: leaf[chosen], inputs)
     similarity = ActivationSimilarity(
         spec,
         first,
         second,
         activations,
-        jnp.asarray(inputs),
+        jax.tree.map(jnp.asarray, inputs),
         measure=measure,
         batch_size=batch_size,
     )
@@ -110,7 +115,7 @@ def activation_matching(
     end = descend(generator(key), similarity, start, max_sweeps=max_sweeps)
     info = {
         "objective": similarity.objectives(end.permutations),
-        "samples": len(inputs),
+        "samples": examples if num_samples is None else num_samples,
         "sweeps": end.sweeps,
         "converged": end.converged,
         "assignments": assigned + end.assignments,

@@ -21,9 +21,9 @@ from wsa_jax.merging.symmetry.spec import AxisSpec, Group, Tie
 from wsa_jax.merging.symmetry.units import identity_permutations, permute_units
 from wsa_jax.types import Inputs
 
-Activations: TypeAlias = Callable[[PyTree, Array], Mapping[str, Float[Array, "..."]]]
+Activations: TypeAlias = Callable[[PyTree, Inputs], Mapping[str, Float[Array, "..."]]]
 
-__all__ = ["ActivationSimilarity", "Activations", "TapView", "tap_views"]
+__all__ = ["ActivationSimilarity", "Activations", "TapView", "count_examples", "tap_views"]
 
 _TAP = "tap"
 _PROBES = 16  # Examples on which the axes of activations are told apart.
@@ -79,7 +79,7 @@ class ActivationSimilarity:
         first: PyTree,
         second: PyTree,
         activations: Activations,
-        inputs: Array,
+        inputs: Inputs,
         *,
         measure: str,
         batch_size: int,
@@ -168,6 +168,24 @@ def _scored(moments: Moments, measure: str) -> tuple[np.ndarray, float]:
         return cross / count + mean_a.T @ mean_b, float(np.sqrt(np.prod(powers)))
     norm = np.sqrt(np.outer(square_a, square_b))
     return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0), float(len(cross))
+
+
+def count_examples(inputs: Inputs) -> int:
+    """The number of examples that all arrays of calibration data have.
+
+    Raises:
+      ValueError: there are none, or arrays differ in their number.
+    """
+    lengths = {len(leaf) if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(inputs)}
+    if len(lengths) != 1 or -1 in lengths:
+        raise ValueError(
+            "inputs are no examples; give an array [examples, ...], or a pytree of arrays of one "
+            "length"
+        )
+    (examples,) = lengths
+    if examples == 0:
+        raise ValueError("no calibration data: inputs are empty; give at least one example")
+    return examples
 
 
 def tap_views(
@@ -271,12 +289,12 @@ def _view(spec: AxisSpec, tap: str, axes: Mapping[int, str]) -> TapView:
 @functools.lru_cache(maxsize=64)
 def _moments(
     activations: Activations, batch_size: int, views: tuple[TapView, ...], ordered: bool
-) -> Callable[[PyTree, PyTree, Array, Orders], tuple[Moments, ...]]:
+) -> Callable[[PyTree, PyTree, Inputs, Orders], tuple[Moments, ...]]:
     @jax.jit
     def run(
-        first: PyTree, second: PyTree, inputs: Array, orders: Mapping[str, Array]
+        first: PyTree, second: PyTree, inputs: Inputs, orders: Mapping[str, Array]
     ) -> tuple[Moments, ...]:
-        def batch(rows: Array) -> tuple[Moments, ...]:
+        def batch(rows: Inputs) -> tuple[Moments, ...]:
             ours, theirs = activations(first, rows), activations(second, rows)
             return tuple(
                 _of_batch(
@@ -286,18 +304,21 @@ def _moments(
                 for view in views
             )
 
-        size = min(batch_size, inputs.shape[0])
-        whole = inputs.shape[0] // size * size
-        batches = inputs[:whole].reshape(-1, size, *inputs.shape[1:])
-        total = batch(batches[0])
-        if batches.shape[0] > 1:
+        examples = count_examples(inputs)
+        size = min(batch_size, examples)
+        whole = examples // size * size
+        total = batch(jax.tree.map(lambda leaf: leaf[:size], inputs))
+        if whole > size:
 
-            def body(total: tuple, rows: Array) -> tuple[tuple, None]:
+            def body(total: tuple, rows: Inputs) -> tuple[tuple, None]:
                 return _joined(total, batch(rows)), None
 
-            total, _ = jax.lax.scan(body, total, batches[1:])
-        if whole < inputs.shape[0]:
-            total = _joined(total, batch(inputs[whole:]))
+            batches = jax.tree.map(
+                lambda leaf: leaf[size:whole].reshape(-1, size, *leaf.shape[1:]), inputs
+            )
+            total, _ = jax.lax.scan(body, total, batches)
+        if whole < examples:
+            total = _joined(total, batch(jax.tree.map(lambda leaf: leaf[whole:], inputs)))
         return total
 
     return run

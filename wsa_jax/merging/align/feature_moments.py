@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from wsa_jax import checks
-from wsa_jax.merging.align.activation_similarity import Activations, tap_views
+from wsa_jax.merging.align.activation_similarity import Activations, count_examples, tap_views
 from wsa_jax.merging.align.unit_maps import movable, second_sizes
 from wsa_jax.merging.result import NotAdmittedError
 from wsa_jax.merging.symmetry.spec import AxisSpec
@@ -127,15 +127,7 @@ def _check(
         raise ValueError(f"{len(models)} model was given; give at least two")
     for index, model in enumerate(models):
         checks.finite(model, f"model {index + 1}")
-    lengths = {len(leaf) if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(inputs)}
-    if len(lengths) != 1 or -1 in lengths:
-        raise ValueError(
-            "inputs are no examples; give an array [examples, ...], or a pytree of arrays of one "
-            "length"
-        )
-    (examples,) = lengths
-    if examples == 0:
-        raise ValueError("no calibration data: inputs are empty; give at least one example")
+    examples = count_examples(inputs)
     checks.count("batch_size", batch_size)
     functions = [activations] * len(models) if callable(activations) else list(activations)
     if len(functions) != len(models):
