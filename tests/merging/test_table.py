@@ -499,10 +499,18 @@ class TestNamesOfMethods:
             (np.array(1), "methods is an array of int64 of shape (); give names or functions"),
             ([3], "method 3 is neither a name nor a function; give one of average"),
             (["average", "average"], "method 'average' has no name of its own; give a dictionary"),
+            ({"mine": "avrage"}, "method 'avrage' is unknown; give one of average, activation"),
+            ({"mine": 3}, "method 3 is neither a name nor a function; give one of average"),
             ([METHODS["average"]], "has no name of its own; give a dictionary {name: method}"),
         ]:
             with pytest.raises(ValueError, match=re.escape(message)):
                 chosen_methods(methods)
+
+    def test_a_dictionary_takes_names_and_functions(self):
+        assert chosen_methods({"mine": "average", "own": len}) == {
+            "mine": METHODS["average"],
+            "own": len,
+        }
 
     def test_a_spec_of_the_parameters_alone_is_told(self, models, evidence, tiny_data):
         def apply(params, images):

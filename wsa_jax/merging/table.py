@@ -37,7 +37,7 @@ def merge_table(
     evidence: Evidence | list[Evidence],
     *,
     test: Test | list[Test],
-    methods: str | Method | Iterable[str | Method] | Mapping[str, Method] | None = None,
+    methods: str | Method | Iterable[str | Method] | Mapping[str, str | Method] | None = None,
     budget: Budget | None = None,
     heads: Literal["merged", "own"] = "merged",
     progress: bool = False,
@@ -51,8 +51,8 @@ def merge_table(
       evidence: the examples that methods may use.
       test: inputs and labels to evaluate on; no method sees them.
       methods: names of `METHODS`, functions ``method(key, spec, models, evidence, budget=budget) ->
-        MergeResult``, or both; one of them alone; or a dictionary of functions by name. All
-        of `METHODS` that the task admits if None.
+        MergeResult``, or both; one of them alone; or a dictionary of either by names of your own.
+        All of `METHODS` that the task admits if None.
       budget: budget of learned methods; `Budget()` by default.
       heads: ``"own"`` merges bodies alone and leaves each model its head, for models of different
         tasks or classes: give lists of evidence and test then, one for each model, if they differ.
@@ -84,7 +84,7 @@ def merge_table(
         not one of the models' classes, an unknown method, a base of another shape, evidence or
         models without what a method that was asked for needs, or models without a common body.
     """
-    alone = heads == "own"
+    chosen, alone = chosen_methods(methods), heads == "own"
     evidences = evidences_of(evidence, len(models), alone)
     tests = evaluation_sets(test, len(models), alone)
     rule = check_table(models, spec, evidences, tests, alone)
@@ -98,7 +98,7 @@ def merge_table(
         _row(f"model {index + 1}", evaluated, model=index + 1 if alone else None)
         for index, evaluated in enumerate(_evaluated(evidences, models, tests))
     ]
-    for name, method in one_by_one(chosen_methods(methods), enabled=progress):
+    for name, method in one_by_one(chosen, enabled=progress):
         lack = merger.lacking(method, name)
         if lack and methods is not None:
             raise ValueError(lack)
@@ -136,26 +136,32 @@ def chosen_methods(methods: Any) -> dict[str, Method]:
     if methods is None:
         return dict(METHODS)
     if isinstance(methods, Mapping):
-        return dict(methods)
+        return {name: _method_of(method) for name, method in methods.items()}
     if isinstance(methods, np.ndarray | jax.Array):
         raise ValueError(f"methods is {shown(methods)}; give names or functions, not in an array")
     listed = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
     chosen: dict[str, Method] = {}
     for method in listed:
         name = method if isinstance(method, str) else getattr(method, "__name__", None)
-        if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}")
-        if not isinstance(method, str) and not callable(method):
-            raise ValueError(
-                f"method {shown(method)} is neither a name nor a function; "
-                f"give one of {', '.join(METHODS)}"
-            )
+        found = _method_of(method)
         if name is None or name in chosen:
             raise ValueError(
                 f"method {shown(method)} has no name of its own; give a dictionary {{name: method}}"
             )
-        chosen[name] = METHODS[method] if isinstance(method, str) else method
+        chosen[name] = found
     return chosen
+
+
+def _method_of(given: Any) -> Method:
+    """A method, given itself or by its name."""
+    if isinstance(given, str) and given not in METHODS:
+        raise ValueError(f"method {given!r} is unknown; give one of {', '.join(METHODS)}")
+    if not isinstance(given, str) and not callable(given):
+        raise ValueError(
+            f"method {shown(given)} is neither a name nor a function; "
+            f"give one of {', '.join(METHODS)}"
+        )
+    return METHODS[given] if isinstance(given, str) else given
 
 
 def _evaluated(
