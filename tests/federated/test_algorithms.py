@@ -14,7 +14,9 @@ from wsa_jax.federated import (
     fed_adam,
     fed_avg,
     fed_avg_m,
+    fed_dyn,
     fed_exp,
+    fed_nova,
     fed_prox,
     fed_yogi,
     scaffold,
@@ -23,7 +25,7 @@ from wsa_jax.federated import (
 from wsa_jax.federated.algorithms import LocalContext, ServerContext
 from wsa_jax.federated.round import make_round
 from wsa_jax.training import Batch
-from wsa_jax.tree import unstack
+from wsa_jax.tree import is_weight, unstack
 
 SIZES = np.array([25, 10, 0, 7])
 ROUNDS = 3
@@ -290,3 +292,29 @@ def test_one_client_is_centralised_sgd(federation, tiny_data, assert_close):
         updates, state = optimizer.update(gradient(expected), state, expected)
         expected = optax.apply_updates(expected, updates)
     assert_close(found.params, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [fed_avg, fed_avg_m, fed_yogi, fed_exp, fed_dyn, fed_nova, scaffold]
+)
+def test_64_bit_types_leave_a_float32_state_as_it_is(federation, make):
+    """Another dtype after a round is another program, and what no directory resumes."""
+    seen = []
+
+    def widened(leaf):
+        return leaf * np.float64(1) if is_weight(leaf) else leaf
+
+    def apply(server, context):
+        seen.extend(jax.tree.leaves((context.update, context.share)))
+        params, server = make().apply(server, context)
+        return params, jax.tree.map(widened, server)
+
+    run = federation.round(make()._replace(apply=apply))
+    with jax.enable_x64(True):
+        state = federation.start(make())
+        rest = (federation.data, federation.settings())
+        after = jax.eval_shape(
+            lambda state: jax.tree.leaves(run(federation.key, state, *rest)[0]), state
+        )
+    assert [leaf.dtype for leaf in after] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    assert {leaf.dtype for leaf in seen} == {jnp.dtype("float32")}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from wsa_jax.federated.train_clients import (
     remember,
     train_clients,
 )
+from wsa_jax.leaves import is_weight
 from wsa_jax.reductions import norm
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import WeightScope, weight_scope
@@ -341,4 +343,11 @@ def _doors(
         sound = all_finite(sums) & stays_finite(new, old)
     # Without an accepted client the means are zeros, which would be taken for a model.
     stands = sound & (mean.count > 0)
-    return jax.tree.map(lambda new, old: jnp.where(stands, new, old), new, old), ~sound
+
+    def stay(new: Any, old: Array) -> Array:
+        # A state keeps its dtypes: another one would compile again, and no directory resumes it.
+        if is_weight(new) and is_weight(old):
+            new = new.astype(old.dtype)
+        return jnp.where(stands, new, old)
+
+    return jax.tree.map(stay, new, old), ~sound

@@ -303,7 +303,9 @@ def _train_one(
         finite=finite,
     )
     one = accepted.astype(jnp.float32)
-    share = one * (size / data.sizes.sum()) * result.weight
+    # With 64-bit types JAX sums sizes as int64, which would make every mean float64.
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(server.params))
+    share = (one * (size / data.sizes.sum()) * result.weight).astype(dtype)
     sent = Sent(by_samples, by_client, share, one)
     return Report(sent, jax.tree.map(lambda x: x.astype(jnp.float32), row), result.client)
 
