@@ -210,6 +210,16 @@ def test_gradient_of_the_norm_is_the_unit_vector(scale, many):
     np.testing.assert_allclose(found, [0.6, 0.8] if scale else [0.0, 0.0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtypes", [("float32", "float16"), ("float32", "float64")])
+def test_gradients_keep_their_dtypes_where_64_bit_types_are_enabled(dtypes):
+    with jax.enable_x64(True):
+        tree = [jnp.asarray(value, dtype) for value, dtype in zip((3, 4), dtypes, strict=True)]
+        for function, expected in ((norm, (0.6, 0.8)), (sum_of_squares, (6.0, 8.0))):
+            found = jax.grad(function)(tree)
+            assert [leaf.dtype for leaf in found] == list(dtypes)
+            np.testing.assert_allclose([float(leaf) for leaf in found], expected, rtol=1e-3)
+
+
 def test_in_the_ordinary_range_norm_and_clip_are_bitwise_those_of_optax():
     rng = np.random.default_rng(0)
     for scale in (1e-3, 1.0, 1e3):

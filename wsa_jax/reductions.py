@@ -171,7 +171,8 @@ def _norm(leaves: list[Array]) -> Array:
 def _norm_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     # By the chain rule, 1 / scale alone would leave the range.
     (leaves,), (moves,) = primals, tangents
-    return _norm(leaves), _along(unit(leaves), moves)
+    root = _norm(leaves)
+    return root, _along(unit(leaves), moves, root.dtype)
 
 
 def _scaled_norm(tree: PyTree) -> tuple[Array, Array]:
@@ -224,13 +225,14 @@ def _scaled_root_jvp(
     # A loop has no gradient by itself; the scale is a constant.
     (leaves,), (moves,) = primals, tangents
     root, scale = _scaled_root(leaves)
-    return (root, scale), (scale * _along(unit(leaves), moves), jnp.zeros_like(scale))
+    along = scale * _along(unit(leaves), moves, root.dtype)
+    return (root, scale), (along, jnp.zeros_like(scale))
 
 
-def _along(way: list[Array], moves: list[Array]) -> Array:
-    """How far moves go along a way: their real inner product."""
+def _along(way: list[Array], moves: list[Array], dtype: DTypeLike) -> Array:
+    """How far moves go along a way: their real inner product, in the dtype of a norm."""
     products = (jnp.sum((jnp.conj(a) * b).real) for a, b in zip(way, moves, strict=True))
-    return sum(products, jnp.zeros(()))
+    return sum(products, jnp.zeros((), dtype))
 
 
 def _is_number(leaf: Leaf) -> bool:
