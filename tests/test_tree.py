@@ -78,6 +78,11 @@ def test_lerp_is_exact_at_its_ends():
         np.testing.assert_array_equal(found["dense"]["kernel"], end["dense"]["kernel"])
 
 
+def test_lerp_lets_infinity_through_at_a_share_of_0():
+    found = lerp({"w": jnp.ones(2)}, {"w": jnp.array([jnp.inf, 3.0])}, 0.0)
+    np.testing.assert_array_equal(found["w"], [np.nan, 1.0])
+
+
 def test_lerp_keeps_low_precision_under_jit():
     first, second = model(0, jnp.bfloat16), model(1, jnp.bfloat16)
     assert jax.jit(lerp)(first, second, 0.5)["dense"]["kernel"].dtype == jnp.bfloat16

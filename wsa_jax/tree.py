@@ -82,7 +82,10 @@ def unstack(models: PyTree, count: int | None = None) -> list[PyTree]:
 
 @door
 def lerp(first: PyTree, second: PyTree, t: Real[ArrayLike, ""]) -> PyTree:
-    """Interpolate linearly, ``(1 - t) first + t second``: exact at t = 0 and t = 1, any t allowed.
+    """Interpolate linearly, ``(1 - t) first + t second``, any t allowed.
+
+    Of finite models exact at t = 0 and t = 1; what is NaN or infinite in either is not finite in
+    the result, whatever its share: 0 times infinity is NaN.
 
     Computed in at least float32, in each leaf's own dtype at the end; complex leaves as such. Other
     leaves (integers, flags and plain numbers of Python) are taken from ``first``; a warning names a
