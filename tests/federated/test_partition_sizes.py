@@ -20,6 +20,14 @@ def test_sigma_0_is_the_partition_of_equal_clients():
     np.testing.assert_array_equal(found.sizes, equal.sizes)
 
 
+@pytest.mark.parametrize("clients", [49, 98, 103])
+def test_sigma_0_is_equal_whatever_the_number_of_clients(clients):
+    sizes = dirichlet_lognormal(
+        np.zeros(30 * clients, int), clients=clients, alpha=1.0, sigma=0, seed=0
+    ).sizes
+    assert set(sizes.tolist()) == {30}
+
+
 def test_logarithms_of_sizes_have_the_given_spread_and_none_is_lost():
     labels = np.zeros(40_000, int)
     partition = dirichlet_lognormal(labels, clients=400, alpha=1.0, sigma=0.5, seed=1)

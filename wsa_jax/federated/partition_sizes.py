@@ -67,7 +67,8 @@ def dirichlet_lognormal(
     _, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
     logs = rng.normal(math.log(labels.size // clients), sigma, clients)
     weights = np.exp(logs - logs.max())  # shares alone count, and these never overflow
-    sizes = (weights / weights.sum() * labels.size).astype(np.int64)
+    # Divided last: equal weights give an integer exactly, which rounding would miss from below.
+    sizes = (weights * labels.size / weights.sum()).astype(np.int64)
     sizes[0] += labels.size - sizes.sum()
     return pack(deal_by_client(inverse, supply, sizes, alpha, rng))
 
