@@ -1,5 +1,8 @@
 """FedLab's and PFLlib's conventions, and index lists, against their laws."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -59,8 +62,14 @@ def test_a_split_keeps_every_example_of_every_client(share):
     for client in range(4):
         rows = [part.client_indices(client).tolist() for part in (train, test)]
         assert sorted(rows[0] + rows[1]) == whole.client_indices(client).tolist()
-    expected = 20 - min(max(int(np.floor((1 - share) * 20)), 1), 19)
+    expected = 20 - min(max(math.floor((1 - Fraction(str(share))) * 20), 1), 19)
     assert test.sizes.tolist() == [expected, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("count", "share", "tested"), [(90, 0.3, 27), (10, 0.8, 8), (10, 0.9, 9)])
+def test_a_share_that_gives_an_integer_is_not_rounded_off_it(count, share, tested):
+    whole = as_partition([list(range(count))])
+    assert split_clients(whole, test_share=share, seed=0)[1].sizes.tolist() == [tested]
 
 
 def test_dictionaries_of_other_libraries_are_partitions():

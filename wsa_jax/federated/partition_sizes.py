@@ -107,7 +107,9 @@ def split_clients(
     test: list[list[int]] = []
     for client in range(partition.clients):
         rows = rng.permutation(partition.client_indices(client)).tolist()
-        kept = min(max(math.floor((1 - test_share) * len(rows)), 1), max(len(rows) - 1, 1))
+        # A share that gives an integer may be rounded to below it, (1 - 0.3) 90 to 62.99...
+        whole = math.floor((1 - test_share) * len(rows) + 1e-9)
+        kept = min(max(whole, 1), max(len(rows) - 1, 1))
         train.append(rows[:kept])
         test.append(rows[kept:])
     return pack(train), pack(test)
