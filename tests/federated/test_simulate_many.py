@@ -20,6 +20,7 @@ from wsa_jax.federated import (
     simulate,
     simulate_many,
 )
+from wsa_jax.federated.simulate_many import _check_rates
 
 ROUNDS = 4
 RATES = (0.1, lambda index: 0.2 / (index + 1), 0.05)
@@ -156,11 +157,29 @@ def test_a_run_that_is_stopped_leaves_the_others_going(runs, separate, tiny_data
         ({"mesh": clients_mesh()}, r"the mesh has axes \('clients',\); give mesh=runs_mesh"),
         ({"learning_rate": [0.1, 0.1, -0.1]}, "learning_rate"),
         ({"learning_rate": [0.1, "0.1", 0.1]}, "learning_rate of run 1 is '0.1'; give a number"),
+        ({"learning_rate": [0.1, np.ones(2), 0.1]}, r"learning_rate of run 1 is an array of shape"),
+        (
+            {"wsa": [wsa(1.0), wsa(1.0, target=(0.0, 0.1)), wsa(1.0)]},
+            "run 1 differs from run 0 in target, fused or fixed, which is part of the compiled",
+        ),
+        (
+            {"on_round": lambda row: None},
+            r"on_round takes \(row\); give a function of \(i, row\), the number of the run and",
+        ),
+        ({"on_round": lambda i, row, state: None}, r"on_round takes \(i, row, state\); give a f"),
     ],
 )
 def test_what_is_not_one_program_is_refused(changed, complaint, runs):
     with pytest.raises(ValueError, match=complaint):
         simulate_many(**(runs | SHARED | changed))
+
+
+def test_an_array_of_rates_is_no_list():
+    # The tests' type checker would stop it before.
+    rates = np.full(3, 0.1)
+    message = r"learning_rate is an array of shape \(3,\); give a list of numbers, one a run"
+    with pytest.raises(ValueError, match=message):
+        _check_rates(rates, [rates] * 3)
 
 
 def test_no_run_at_all_is_refused(runs):

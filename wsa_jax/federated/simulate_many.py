@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import numbers
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from wsa_jax.federated.named import (
 from wsa_jax.federated.options import ManyOptions, recording_of, schedules_of, sets_of
 from wsa_jax.federated.partition import Partition
 from wsa_jax.federated.run_directory import other_schedules, simulation_identity
-from wsa_jax.federated.run_loop import Recorder, Recording
+from wsa_jax.federated.run_loop import OnRound, Recorder, Recording
 from wsa_jax.federated.simulate import (
     SimulationResult,
     initial_model,
@@ -75,8 +76,9 @@ def simulate_many(
       partitions: one for all runs, or one a run, with equally many clients.
       rounds: number of rounds of each run.
       algorithm: as in `simulate`.
-      wsa: one for all runs, or one a run; these may differ in strength, target and start. A run
-        without weight scope alignment beside others with it has strength 0.
+      wsa: one for all runs, or one a run; these may differ in strength, in start, and in the values
+        of a fixed target, but fused and fixed targets do not mix. A run without weight scope
+        alignment beside others with it has strength 0.
       learning_rate: a number or a schedule for all runs, or a sequence of these, one a run.
       local: settings of local training.
       aggregation: as in `simulate`.
@@ -129,9 +131,10 @@ def simulate_many(
     sets = sets_of(train, test)
     shared = Shared(sets, options.get("evidence"), options.get("runs", "map"), options.get("mesh"))
     _check_many(keys, execution, shared)
+    _check_callback(options.get("on_round"))
     recording = recording_of(options)
     rates = _one_a_run(learning_rate, len(keys), "learning_rate")
-    _check_rates(rates)
+    _check_rates(learning_rate, rates)
     each = zip(
         keys,
         _one_a_run(partitions, len(keys), "partitions"),
@@ -195,6 +198,21 @@ def _check_many(keys: Array, execution: Execution, shared: Shared) -> None:
         )
 
 
+def _check_callback(on_round: OnRound | None) -> None:
+    """Raise a ValueError where a callback with a signature takes no number of a run and row."""
+    try:
+        signature = inspect.signature(on_round)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):  # none, or a callable of C without a signature
+        return
+    try:
+        signature.bind(0, {})
+    except TypeError:
+        raise ValueError(
+            f"on_round takes {signature}; give a function of (i, row), the number of the run and "
+            "the row"
+        ) from None
+
+
 def _one_a_run(value: Any, runs: int, name: str) -> list[Any]:
     """A sequence as it is, anything else for every run."""
     if not isinstance(value, list | tuple):
@@ -204,9 +222,15 @@ def _one_a_run(value: Any, runs: int, name: str) -> list[Any]:
     return list(value)
 
 
-def _check_rates(rates: list[Any]) -> None:
+def _check_rates(given: Any, rates: list[Any]) -> None:
     """What a sequence holds is beyond the door's types."""
     for number, rate in enumerate(rates):
+        if np.ndim(rate) and not callable(rate):
+            of = "" if rate is given else f" of run {number}"
+            raise ValueError(
+                f"learning_rate{of} is an array of shape {np.shape(rate)}; give a list of numbers, "
+                "one a run"
+            )
         if not (callable(rate) or isinstance(rate, numbers.Real | np.ndarray | jax.Array)):
             raise ValueError(
                 f"learning_rate of run {number} is {shown(rate)}; give a number, or a schedule of "
@@ -245,8 +269,10 @@ def _common_plan(runs: list[Run]) -> RoundPlan:
     for number, other in enumerate(others, 1):
         for field in dataclasses.fields(RoundPlan):
             if getattr(other, field.name) != getattr(first, field.name):
+                # What the caller knows it by.
+                name = {"fuse_target": "target, fused or fixed"}.get(field.name, field.name)
                 raise ValueError(
-                    f"run {number} differs from run 0 in {field.name}, which is part of the "
+                    f"run {number} differs from run 0 in {name}, which is part of the "
                     "compiled program; give runs that differ in plain numbers alone, or call "
                     "simulate_many for each kind"
                 )
