@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.trees import assert_bitwise
 from wsa_jax import matching
 from wsa_jax.federated import (
     Execution,
@@ -56,11 +57,11 @@ EXAMPLES = PLACES[OWNER].astype(np.float32), np.zeros(8, np.int32)
 ROWS = as_partition([np.flatnonzero(client == OWNER) for client in range(4)])
 
 
-def run(algorithm=None, **settings):
+def run(algorithm=None, task=TASK, **settings):
     local = LocalSettings(steps=STEPS, batch_size=4, clip_norm=None, weight_decay=0)
     defaults = {"rounds": ROUNDS, "learning_rate": RATE, "local": local, "evaluate_every": 1}
     return simulate(
-        jax.random.key(0), TASK, EXAMPLES, ROWS, algorithm=algorithm, **(defaults | settings)
+        jax.random.key(0), task, EXAMPLES, ROWS, algorithm=algorithm, **(defaults | settings)
     )
 
 
@@ -122,6 +123,28 @@ def test_over_a_mesh_and_with_variates_it_is_the_same(kept):
     first = kept.history[0]
     for name in ("test_client_loss", "test_client_accuracy_worst"):
         assert spread.history[0][name] == pytest.approx(first[name], rel=1e-4)
+
+
+def test_keys_and_flags_stay_at_their_clients_over_a_mesh():
+    """They come back from the client's device as they are."""
+    start, _ = TASK.init(jax.random.key(0))
+    others = {"own_key": jax.random.key(3), "own_flag": jnp.array(True)}
+
+    def loss(key, params, model_state, batch):
+        value, own = TASK.loss(key, params, model_state, batch)
+        return value, model_state | own
+
+    task = TASK._replace(
+        init=lambda key: (start, {"own_mean": jnp.zeros(())} | others), loss=loss, metrics=None
+    )
+    memories = []
+    for mesh in (None, clients_mesh(jax.devices()[:2])):
+        found = run(task=task, keep_local=KEEP, participants=2, execution=Execution(mesh=mesh))
+        kept = found.state.clients.model_state
+        assert kept["own_flag"].dtype == bool
+        kept["own_key"] = jax.random.key_data(kept["own_key"])
+        memories.append(kept)
+    assert_bitwise(*memories)
 
 
 def test_alignment_holds_what_is_shared_alone(kept, tmp_path):

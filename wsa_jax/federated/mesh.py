@@ -93,6 +93,13 @@ def take_states(
     def take(leaf: Array) -> Array:
         if not sharded:
             return leaf[jax.lax.dynamic_slice_in_dim(chosen, first * block, block)]
+        # Keys and flags cannot be summed, but their numbers can.
+        if is_key(leaf):
+            return jax.random.wrap_key_data(
+                take(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+            )
+        if leaf.dtype == bool:
+            return take(leaf.astype(jnp.uint8)).astype(bool)
         place = chosen - first * leaf.shape[0]
         mine = (place >= 0) & (place < leaf.shape[0])
         rows = leaf[jnp.where(mine, place, 0)]
