@@ -177,6 +177,17 @@ def test_empty_batch():
     assert not dw.any()
 
 
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_vmap_over_nothing(axes):
+    x, w = (np.ones((1, *shape), np.float32) for shape in ((2, 6, 6, 3), (3, 3, 3, 4)))
+    x, w = (a[0] if axis is None else a[:0] for a, axis in zip((x, w), axes, strict=True))
+    many = jax.vmap(square_conv, axes)
+    y, dx, dw = jax.jit(partial(value_and_gradients, many))(x, w)
+    assert (y.shape, dx.shape, dw.shape) == ((0, 2, 6, 6, 4), x.shape, w.shape)
+    assert not np.any(dx)
+    assert not np.any(dw)
+
+
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, 3)], ids=str)
 def test_vmap_equals_lax_before_and_after_differentiation(axes):
     x, w = normal(0, 3, 3, 8, 8, 2), normal(1, 3, 3, 2, 3, 4)

@@ -150,9 +150,9 @@ def _bilinear(function: Callable[..., Array], geometry: _Geometry, a: Array, b: 
         again = partial(_bilinear, function)
         if function is _output and not batched[1]:
             joined = _joined(geometry, size)
-            return _split(again(joined, _join(a), b), size), True
+            return _split(again(joined, _join(a), b), size, geometry), True
         if function is _input and not batched[0]:
-            return _split(again(_joined(geometry, size), a, _join(b)), size), True
+            return _split(again(_joined(geometry, size), a, _join(b)), size, geometry), True
         # lax would run a grouped convolution, slow on every backend.
         if not batched[0]:
             return lax.map(lambda b: again(geometry, a, b), b), True
@@ -195,8 +195,8 @@ def _join(a: Array) -> Array:
     return a.reshape(-1, *a.shape[2:])
 
 
-def _split(a: Array, size: int) -> Array:
-    return a.reshape(size, -1, *a.shape[1:])
+def _split(a: Array, size: int, geometry: _Geometry) -> Array:
+    return a.reshape(size, geometry.x_shape[0], *a.shape[1:])
 
 
 def _output(geometry: _Geometry, x: Array, w: Array) -> Array:
