@@ -294,6 +294,12 @@ def test_one_client_is_centralised_sgd(federation, tiny_data, assert_close):
     assert_close(found.params, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_settings_in_lists_are_those_in_tuples():
+    optimizer = optax.sgd(1.0)
+    found = server_optimizer("fed_sgd", optimizer, [["learning_rate", 1.0]])
+    assert found is server_optimizer("fed_sgd", optimizer, settings=(("learning_rate", 1.0),))
+
+
 @pytest.mark.parametrize(
     "make", [fed_avg, fed_avg_m, fed_yogi, fed_exp, fed_dyn, fed_nova, scaffold]
 )

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 from jaxtyping import Array, PyTree
@@ -177,6 +177,11 @@ def one_object(
     def maker(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return cached(*bound.args, **bound.kwargs)
+        return cached(*_tuples(bound.args), **bound.kwargs)
 
     return maker
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, at every depth, as tuples, which have a hash; named tuples stay what they are."""
+    return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value
