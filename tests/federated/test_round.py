@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from wsa_jax import constant_target
-from wsa_jax.federated import Execution, fed_avg
+from wsa_jax.federated import Execution, WeightScopeAlignment, fed_avg
 from wsa_jax.federated.client import draw_batches, train_client
+from wsa_jax.federated.round import make_round
 from wsa_jax.training import Batch
 
 SIZES = np.array([25, 10, 0, 7])
@@ -214,6 +215,21 @@ def test_more_participants_than_clients(federation, start):
     run = federation.round(fed_avg(), participants=5)
     with pytest.raises(ValueError, match="participants 5 of 4 clients; give 1 <= part"):
         run(federation.key, start, federation.data, federation.settings())
+
+
+def test_a_round_takes_the_form_of_an_alignment_alone(federation):
+    wsa = WeightScopeAlignment(strength=0.5, target=(0.0, 0.3))
+    with pytest.raises(
+        ValueError, match=r"scope_form is a WeightScopeAlignment, .*give its static"
+    ):
+        make_round(
+            federation.task,
+            fed_avg(),
+            participants=4,
+            epochs=1,
+            local=federation.local,
+            scope_form=wsa,
+        )
 
 
 def test_unknown_execution(rejected):

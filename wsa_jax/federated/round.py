@@ -190,7 +190,9 @@ def make_round(
       epochs: number of orders of its examples that a client draws in a round: `epochs_needed` of
         the smallest client that has any; with fewer, the last order would be repeated.
       local: settings of local training.
-      scope_form: how weight scope alignment acts; None for the plain algorithm.
+      scope_form: how weight scope alignment acts; None for the plain algorithm. Of a
+        `WeightScopeAlignment`, its ``static(select)``: the strength is a round's, the target the
+        state's.
       select: layers to diagnose if scope_form is None.
       fuse_target: replace the target by the fused scope after each round (Eq. 4), or keep it.
       aggregation: mean or a robust rule, clipping, and how NaN is handled.
@@ -206,8 +208,8 @@ def make_round(
     does one whose sums, parameters or server state would no longer be finite (`Aggregation`).
 
     Raises:
-      ValueError: at the first call, participants is not in [1, clients], or local settings give
-        steps of another number of clients.
+      ValueError: scope_form is a `WeightScopeAlignment`; or, at the first call, participants is not
+        in [1, clients], or local settings give steps of another number of clients.
 
     Source: WSA, Algorithm 1.
     """

@@ -23,6 +23,7 @@ from wsa_jax.federated.aggregate import (
     to_numbers,
 )
 from wsa_jax.federated.algorithms.base import FederatedAlgorithm, add_update
+from wsa_jax.federated.alignment import WeightScopeAlignment
 from wsa_jax.federated.client import (
     Broadcast,
     ClientData,
@@ -104,6 +105,12 @@ class RoundPlan:
     keep_local: Rule | None = None
 
     def __post_init__(self):
+        if isinstance(self.scope_form, WeightScopeAlignment):
+            raise ValueError(
+                "scope_form is a WeightScopeAlignment, whose strength, target and start a round "
+                "does not look at; give its static(select), the strength in RoundSettings and the "
+                "target to initial_state"
+            )
         if self.aggregation.rule in ("krum", "multi_krum"):
             check_faulty(self.aggregation.faulty, self.participants)
         if self.local.optimizer is not None and self.algorithm.needs_sgd:
