@@ -418,6 +418,13 @@ class TestErrors:
         with pytest.raises(ValueError, match="unstable in layer Dense_0/kernel.* uses 1.8"):
             federate(wsa=wsa, learning_rate=learning_rate)
 
+    @pytest.mark.parametrize("name", ["target", "start"])
+    def test_target_of_several_models(self, federate, tiny_task, name):
+        scope = weight_scope(tiny_task.init(jax.random.key(0))[0])
+        several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), scope)
+        with pytest.raises(ValueError, match=r"the target has mean of shape \(2, 1\)"):
+            federate(wsa=WeightScopeAlignment(**{name: several, "strength": 0.1}))
+
     def test_target_of_other_layers(self, federate):
         wsa = WeightScopeAlignment(target=weight_scope({"w": jnp.eye(3)}))
         with pytest.raises(

@@ -117,6 +117,11 @@ class TestStep:
         with pytest.raises(ValueError, match=r"layer kernel has 4 weights, .* has 6"):
             proximal_scope_step({"kernel": jnp.eye(2)}, TARGET, step_size=0.1, strength=1.0)
 
+    def test_a_target_of_several_models_is_refused(self):
+        several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), TARGET)
+        with pytest.raises(ValueError, match=r"the target has mean of shape \(2, 1\)"):
+            proximal_scope_step(PARAMS, several, step_size=0.1, strength=1.0)
+
     def test_converges_where_the_explicit_gradient_diverges(self):
         rate, strength = 1.0, 30.0  # a = rate · strength / (n · std²) = 7.8
         explicit = implicit = {"kernel": PARAMS["kernel"]}

@@ -86,6 +86,16 @@ class TestPenalty:
         with pytest.raises(ValueError, match=r"layer a/kernel has 30 weights, .* has 24"):
             scope_gradient(other, target_for())
 
+    @pytest.mark.parametrize("function", [scope_penalty, scope_gradient])
+    def test_a_target_of_several_models_is_refused(self, function):
+        several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), target_for())
+        message = r"the target has mean of shape \(2, 2\), .* give one, such as fuse_scopes\(scop"
+        for call in (function, jax.jit(function)):
+            with pytest.raises(ValueError, match=message):
+                call(PARAMS, several)
+        # Each of several is one, in vmap.
+        jax.eval_shape(jax.vmap(function, (None, 0)), PARAMS, several)
+
     def test_unknown_scale(self):
         with pytest.raises(ValueError, match="scale 'mean' is unknown"):
             layer_weights((4, 9), "mean")

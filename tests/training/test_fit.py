@@ -288,6 +288,12 @@ class TestFit:
         with pytest.raises(ValueError, match=r"unstable in layer Dense_1/kernel: .* 1e\+06"):
             fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, target=target, strength=1e6)
 
+    def test_a_target_of_several_models(self, tiny_task, tiny_data):
+        target = scope_jit(init(tiny_task, KEYS[0])[0])
+        several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), target)
+        with pytest.raises(ValueError, match=r"the target has mean of shape \(2, 2\)"):
+            fit(KEYS, tiny_task, *tiny_data, settings=SETTINGS, target=several, strength=1e-3)
+
     def test_a_layer_that_starts_constant(self, tiny_task, tiny_data):
         params, _ = init(tiny_task, jax.random.key(0))
         params["Dense_0"]["bias"] = jnp.zeros_like(params["Dense_0"]["bias"])

@@ -18,6 +18,7 @@ from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.scope import (
     Direction,
     WeightScope,
+    check_one_model,
     check_same_layers,
     constant_target,
     is_paper_direction,
@@ -118,17 +119,19 @@ def initial_target(scope: WeightScope, wsa: WeightScopeAlignment | None) -> Weig
     """Return the target of round 0: the initial model's own scope, the start or the fixed one.
 
     Raises:
-      ValueError: a start or a fixed target has other layers.
+      ValueError: a start or a fixed target has other layers, or is of several models.
     """
     if wsa is None:
         return scope
     if isinstance(wsa.target, str):
         if wsa.start is None:
             return scope
+        check_one_model(wsa.start)
         check_same_layers(scope, wsa.start)
         return wsa.start
     if isinstance(wsa.target, tuple):
         mean, std = wsa.target
         return constant_target(scope, mean=mean, std=std)
+    check_one_model(wsa.target)
     check_same_layers(scope, wsa.target)
     return wsa.target

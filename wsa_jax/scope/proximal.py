@@ -8,7 +8,13 @@ from jaxtyping import Array, ArrayLike, PyTree, Real
 from wsa_jax.door import door
 from wsa_jax.schedules import check_non_negative, value_at
 from wsa_jax.scope.layers import Rule, kernels, map_layers, select_layers
-from wsa_jax.scope.scope import STD_FLOOR, WeightScope, check_same_layers, scope_in_a_step
+from wsa_jax.scope.scope import (
+    STD_FLOOR,
+    WeightScope,
+    check_one_model,
+    check_same_layers,
+    scope_in_a_step,
+)
 from wsa_jax.scope.transformation import Scale, layer_weights, map_updates, targeted_transformation
 from wsa_jax.types import Strength
 
@@ -36,7 +42,7 @@ def proximal_scope_step(
 
     Args:
       params: any pytree of arrays.
-      target: scope of the same layers.
+      target: scope of the same layers, ``[layers]``.
       step_size: t, the learning rate of the preceding optimiser step.
       strength: s, as in `scope_penalty`.
       select: rule that says which leaves are layers.
@@ -52,7 +58,8 @@ def proximal_scope_step(
     undefined).
 
     Raises:
-      ValueError: params and target differ in layers, or the scale is unknown.
+      ValueError: params and target differ in layers, the target is of several models, or the scale
+        is unknown.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, 5.0]])}
@@ -66,6 +73,7 @@ def proximal_scope_step(
     """
     for name, value in (("step_size", step_size), ("strength", strength)):
         check_non_negative(value, name, schedule=False)
+    check_one_model(target)
     scope = scope_in_a_step(params, select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)

@@ -20,6 +20,7 @@ from wsa_jax.scope.scope import (
     STD_FLOOR,
     Direction,
     WeightScope,
+    check_one_model,
     check_same_layers,
     is_paper_direction,
     scope_divergence,
@@ -55,7 +56,7 @@ def scope_penalty(
 
     Args:
       params: any pytree of arrays.
-      target: scope of the same layers.
+      target: scope of the same layers, ``[layers]``.
       select: the rule the target was estimated with.
       scale: ``"sum"`` (the paper's) or ``"size"`` (each divergence times its layer's size: the same
         pull on every weight, whatever the size of its layer).
@@ -70,8 +71,8 @@ def scope_penalty(
       A layer whose target is constant is refused by name; under a trace it counts 0.
 
     Raises:
-      ValueError: params and target differ in layers, the target has constant layers, or the scale
-        or the direction is unknown.
+      ValueError: params and target differ in layers, the target is of several models or has
+        constant layers, or the scale or the direction is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax import weight_scope
@@ -81,6 +82,7 @@ def scope_penalty(
 
     Source: WSA, Eq. 10.
     """
+    check_one_model(target)
     check_target(target, select)
     scope = scope_in_a_step(params, select)
     weights = held_layers(target, scale)
@@ -137,6 +139,7 @@ def _gradient(
     direction: Direction,
 ) -> PyTree:
     """``strength`` times the gradient: 1/n alone would be rounded to 0 in half precision."""
+    check_one_model(target)
     scope = scope_in_a_step(params, select)
     check_same_layers(scope, target)
     size = jnp.asarray(target.sizes, jnp.float32)

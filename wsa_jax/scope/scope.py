@@ -281,6 +281,21 @@ def check_same_layers(scope: WeightScope, target: WeightScope) -> None:
     )
 
 
+def check_one_model(target: WeightScope) -> None:
+    """Raise a ValueError unless a target of parameters is one scope, ``[layers]``.
+
+    >>> many = jax.vmap(weight_scope)({"w": jnp.ones((5, 2, 2))})
+    >>> check_one_model(many)
+    Traceback (most recent call last):
+    ValueError: the target has mean of shape (5, 1), a scope of each of several models; give one...
+    """
+    if target.mean.ndim != 1:
+        raise ValueError(
+            f"the target has mean of shape {target.mean.shape}, a scope of each of several models; "
+            "give one, such as fuse_scopes(scopes)"
+        )
+
+
 def _selected_leaves(layers: tuple[Layer, ...]) -> list[tuple[int, int | None]]:
     """Each selected leaf once, with its layer axis, in order."""
     return list(dict.fromkeys((layer.leaf, layer.axis) for layer in layers))

@@ -23,7 +23,13 @@ from wsa_jax.runs.run_directory import RunDirectory
 from wsa_jax.schedules import check_non_negative
 from wsa_jax.scope.layers import Rule, kernels
 from wsa_jax.scope.regularization import regularize_scope
-from wsa_jax.scope.scope import Direction, WeightScope, is_paper_direction, weight_scope
+from wsa_jax.scope.scope import (
+    Direction,
+    WeightScope,
+    check_one_model,
+    is_paper_direction,
+    weight_scope,
+)
 from wsa_jax.scope.stability import check_bound
 from wsa_jax.scope.transformation import check_target
 from wsa_jax.training.checks import check_data, check_statistics
@@ -128,9 +134,10 @@ def fit(
     Raises:
       ValueError: no examples, fewer examples than a batch, images and labels of unequal number, a
         label outside the model's classes, a strength or learning rate that is negative or is no
-        single number at a step, regularization outside its stability bound, parameters of another
-        architecture, with NaN, of integers or without their statistics, legacy keys
-        (`jax.random.PRNGKey`) or keys of more axes, or a directory that holds another run.
+        single number at a step, a target of several models, regularization outside its stability
+        bound, parameters of another architecture, with NaN, of integers or without their
+        statistics, legacy keys (`jax.random.PRNGKey`) or keys of more axes, or a directory that
+        holds another run.
       CheckpointError: a file of the directory is torn or cannot be written, or another process uses
         the directory.
     """
@@ -147,6 +154,8 @@ def fit(
         )
     rates = _values(learning_rate, steps, "learning_rate")
     strengths = _values(strength, steps, "strength")
+    if target is not None:
+        check_one_model(target)
     shapes = jax.eval_shape(jax.vmap(task.init) if key.ndim else task.init, key)
     _check_initial(params, model_state, shapes)
     one_params, one_state = jax.tree.map(
