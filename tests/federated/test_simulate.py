@@ -20,9 +20,11 @@ from wsa_jax.federated import (
     LocalSettings,
     Partition,
     WeightScopeAlignment,
+    as_partition,
     fed_prox,
     scaffold,
     simulate,
+    split_clients,
 )
 from wsa_jax.federated.client import ScopeForm
 from wsa_jax.federated.named import AlgorithmName, algorithm_of
@@ -489,11 +491,21 @@ class TestErrors:
             ([[0, 1], [2, -3]], "client 1 of the partition has rows .*give integers of 0 or more"),
             ([], "the partition has no client"),
             ([[0, 1], [2, 3, 2]], "client 1 of the partition holds example 2 2 times"),
+            ([[], []], "no client of the partition holds an example; make it from the 60 labels"),
         ],
     )
     def test_partitions_that_are_none(self, tiny_task, tiny_data, rows, message):
         with pytest.raises(ValueError, match=message):
             simulate(jax.random.key(0), tiny_task, tiny_data, rows, rounds=1)
+
+    def test_a_test_partition_of_no_example(self, tiny_task, tiny_data):
+        train, test = split_clients(as_partition([[0], [1]]), seed=0)
+        message = "no client of test_partition holds an example; make it from the 60 labels"
+        with pytest.raises(ValueError, match=message):
+            simulate(
+                jax.random.key(0), tiny_task, tiny_data, train, rounds=1, test=tiny_data,
+                test_partition=test,
+            )  # fmt: skip
 
     def test_sizes_of_other_clients(self, tiny_task, tiny_data):
         wrong = Partition(np.array([[0, 1], [2, 3]], np.int32), np.array([2, 2], np.int32))

@@ -35,7 +35,7 @@ def check_partition(partition: Partition) -> None:
             f"sizes of the partition are {partition.sizes.min()} to {partition.sizes.max()}, but "
             f"its indices have room for {capacity}; give sizes within 0 .. {capacity}"
         )
-    if partition.indices.min() < 0:
+    if partition.indices.min(initial=0) < 0:
         raise ValueError(
             f"the partition points at example {partition.indices.min()}; rows count from 0"
         )
@@ -56,15 +56,22 @@ def check_call(key: Array, evidence: PyTree, aggregation: Aggregation) -> None:
         )
 
 
-def check_partition_of(partition: Partition, examples: int, rounds: int) -> None:
+def check_partition_of(
+    partition: Partition, examples: int, rounds: int, what: str = "the partition"
+) -> None:
     """Raise a ValueError unless there are rounds, and the partition is one of these examples."""
     if rounds < 1:
         raise ValueError(f"rounds {rounds} is below 1; give a positive number")
     checks.count("rounds", rounds)
     check_partition(partition)
-    if partition.indices.max() >= examples or not partition.sizes.any():
+    if not partition.sizes.any():
         raise ValueError(
-            f"the partition points at example {partition.indices.max()} and holds "
+            f"no client of {what} holds an example; make it from the {examples} labels, with some "
+            "for one client at least"
+        )
+    if partition.indices.max() >= examples:
+        raise ValueError(
+            f"{what} points at example {partition.indices.max()} and holds "
             f"{partition.sizes.sum()} in all, but there are {examples} labels; make it from these"
         )
 
@@ -94,7 +101,7 @@ def tests_of_clients(
             f"test_partition has {own.clients} clients and the partition {clients}; give each "
             "client its own, empty where it has none"
         )
-    check_partition_of(own, len(test[1]), rounds)
+    check_partition_of(own, len(test[1]), rounds, "test_partition")
     return own
 
 
