@@ -200,9 +200,11 @@ def _check_many(keys: Array, execution: Execution, shared: Shared) -> None:
 
 def _check_callback(on_round: OnRound | None) -> None:
     """Raise a ValueError where a callback with a signature takes no number of a run and row."""
+    if on_round is None:
+        return
     try:
-        signature = inspect.signature(on_round)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):  # none, or a callable of C without a signature
+        signature = inspect.signature(on_round)
+    except (TypeError, ValueError):  # a callable of C has none
         return
     try:
         signature.bind(0, {})
