@@ -18,6 +18,7 @@ import pytest
 from tests.runs.mutate import run as run_tiny
 from wsa_jax.runs import files, lock
 from wsa_jax.runs.files import CheckpointError
+from wsa_jax.runs.identity import deeper
 from wsa_jax.runs.interrupts import interrupts_wait
 from wsa_jax.runs.run_directory import RunDirectory
 
@@ -180,6 +181,18 @@ class TestIdentity:
                 run.append([{"round": index}])
                 run.save(index, STATE)
         assert json.loads((tmp_path / "run.json").read_text())["clip_norm"] is not again
+
+    def test_a_run_that_does_not_say_what_lies_deeper_is_of_an_earlier_version(self, tmp_path):
+        one, other = ([["module", f"Net{deeper(text)}"], 0] for text in "ab")
+        for name, first in (("earlier", [["module", "Net"], 0]), ("now", one)):
+            with opened(tmp_path / name, task=first) as run:
+                run.resume(STATE)
+                run.append([{"round": 1}])
+                run.save(1, STATE)
+            with opened(tmp_path / name, task=one) as run:
+                assert run.resume(STATE).done == 1
+        for task in (other, [["module", "Net"], 0]):
+            refused(tmp_path / "now", "holds a run with task = ", ValueError, task=task)
 
     def test_name_and_text_are_on_disk_before_anything_follows(self, tmp_path, monkeypatch):
         synced = []

@@ -15,14 +15,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from wsa_jax.runs.identity import digest, text_digest
+from wsa_jax.runs.identity import deeper, digest, text_digest
 from wsa_jax.types import Json
 
-# Deeper than fields of modules nest.
-_DEPTH = 16
-# Below these levels, nothing is described inside itself: closures may be circular. Runs of earlier
-# versions, which told no more levels apart, resume.
-_ROUND_ABOUT = 8
+# Written out; what is deeper, by a digest. Runs of earlier versions say these levels alone.
+_DEPTH = 8
 # Deeper than closures nest in one another; each object is described once.
 _CODE_DEPTH = 40
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
@@ -35,7 +32,7 @@ def described(value: Any) -> str:
     values; modules, dataclasses and other objects by their class and fields. A module-level
     function is described by its name alone, since its text may change with its library; a lambda,
     or a function made inside another, also by its constants, the names it uses and what it closes
-    over.
+    over. Eight levels are written out, and what is below them is part of a digest.
 
     >>> described(nn.Dense(3, use_bias=False)) == described(nn.Dense(3))
     False
@@ -44,7 +41,10 @@ def described(value: Any) -> str:
     >>> described(nn.relu)
     'relu'
     """
-    return _Description().of(value, _DEPTH)
+    description = _Description()
+    text = description.of(value, _DEPTH)
+    whole = _WholeDescription().of(value, _CODE_DEPTH) if description.cut else None
+    return text if whole is None else text + deeper(whole)
 
 
 def described_code(value: Any) -> str:
@@ -88,20 +88,13 @@ def task_settings(task: Any) -> tuple[tuple[str, str], ...]:
 class _Description:
     """How values are described; functions by name, since libraries change their text."""
 
-    def __init__(self) -> None:
-        self._around: list[int] = []
+    # Whether something was too deep to be described.
+    cut = False
 
     def of(self, value: Any, depth: int) -> str:
-        again = depth <= _DEPTH - _ROUND_ABOUT and id(value) in self._around
-        if depth == 0 or again:
+        if depth == 0:
+            self.cut = True
             return type(value).__qualname__
-        self._around.append(id(value))
-        text = self.inside(value, depth)
-        self._around.pop()
-        return text
-
-    def inside(self, value: Any, depth: int) -> str:
-        """What a value is, and what it holds."""
         inner = functools.partial(self.of, depth=depth - 1)
         if isinstance(value, enum.Enum):
             return f"{type(value).__qualname__}.{value.name}"
@@ -157,11 +150,25 @@ class _Description:
         return f"{' '.join(code.co_names)}: {' '.join(constants)}"
 
 
+class _WholeDescription(_Description):
+    """Values to any depth, each described once; one that holds itself is its class there."""
+
+    def __init__(self) -> None:
+        # The objects are held, so that no other takes their identity.
+        self._found: dict[int, tuple[Any, str]] = {}
+
+    def of(self, value: Any, depth: int) -> str:
+        if id(value) not in self._found:
+            self._found[id(value)] = value, type(value).__qualname__
+            text = super().of(value, depth)
+            self._found[id(value)] = value, text if len(text) < 100 else text_digest(text)
+        return self._found[id(value)][1]
+
+
 class _CodeDescription(_Description):
     """Users' functions by their code and all they refer to; each object once."""
 
     def __init__(self) -> None:
-        super().__init__()
         # The objects are held, so that no other takes their identity.
         self._seen: dict[int, tuple[int, Any]] = {}
 

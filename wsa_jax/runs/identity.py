@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from jaxtyping import Array
 from wsa_jax.runs.files import CheckpointError, read_object, read_text
 from wsa_jax.tree import is_key
 from wsa_jax.types import Json
+
+# What a text cannot hold; runs of earlier versions do not say it, and resume.
+_DEEPER = re.compile(r" \[deeper [0-9a-f]{16}\]")
 
 
 def run_identity(
@@ -72,7 +76,7 @@ def check_identity(path: Path, identity: Json) -> Json:
     way_out = f"delete {path.parent} to start again, or give another directory"
     found = read_object(read_text(path), str(path), way_out)
     for name, value in identity.items():
-        if found.get(name) != value:
+        if found.get(name) not in (value, _as_earlier(value)):
             raise ValueError(
                 f"{path.parent} holds a run with {name} = {found.get(name)}, but this one "
                 f"has {value}; give another directory or delete that one"
@@ -95,6 +99,20 @@ def digest(*arrays: Any) -> str:
         # A view of the array's own buffer: nothing is copied.
         found.update(np.ascontiguousarray(array).view(np.uint8).data)
     return found.hexdigest()[:16]
+
+
+def deeper(text: str) -> str:
+    """Return what is said of all that a description leaves out.
+
+    >>> deeper("inside")
+    ' [deeper 106b086224a4d945]'
+    """
+    return f" [deeper {text_digest(text)}]"
+
+
+def _as_earlier(value: Any) -> Any:
+    """A part of an identity as a version wrote it that did not look so deep."""
+    return json.loads(_DEEPER.sub("", json.dumps(value)))
 
 
 def text_digest(text: str) -> str:
