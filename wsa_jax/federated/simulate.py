@@ -134,7 +134,7 @@ def simulate(
     * ``evidence``: arrays that the server has besides the clients' models, for an aggregation whose
       rule is a function (`Aggregation`).
     * ``execution``: an `Execution`, or ``"map"`` or ``"vmap"``; none of its settings changes a
-      result beyond rounding.
+      result beyond rounding, with JAX's default keys.
 
     * ``keep_local``: a rule of the leaves of parameters and model state that stay at the clients,
       such as ``matching(".*BatchNorm.*")`` (FedBN) or ``matching("Dense_1/.*")`` (FedPer's head).

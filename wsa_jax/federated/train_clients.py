@@ -64,7 +64,9 @@ class FederatedData(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Performance settings; none of them changes a result beyond rounding.
+    """Performance settings; with JAX's default keys, none of them changes a result beyond rounding.
+
+    Keys of ``rbg`` and ``unsafe_rbg`` draw other numbers under `jax.vmap`, so for ``"vmap"``.
 
     Attributes:
       clients: ``"map"`` trains one client after another (CPU, or little memory: with a mean it

@@ -69,6 +69,9 @@ class FitSettings:
 class Running(TypedDict, total=False):
     """How `fit` runs and what it keeps; nothing here changes a result beyond rounding.
 
+    That is so with JAX's default keys: those of ``rbg`` and ``unsafe_rbg`` draw other numbers under
+    `jax.vmap`, so for models that are trained at once.
+
     Attributes:
       directory: where checkpoints go; a run found there is resumed, or returned if finished.
       checkpoint_every: steps between checkpoints, by default a tenth of the run; the last step
