@@ -47,6 +47,17 @@ def import_rows(rows: list[Row], ledger: Ledger) -> int:
     return written
 
 
+def _check(rows: list[Row], file: Path) -> None:
+    """Refuse rows of other ledgers, whose settings are no federated cell's."""
+    names = {field.name for field in dataclasses.fields(Cell)}
+    for line, row in enumerate(rows, 1):
+        if foreign := sorted(set(row.get("config", ())) - names):
+            raise RefusedError(
+                f"{file}, row {line}: {', '.join(foreign)} is no setting of a federated cell; "
+                "give the rows of a federated.jsonl"
+            )
+
+
 def _progress(row: Row) -> tuple[bool, int]:
     return is_finished(row), row["rounds_done"]
 
@@ -55,6 +66,7 @@ def run(args: Args) -> Summary:
     if not args.file.is_file():
         raise RefusedError(f"{args.file} is no file; give the JSONL of the rows to merge")
     rows = Ledger(args.file).rows()
+    _check(rows, args.file)
     return {"read": len(rows), "written": import_rows(rows, Ledger(args.results))}
 
 

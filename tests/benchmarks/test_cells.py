@@ -18,6 +18,7 @@ from benchmarks.federated.grid import Args, cells_of
 from benchmarks.federated.run_cells import RunOptions, run_cell, run_cells
 from benchmarks.record.data import data_digests
 from benchmarks.record.ledger import RESULTS, Ledger, cell_id
+from benchmarks.refused import RefusedError
 from benchmarks.registry import TOOLS, script
 from tests.benchmarks.planting import planted_row
 from wsa_jax.federated import simulate
@@ -212,6 +213,14 @@ def test_imported_rows_get_todays_id_and_the_further_one_stays(tmp_path, capsys)
     assert (written, rows[0]["status"], rows[0]["accuracy"]) == (0, "done", 0.6)
     with pytest.raises(SystemExit, match="is no file"):
         script("import-rows", TOOLS)([str(tmp_path / "absent.jsonl")])
+
+
+def test_rows_of_another_ledger_are_refused_by_name(tmp_path):
+    source, results = tmp_path / "merging.jsonl", tmp_path / "federated.jsonl"
+    source.write_text(json.dumps({"id": "a", "config": {"align": "none", "seed": 0}}) + "\n")
+    with pytest.raises(RefusedError, match="row 1: align is no setting of a federated cell"):
+        script("import-rows", TOOLS)([str(source), "--results", str(results)])
+    assert not results.exists()
 
 
 def test_client_scopes_of_one_layer_are_kept_and_thinned():
