@@ -68,7 +68,7 @@ CLIENTS: dict[Preset, tuple[tuple[int, int], ...]] = {
     "cpu": ((10, 10), (100, 10)),
     "paper": ((10, 10), (100, 10)),
 }
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 PROXY = {"smoke": 100, "cpu": 1_000, "paper": 1_000}
 STEPS = {"smoke": 5, "cpu": 20, "paper": 100}
 METHODS: tuple[tuple[str, Server, float], ...] = (

@@ -29,7 +29,7 @@ from wsa_jax.plots import PALETTE
 
 BINS = 41
 SPLITS: tuple[Split, ...] = ("all", "classes")
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 Found = dict[str, list[Row]]
 """Rows by the kind of data, one a seed."""
 

@@ -75,7 +75,7 @@ MLP_PANELS: Values = {
     "epochs": [2, 5, 10, 20, 40],
     "width": [1.0, 2.0, 4.0, 8.0],
 }
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2, 3)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2, 3), "paper": (0, 1, 2, 3)}
 EXAMPLES = {"smoke": 0, "cpu": 5_000, "paper": 0}
 CLAIM = (
     "the barrier grows with the epochs without WSA, matching or not, and stays lower with WSA at "

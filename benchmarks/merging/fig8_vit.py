@@ -101,7 +101,7 @@ STRENGTHS: dict[Preset, Sequence[float]] = {
     "cpu": (0.3, 1.0, 3.0),
     "paper": (1.0, 10.0, 100.0),
 }
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0, 1), "cpu": (0, 1, 2, 3), "paper": (0, 1, 2)}
 DATA: dict[Preset, str] = {
     "smoke": "digits",
     "cpu": "half of CIFAR-100's classes, 16x16",

@@ -42,7 +42,7 @@ GRIDS: dict[Preset, Sequence[tuple[float, float]]] = {
 }
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
 STEPS = {"smoke": 20, "cpu": 200, "paper": 1_000}
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 
 
 def rates_of(bench: Bench, preset: Preset, cell: ModelCell) -> tuple[float, float] | None:

@@ -24,7 +24,7 @@ from wsa_jax.merging.combine.np_merge_many import Order
 from wsa_jax.merging.methods import Pipeline, learned
 
 COUNTS: dict[Preset, Sequence[int]] = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
 LONGER = "fine-tuning, steps of all merges"
 METHODS = (

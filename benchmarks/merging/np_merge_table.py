@@ -262,7 +262,7 @@ def claims() -> list[Claim]:
     rivals = {
         "weight matching": "beats the matched average",
         "fine-tuning": "beats fine-tuning that average",
-        "ensemble": "comes close to the ensemble",
+        "ensemble": "is as good as the ensemble",
     }
     lines = []
     for size, found in on_record(collect, Args).items():

@@ -119,7 +119,7 @@ CHOSEN = (
     "Model Stock",
 )
 DATA: dict[Preset, str] = {"smoke": "digits", "cpu": "CIFAR-100", "paper": "CIFAR-100"}
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1), "paper": (0, 1, 2)}
+SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
