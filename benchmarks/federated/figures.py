@@ -1,5 +1,6 @@
 """Figures of federated runs, drawn from the rows of the ledger."""
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ from benchmarks.record.statistics import Row
 
 # Evaluations that make a curve; of fewer, the last one alone is worth a look.
 _CURVE = 8
+# Gains further apart than so many points share an axis that is linear up to five.
+_WIDE = 40
 
 
 def accuracy_curves(rows: Sequence[Row]) -> list[Curve]:
@@ -186,7 +189,7 @@ def gain_dots(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
         )
         for line in group:
             place += 1
-            names[place] = line.label
+            names[place] = textwrap.fill(line.label, 42)
             # Settings that are no method of their own are WSA's, or FedAvg's without it.
             own = METHODS["FedAvg +WSA" if line.treated.strength else "FedAvg"]
             known = "WSA" in line.label and not line.label.startswith("+")
@@ -199,6 +202,13 @@ def gain_dots(comparisons: Sequence[Comparison], rows_of: RowsOf) -> Figure:
     plain_axes(axes, grid="x")
     axes.margins(x=0.08)
     axes.set_xlabel("gain on the same seed, points")
+    low, high = axes.get_xlim()
+    if high - low > _WIDE:
+        # A few points must show beside twenty.
+        ticks = [tick for tick in (-20, -5, 0, 5, 20) if low < tick < high]
+        axes.set_xscale("symlog", linthresh=5)
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.minorticks_off()
     _dots_legend(figure, shows_paper)
     return figure
 
@@ -222,7 +232,7 @@ def _gain_line(axes: Axes, place: int, line: Comparison, rows_of: RowsOf, color:
     if line.paper is None or not whole:
         return False
     gain = line.paper[1] - line.paper[0]
-    axes.plot(gain, place, "D", markersize=7, markerfacecolor="white", color=INK)
+    axes.plot(gain, place, "D", markersize=7, markerfacecolor="none", color=INK)
     return True
 
 
@@ -233,7 +243,7 @@ def _dots_legend(figure: Figure, shows_paper: bool) -> None:
     if shows_paper:
         handles.append(
             Line2D(
-                [], [], marker="D", linestyle="", color=INK, markerfacecolor="white", label="paper"
+                [], [], marker="D", linestyle="", color=INK, markerfacecolor="none", label="paper"
             )
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)

@@ -2,7 +2,13 @@
 
 import pytest
 
-from benchmarks.federated import gain_hypotheses, on_the_way, paired_claims, table2_cross_silo
+from benchmarks.federated import (
+    gain_hypotheses,
+    on_the_way,
+    paired_claims,
+    table2_cross_silo,
+    what_makes_the_gain,
+)
 from benchmarks.federated.experiment import Args
 from benchmarks.federated.first_record import Args as FirstArgs
 from benchmarks.federated.first_record import found as first_record
@@ -99,3 +105,20 @@ def test_a_gain_of_the_last_evaluation_alone_is_called_that(ledger, monkeypatch)
     assert claim.ours == ("+0.03 ± 0.02 (3 seeds); last three evaluations -0.06 ± 0.01 (3 seeds)")
     told = line(gain_hypotheses.table(ledger), "the paper's line", "FedAvg +WSA")
     assert told[-1] == "standard problem: gain, last round alone"
+
+
+def test_settings_with_several_seeds_are_claims_of_their_own(ledger, monkeypatch):
+    monkeypatch.setattr(paired_claims, "RESULTS", ledger.path.parent)
+    (none,) = what_makes_the_gain.claims()
+    assert none.verdict == "not run yet"
+    small = Args(preset="cpu")
+    for seed, gain in enumerate((4.1, 3.9, 4.0)):
+        ledger.write(planted_row(small.cell(), 0.49, seed=seed))
+        treated = small.cell(strength=10.0, target="he")
+        ledger.write(planted_row(treated, 0.49 + gain / 100, seed=seed))
+    for extra, accuracy in (({"fusion": "pooled"}, 0.48), ({"fusion": "sum"}, 0.50)):
+        ledger.write(planted_row(small.cell(strength=10.0, **extra), accuracy, seed=0))
+    several, one = what_makes_the_gain.claims()
+    assert (several.ours, several.verdict) == ("+4.00 ± 0.25 (3 seeds)", "confirmed")
+    assert "FedAvg +WSA 10, He's scope" in several.run
+    assert (one.ours, one.verdict) == ("-1.00 to +1.00 (1 seed each)", "undecided: one seed")
