@@ -335,6 +335,8 @@ class TestModelsThatLackWhatAMethodNeeds:
             jax.random.key(0), models, spec, evidence, test=(x, y), methods=methods, budget=BUDGET
         )
 
+    # Layers in a loop have no taps, which is told as well.
+    @pytest.mark.filterwarnings("ignore:groups .* have no activations outside of loops")
     @pytest.mark.parametrize("name", LACKING)
     def test_what_they_lack_is_named_and_all_others_have_a_row(self, name, monkeypatch):
         rows = {row["method"]: row for row in self.table(name, monkeypatch)}
