@@ -131,7 +131,7 @@ def size_claims(
     setting: str,
     arguments: type[CommonArgs] = Args,
     choose: Callable[[list[Line]], list[Line]] = lambda lines: lines,
-    apart: bool = False,
+    apart: Callable[[Line], bool] = lambda line: False,
 ) -> list[Claim]:
     """A line for each size that has rows, and in tables for each data set of full length.
 
@@ -143,7 +143,7 @@ def size_claims(
       setting: what was run, without size, data and rounds.
       arguments: of the experiment.
       choose: which of a size's lines the claim rests on.
-      apart: whether each line of full length is a claim of its own.
+      apart: which lines of full length are each a claim of their own.
     """
     found = []
     for size, page in sizes.items():
@@ -151,9 +151,10 @@ def size_claims(
         groups: dict[tuple[str, str], list[Line]] = {}
         for line in lines:
             compared, full = line.comparison, not size.rounds
+            own = full and apart(line)
             # Short runs say too little for a line a data set.
-            section = compared.section if full and (compared.paper or apart) else ""
-            label = compared.label if full and apart else ""
+            section = compared.section if own or (full and compared.paper) else ""
+            label = compared.label if own else ""
             groups.setdefault((section, label), []).append(line)
         for (section, _), group in groups.items():
             rounds = min(line.rounds for line in group)

@@ -70,7 +70,7 @@ class PaperTable:
             source=f"WSA, Table {self.number}",
             claim=f"WSA adds {gain_range(self.numbers)} points, {self.clients.split(',')[0]}",
             setting="all algorithms +WSA",
-            apart=True,
+            apart=lambda line: True,
         )
 
     def script(self, name: str, description: str) -> Experiment:

@@ -40,7 +40,7 @@ def claims() -> list[Claim]:
         setting="FedAvg, every strength",
         arguments=CommonArgs,
         choose=several,
-        apart=True,
+        apart=lambda line: True,
     )
 
 

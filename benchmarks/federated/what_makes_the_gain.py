@@ -9,13 +9,12 @@ forms, scales and with its divergence the other way round, over the same setting
 the standard problem, three seeds. smoke: one pair.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.federated.comparison import Comparison
 from benchmarks.federated.experiment import Args, Experiment
 from benchmarks.federated.figures import gain_dots
-from benchmarks.federated.paired_claims import FULL, STANDARD, Line, size_claims
+from benchmarks.federated.paired_claims import FULL, STANDARD, size_claims
 from benchmarks.federated.paper_numbers import TABLE2
 from benchmarks.record.claims import Claim
 
@@ -99,29 +98,15 @@ def claims() -> list[Claim]:
     Settings with several seeds stand each for itself, those with one together.
     """
     page = "federated.md#what-would-make-the-gain"
-    said = [
-        claim
-        for several in (True, False)
-        for claim in size_claims(
-            comparisons,
-            {FULL: page, STANDARD: page},
-            source="our question",
-            claim="a setting that the paper leaves open makes its gain",
-            setting="FedAvg, one setting changed",
-            choose=_with_wsa(several=several),
-            apart=several,
-        )
-    ]
-    return [claim for claim in said if claim.verdict != "not run yet"] or said[:1]
-
-
-def _with_wsa(*, several: bool) -> Callable[[list[Line]], list[Line]]:
-    """The lines with WSA that have several seeds, or those that have one."""
-    return lambda lines: [
-        line
-        for line in lines
-        if line.comparison.treated.strength and (len(line.gains) > 1) == several
-    ]
+    return size_claims(
+        comparisons,
+        {FULL: page, STANDARD: page},
+        source="our question",
+        claim="a setting that the paper leaves open makes its gain",
+        setting="FedAvg, one setting changed",
+        choose=lambda lines: [line for line in lines if line.comparison.treated.strength],
+        apart=lambda line: len(line.gains) > 1,
+    )
 
 
 SCRIPT = Experiment(
