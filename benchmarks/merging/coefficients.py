@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.merging.bench import Bench, MergingArgs, MergingExperiment, Preset, seeds_of
 from benchmarks.merging.merge_rows import samples_of
-from benchmarks.merging.merge_settings import NAMES, NETWORKS, SAMPLES, STEPS
+from benchmarks.merging.merge_settings import NAMES, NETWORKS, SAMPLES, SEEDS, STEPS
 from benchmarks.merging.model_cell import ModelCell, Split, Trained, cell_task
 from benchmarks.merging.pairs import model_spec, pair_cells
 from benchmarks.record.figures import INK, caption, figure_legend, plain_axes
@@ -29,7 +29,6 @@ from wsa_jax.plots import PALETTE
 
 BINS = 41
 SPLITS: tuple[Split, ...] = ("all", "classes")
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
 Found = dict[str, list[Row]]
 """Rows by the kind of data, one a seed."""
 

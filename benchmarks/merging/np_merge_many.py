@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from benchmarks.merging.bench import Bench, MergingArgs, Preset, on_record
 from benchmarks.merging.merge_rows import Growing, table_row
-from benchmarks.merging.merge_settings import NETWORKS, STEPS, rates_or_exit
+from benchmarks.merging.merge_settings import NETWORKS, SAMPLES, SEEDS, STEPS, rates_or_exit
 from benchmarks.merging.pairs import pair_cells
 from benchmarks.record.claims import Claim, verdict_of, with_interval
 from benchmarks.record.statistics import Row, check_same_data
@@ -24,8 +24,6 @@ from wsa_jax.merging.combine.np_merge_many import Order
 from wsa_jax.merging.methods import Pipeline, learned
 
 COUNTS: dict[Preset, Sequence[int]] = {"smoke": (3,), "cpu": (2, 4, 8), "paper": (2, 3, 4, 6, 8)}
-SEEDS: dict[Preset, Sequence[int]] = {"smoke": (0,), "cpu": (0, 1, 2), "paper": (0, 1, 2)}
-SAMPLES = {"smoke": 200, "cpu": 1_000, "paper": 5_000}
 LONGER = "fine-tuning, steps of all merges"
 METHODS = (
     "weight matching",

@@ -12,7 +12,7 @@ barrier keeps then is not due to a mismatch of scopes. Scales keep the product o
 so a third time every std is made the first's: that multiplies the logits by one number, which
 changes the loss but no prediction, and the barrier in accuracy is what to look at.
 
-cpu: the MLP of Figure 5 on images of 16x16, two seeds. paper: VGG11, four. smoke: MLPs on digits.
+cpu: the MLP of Figure 5 on images of 16x16, three seeds. paper: VGG11, four. smoke: MLPs on digits.
 """
 
 from collections.abc import Sequence
