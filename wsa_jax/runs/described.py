@@ -43,8 +43,9 @@ def described(value: Any) -> str:
     """
     description = _Description()
     text = description.of(value, _DEPTH)
-    whole = _WholeDescription().of(value, _CODE_DEPTH) if description.cut else None
-    return text if whole is None else text + deeper(whole)
+    if not description.cut:
+        return text
+    return text + deeper(_WholeDescription().of(value, _CODE_DEPTH))
 
 
 def described_code(value: Any) -> str:

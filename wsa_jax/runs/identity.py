@@ -15,7 +15,7 @@ from wsa_jax.runs.files import CheckpointError, read_object, read_text
 from wsa_jax.tree import is_key
 from wsa_jax.types import Json
 
-# What a text cannot hold; runs of earlier versions do not say it, and resume.
+# What `deeper` says; runs of earlier versions do not say it, and resume.
 _DEEPER = re.compile(r" \[deeper [0-9a-f]{16}\]")
 
 
