@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import PyTree
 
+from wsa_jax import checks
 from wsa_jax.types import Json
 
 
@@ -12,6 +13,20 @@ class NotAdmittedError(ValueError):
 
     `merge_table` leaves such a method's line empty where methods were not chosen by name.
     """
+
+
+def check_real(params: PyTree, what: str) -> None:
+    """Raise a NotAdmittedError that names the first complex leaf, for what is of real numbers.
+
+    >>> import numpy as np
+    >>> check_real({"w": np.ones(2), "phase": np.ones(2, np.complex64)}, "a sign")
+    Traceback (most recent call last):
+    wsa_jax.merging.result.NotAdmittedError: leaf phase is of type complex64, and a sign is of ...
+    """
+    try:
+        checks.real(params, what)
+    except ValueError as error:
+        raise NotAdmittedError(str(error)) from None
 
 
 class MergeResult(NamedTuple):

@@ -157,7 +157,7 @@ def test_products_whose_order_the_number_of_examples_decides():
 
     params = {"e": np.ones((3, 4), np.float32), "m": np.ones((3, 6), np.float32)}
     x = RNG.normal(size=(8, 3)).astype(np.float32)
-    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution outside"):
+    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution of real"):
         gram_matrices(apply, params, x)  # both kernels are multiplied first
 
 
@@ -174,5 +174,5 @@ def test_errors(models, grams):
         reg_mean(models, [grams[0], narrow])
     with pytest.raises(ValueError, match="no calibration samples to read inputs of layers from"):
         gram_matrices(Net().apply, models[0], IMAGES[:0])
-    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution outside"):
+    with pytest.raises(NotAdmittedError, match="no dense layer and no convolution of real"):
         gram_matrices(lambda params, x: x * params["s"], {"s": jnp.ones((1, 2))}, jnp.ones((3, 2)))

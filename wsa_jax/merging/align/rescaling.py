@@ -22,6 +22,7 @@ from wsa_jax.merging.align.scale_tables import (
     movable,
     scales_of,
 )
+from wsa_jax.merging.result import check_real
 from wsa_jax.merging.symmetry.spec import AxisSpec, check_spec
 from wsa_jax.merging.symmetry.units import scale_units
 from wsa_jax.scope.layers import Rule, kernels
@@ -102,9 +103,10 @@ def rescale(
     scale 1; rows and layers with a std below `wsa_jax.scope.STD_FLOOR` are left out of the fit.
 
     Raises:
-      NotAdmittedError: no group admits scaling, or no selected layer is of one that does.
-      ValueError: a named group admits none; models differ in structure, hold NaN or complex
-        numbers, or do not fit the spec; or a setting is unknown.
+      NotAdmittedError: no group admits scaling, or no selected layer is of one that does, or
+        weights are complex.
+      ValueError: a named group admits none; models differ in structure, hold NaN, or do not fit the
+        spec; or a setting is unknown.
 
     >>> import jax.numpy as jnp
     >>> from wsa_jax.merging.symmetry.spec import Tie, hand_written
@@ -122,7 +124,7 @@ def rescale(
     _check_choice("objective", objective, ("divergence", "log_std", "distance"))
     _check_choice("weight_by", weight_by, ("layer", "size"))
     checks.same_structure(first, second)
-    checks.real(second, "a rescaling")
+    check_real(second, "a rescaling")
     check_spec(spec, second)
     checks.finite(first, "first")
     checks.finite(second, "second")
@@ -193,7 +195,7 @@ def normalize_scales(
     """
     _check_choice("granularity", granularity, ("group", "unit"))
     check_spec(spec, params)
-    checks.real(params, "a rescaling")
+    check_real(params, "a rescaling")
     checks.finite(params)
     variables = log_scales_of(spec, granularity, None)
     # The distance to a model of zeros is the squared norm.

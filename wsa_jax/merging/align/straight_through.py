@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Key, PyTree, Real, Shaped
 
-from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.merging.align.assignment import Matching, permuted
 from wsa_jax.merging.align.cached_scores import CachedScores
 from wsa_jax.merging.align.similarity import lay_out, prepare
 from wsa_jax.merging.align.weight_matching import descend, generator
+from wsa_jax.merging.result import check_real
 from wsa_jax.merging.symmetry.spec import AxisSpec
 from wsa_jax.merging.symmetry.units import identity_permutations
 from wsa_jax.schedules import check_non_negative
@@ -91,7 +91,8 @@ def straight_through(
 
     Raises:
       ValueError: no data, fewer than one step or one example per batch, a negative learning rate,
-        no finite loss, complex weights, or as for `weight_matching`.
+        no finite loss, or as for `weight_matching`.
+      NotAdmittedError: complex weights.
 
     Source: Ainsworth et al., Git Re-Basin, ICLR 2023, Algorithm 3, as in their code (random
     batches of one epoch, momentum); the paper states that the best is kept.
@@ -106,7 +107,7 @@ def straight_through(
     learning_rate, momentum = sgd.get("learning_rate", 0.01), sgd.get("momentum", 0.9)
     check_non_negative(learning_rate, "learning_rate", schedule=False)
     prepare(spec, first, second)
-    checks.real(first, "straight-through matching")
+    check_real(first, "straight-through matching")
     rng, size = generator(key), min(batch_size, len(labels))
     step = _step(task)
     free, velocity = first, jax.tree.map(jnp.zeros_like, first)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Inexact, PyTree
 
 from wsa_jax import checks
 from wsa_jax.leaves import key_path
@@ -219,8 +219,8 @@ def map_units(spec: AxisSpec, params: PyTree, maps: UnitMaps) -> PyTree:
 
 
 def map_leaf(
-    values: Float[np.ndarray, "..."], ties: Iterable[tuple[Group, Tie]], maps: UnitMaps
-) -> Float[np.ndarray, "..."]:
+    values: Inexact[np.ndarray, "..."], ties: Iterable[tuple[Group, Tie]], maps: UnitMaps
+) -> Inexact[np.ndarray, "..."]:
     """Write one leaf in another model's units, at those of its ties whose groups have a map."""
     # The last block of an axis first: where the others begin does not change then.
     for group, tie in sorted(ties, key=lambda pair: -pair[1].offset):
@@ -232,7 +232,7 @@ def map_leaf(
 
 
 def rows_of(
-    values: Float[np.ndarray, "..."], size: int, tie: Tie
+    values: Inexact[np.ndarray, "..."], size: int, tie: Tie
 ) -> Float[np.ndarray, "units rest"]:
     """One row for each unit of a tie: all weights that belong to it."""
     front, start, stop = _front(values[_layer(values, tie)], size, tie)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
+from wsa_jax.merging.result import check_real
 from wsa_jax.tree import is_weight, key_path
 from wsa_jax.types import Leaf
 
@@ -30,11 +31,13 @@ def weights_by_name(params: PyTree) -> dict[str, Leaf]:
     """Return the floating-point leaves of a model by key path.
 
     Raises:
+      NotAdmittedError: a leaf is complex.
       ValueError: the model has none, or two leaves have the same key path.
 
     >>> list(weights_by_name({"dense": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}}))
     ['dense/kernel']
     """
+    check_real(params, "what is learnt")
     named: dict[str, Leaf] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = key_path(path)

@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike, PyTree, Shaped
 from wsa_jax import checks
 from wsa_jax.door import door, shown
 from wsa_jax.leaves import is_array, is_traced, is_weight, key_path
+from wsa_jax.merging.result import check_real
 from wsa_jax.training.checks import check_labels, check_one_label_each
 from wsa_jax.training.task import Batch
 from wsa_jax.types import Inputs
@@ -88,7 +89,7 @@ def check_finite_examples(examples: PyTree) -> None:
 
 
 def check_learnable(models: Sequence[PyTree]) -> None:
-    """Raise a ValueError unless models are finite, of one structure, and of arrays alone.
+    """Raise a ValueError unless models are finite, real, of one structure, and of arrays alone.
 
     >>> check_learnable([{"w": jnp.ones(1), "act": jax.nn.relu}])
     Traceback (most recent call last):
@@ -102,9 +103,5 @@ def check_learnable(models: Sequence[PyTree]) -> None:
                     f"{name} is {shown(leaf)}; give the arrays alone, "
                     "for example equinox.partition(model, equinox.is_array)[0]"
                 )
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-                raise ValueError(
-                    f"{name} is {jnp.result_type(leaf)}, of which no coefficient is learnt; give "
-                    "real and imaginary parts as leaves of their own, or use average"
-                )
+        check_real(model, "what is learnt")
     checks.models(models)

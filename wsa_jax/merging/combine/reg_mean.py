@@ -12,8 +12,8 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.door import door, shown
-from wsa_jax.leaves import is_weight, key_path
-from wsa_jax.merging.result import MergeResult, NotAdmittedError
+from wsa_jax.leaves import is_inexact, key_path
+from wsa_jax.merging.result import MergeResult, NotAdmittedError, check_real
 from wsa_jax.merging.symmetry.affine import Linear, find_linear
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
@@ -55,7 +55,8 @@ def gram_matrices(
     Returns:
       For each dense layer and each convolution its Gram matrix and the kernel's axes that it is
       over, by key path of the kernel. Kernels used more than once have the mean over all uses; one
-      whose uses sum over different axes (as w and as its transpose) is left out.
+      whose uses sum over different axes (as w and as its transpose) is left out, and so are layers
+      of complex numbers.
 
     Raises:
       NotAdmittedError: a model without such layers.
@@ -86,8 +87,9 @@ def gram_matrices(
     once = [use for use in sums if leaves_used.count(use[0]) == 1]
     if not once:
         raise NotAdmittedError(
-            "the model has no dense layer and no convolution outside of loops and groups whose "
-            "kernel is used in one way, so RegMean has nothing to solve for; use average"
+            "the model has no dense layer and no convolution of real numbers, outside of loops and "
+            "groups, whose kernel is used in one way, so RegMean has nothing to solve for; "
+            "use average"
         )
     return {use[0]: Gram(sums[use] / rows[use], use[1]) for use in once}
 
@@ -145,8 +147,9 @@ def reg_mean(
     def merge(path: tuple, plain: Leaf, *leaves: Leaf) -> Leaf:
         name = key_path(path)
         if name not in grams[0]:
-            averaged.extend([name] if is_weight(plain) else [])
+            averaged.extend([name] if is_inexact(plain) else [])
             return plain
+        check_real({name: plain}, "RegMean")
         return _solve([gram[name] for gram in grams], leaves, float(shrink))
 
     params = jax.tree_util.tree_map_with_path(merge, mean, *models)
@@ -204,7 +207,7 @@ class _Layers(Evaluation):
     def apply(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
         """The arrays that an equation returns; what goes into a layer is looked at before."""
         layer = None if self.depth else self.layers.get(self.position)
-        if layer is not None:
+        if layer is not None and not any(jnp.iscomplexobj(value) for value in inputs):
             rows = _rows_of(eqn, inputs[layer.operand], layer)
             products = jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
             use = (layer.leaf, layer.inputs)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real
 
-from wsa_jax import checks
 from wsa_jax.door import door
 from wsa_jax.leaves import is_inexact, is_traced
 from wsa_jax.merging.combine.task_vectors import add_to_base, checked_models, model_scales
+from wsa_jax.merging.result import check_real
 from wsa_jax.tree import wide
 
 
@@ -46,7 +46,8 @@ def ties(
     the smallest that is kept is kept too. Biases and norms count as weights.
 
     Raises:
-      ValueError: as for `task_arithmetic`, complex weights, or ``keep`` outside (0, 1].
+      ValueError: as for `task_arithmetic`, or ``keep`` outside (0, 1].
+      NotAdmittedError: complex weights, which have no sign.
 
     >>> models = [{"w": jnp.array([3.0, 1.0, -2.0])}, {"w": jnp.array([1.0, -4.0, 0.1])}]
     >>> ties(models, {"w": jnp.zeros(3)}, keep=1)["w"].tolist()
@@ -58,7 +59,7 @@ def ties(
     if not 0 < keep <= 1:
         raise ValueError(f"keep {keep} is not a share in (0, 1]; 0.2 is the default")
     models = checked_models(models, base)
-    checks.real(models, "a sign")
+    check_real(models[0], "a sign")
     (factor,) = model_scales(scale, 1)
     if per == "leaf":
         return add_to_base(

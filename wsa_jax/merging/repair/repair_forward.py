@@ -53,7 +53,8 @@ def repair_forward(
     model, `reset_batch_norm` is what REPAIR does, at the price of one pass.
 
     Raises:
-      NotAdmittedError: fewer than two examples, or no hidden layer that has a bias.
+      NotAdmittedError: fewer than two examples, no hidden layer that has a bias, or one of complex
+        numbers.
       ValueError: models that differ in a leaf or hold NaN, or weights that are no shares.
 
     >>> import numpy as np, jax.numpy as jnp

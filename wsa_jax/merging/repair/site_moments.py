@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from wsa_jax import checks
 from wsa_jax.leaves import key_path
-from wsa_jax.merging.result import NotAdmittedError
+from wsa_jax.merging.result import NotAdmittedError, check_real
 from wsa_jax.merging.symmetry.affine import Site, find_sites
 from wsa_jax.merging.symmetry.taps import Evaluation
 from wsa_jax.merging.symmetry.tracing.trace_spec import flatten, trace
@@ -145,6 +145,7 @@ def _moments_of(apply_fn: Apply) -> Callable[..., dict[str, tuple[Array, Array, 
             for site in sites:
                 units = range(-len(site.units), 0)
                 value = jnp.moveaxis(evaluation.seen[site.position, True, 0], site.units, units)
+                check_real({site.bias.leaf: value}, "REPAIR")
                 shape = value.shape[value.ndim - len(site.units) :]
                 values[site.bias.leaf].append(value.reshape(-1, *shape).astype(jnp.float32))
         return {name: _batch_moments(jnp.stack(each)) for name, each in values.items()}
