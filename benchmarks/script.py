@@ -33,8 +33,12 @@ class Findings:
     summary: Summary = field(default_factory=dict)
 
     def show(self, output: Path) -> Summary:
-        """Print the text, draw the figures into a folder; return what the last line holds."""
+        """Print the text, draw the figures into a folder; return what the last line holds.
+
+        The folder is made where it does not exist.
+        """
         print(f"\n## {self.title}\n\n{self.text}")
+        output.mkdir(parents=True, exist_ok=True)
         paths = [save(draw(), output / f"{name}.png") for name, draw in self.figures.items()]
         for path in paths:
             print(f"\nfigure: {path}")

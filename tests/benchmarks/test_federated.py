@@ -145,7 +145,7 @@ def test_study_holds_what_the_first_record_needs():
     assert {"gradient", "proximal"} <= {cell.form for cell in cells}
 
 
-def test_report_pairs_seeds_and_rounds(smoke, capsys):
+def test_report_pairs_seeds_and_rounds(smoke, tmp_path, capsys):
     def row(seed, *accuracies):
         curve = [[10 * (i + 1), value, 1.0] for i, value in enumerate(accuracies)]
         return {"config": {"seed": seed}, "curve": curve}
@@ -154,8 +154,9 @@ def test_report_pairs_seeds_and_rounds(smoke, capsys):
     assert paired_gain([row(0, 0.5)], [row(0, 0.4, 0.9), row(1, 0.1)]) == pytest.approx(10.0)
     groups = by_label(Ledger(smoke[0] / "rows.jsonl").rows())
     assert markdown(groups, 3).count("\n") == 3
+    folder = tmp_path / "not made yet"
     script("first_record", TOOLS)(
-        ["--results", str(smoke[0] / "rows.jsonl"), "--output", str(smoke[0]), "--rounds", "3"]
+        ["--results", str(smoke[0] / "rows.jsonl"), "--output", str(folder), "--rounds", "3"]
     )
     assert "gain" in json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (smoke[0] / "first_record_3.png").stat().st_size > 10_000
+    assert (folder / "first_record_3.png").stat().st_size > 10_000

@@ -121,9 +121,7 @@ def test_one_complex_leaf_among_real_ones_is_not_passed_over(method):
     )
     models = [Model(mixed(seed), {}) for seed in (1, 2)]
     spec = trace_spec(lambda v, x: task.logits(*Model.of(v), x), models[0].variables, X[:2])
-    with pytest.raises(
-        NotAdmittedError, match="leaf wave is of type complex64, and what is"
-    ):
+    with pytest.raises(NotAdmittedError, match="leaf wave is of type complex64, and what is"):
         METHODS[method](
             jax.random.key(0), spec, models, Evidence(task, X, Y), budget=Budget(steps=2)
         )
