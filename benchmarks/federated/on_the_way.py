@@ -2,8 +2,8 @@
 
     python -m benchmarks on_the_way [--preset cpu|paper]
 
-The pair is Table 2's first line; beside it stands FedAvg from He's initialisation, without WSA, as
-far as it was run. A run that is under way shows how far it got.
+The pair is Table 2's first line; beside it stand FedAvg from He's initialisation, without WSA, and
+with WSA towards He's scope, as far as they were run. A run that is under way shows how far it got.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,6 +59,9 @@ def found(args: Args) -> Findings:
     others = {
         f"FedAvg +WSA {args.strength:g}": rows_of(args.cell(strength=args.strength)),
         "FedAvg, He init": rows_of(args.cell(init="he")),
+        f"FedAvg +WSA {args.strength:g}, He's scope": rows_of(
+            args.cell(strength=args.strength, target="he")
+        ),
     }
     if not theirs:
         raise RefusedError(f"{ledger_of(args).path} holds no FedAvg of preset {args.preset}")

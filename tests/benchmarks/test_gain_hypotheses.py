@@ -53,6 +53,13 @@ def test_hes_initialisation_at_full_size_is_told_as_far_as_it_got(ledger):
     assert f"{70 - at_600:+.2f}" in line(way.text, "gain of it, seed 0")
 
 
+def test_hes_scope_as_the_target_stands_beside_his_initialisation_on_the_way(ledger):
+    ledger.write(planted_row(PAPER.cell(strength=10.0, target="he"), 0.69, seed=0))
+    way = on_the_way.found(on_the_way.Args(preset="paper", results=ledger.path))
+    assert line(way.text, "FedAvg +WSA 10, He's scope, seed 0")[-1] == "69.00"
+    assert line(way.text, "gain of it, seed 0")[-1] == "+0.97"
+
+
 def test_finished_seeds_give_an_interval_and_both_sizes_stand_side_by_side(ledger):
     small = Args(preset="cpu")
     for seed in range(3):
