@@ -33,12 +33,8 @@ class Findings:
     summary: Summary = field(default_factory=dict)
 
     def show(self, output: Path) -> Summary:
-        """Print the text, draw the figures into a folder; return what the last line holds.
-
-        The folder is made where it does not exist.
-        """
+        """Print the text, draw the figures into a folder; return what the last line holds."""
         print(f"\n## {self.title}\n\n{self.text}")
-        output.mkdir(parents=True, exist_ok=True)
         paths = [save(draw(), output / f"{name}.png") for name, draw in self.figures.items()]
         for path in paths:
             print(f"\nfigure: {path}")
@@ -47,7 +43,8 @@ class Findings:
 
 
 def save(figure: "Figure", path: Path) -> str:
-    """Write a figure at the pages' resolution; returns its path."""
+    """Write a figure at the pages' resolution, making its folder if need be; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return str(path)
 

@@ -190,22 +190,6 @@ def finite(params: PyTree, what: str = "params") -> None:
             )
 
 
-def real(params: PyTree, what: str) -> None:
-    """Raise a ValueError that names the first complex leaf, where ``what`` needs real numbers.
-
-    >>> real({"w": np.ones(2), "phase": np.ones(2, np.complex64)}, "a scope")
-    Traceback (most recent call last):
-    ValueError: leaf phase is of type complex64, and a scope is of real numbers; ...
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        kind = getattr(leaf, "dtype", np.dtype(np.float32))
-        if jnp.issubdtype(kind, jnp.complexfloating):
-            raise ValueError(
-                f"leaf {key_path(path)} is of type {kind}, and {what} is of real numbers; keep its "
-                "real and imaginary parts in leaves of their own"
-            )
-
-
 def floating(params: PyTree) -> None:
     """Raise a ValueError that names the first leaf that a gradient step cannot move.
 
